@@ -1,0 +1,36 @@
+# Every target sets up what it needs: a .venv with the versions of requirements.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help train test check format clean
+
+help:  ## Show this list.
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+train: .venv/ready  ## Train an MLP on real digits with Adam; ends with a table and a picture.
+	$(BIN)/adam-jax train --config configs/digits_mlp.toml --overwrite $(ARGS)
+
+test: .venv/ready  ## Run the tests and the doctests.
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/ready  ## Lint, check the formatting and the types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: .venv/ready  ## Format the code, and mend what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the virtual environment and the caches.
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "adam_jax needs Python 3.11 or newer, and '$(PYTHON)' is older or missing:" \
+	       "make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

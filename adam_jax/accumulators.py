@@ -1,0 +1,176 @@
+"""What a moment is: how one gradient after another is gathered into it.
+
+An `Accumulator` is five small functions and numbers. `scale_by_moments` takes one
+for the first moment (it gathers the gradient g) and one for the second (it gathers
+|g|^2); a float in their place means `ema` of it.
+
+To write your own, return an `Accumulator`; `examples/your_own_variant.py` does.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax import numerics
+from adam_jax.hyperparams import Hyperparam, check_decay, check_non_negative
+
+Array = jax.Array
+
+
+class Accumulator(NamedTuple):
+    """How a moment is gathered. Every function is elementwise, on single arrays.
+
+    Attributes:
+      hyperparams: checked hyperparameters by name. At each step they are evaluated
+        and handed to the functions below as attributes of `h`.
+      add: (moment, value, h) -> the moment with one more value gathered.
+      initial: the moment before the first gradient.
+      averages: whether the moment is an average at rate `h.decay`, so that
+        `bias_correct` divides it by the weight it has seen, 1 - decay^t.
+      measure: (grad, mu, h) -> the value to gather; None: g in the first moment,
+        |g|^2 in the second. `mu` is the first moment of this step.
+      read: (new, old, grad, weight, h) -> what flows on in place of the new moment;
+        None: the new moment itself. `weight` is the weight that `new` has seen.
+    """
+
+    hyperparams: dict[str, Any]
+    add: Callable[[Array, Array, SimpleNamespace], Array]
+    initial: Any = 0.0
+    averages: bool = False
+    measure: Callable[[Array, Array, SimpleNamespace], Array] | None = None
+    read: Callable[[Array, Array, Array, Array, SimpleNamespace], Array] | None = None
+
+
+def _average(moment: Array, value: Array, h: SimpleNamespace) -> Array:
+    return h.decay * moment + (1 - h.decay) * value
+
+
+def ema(
+    decay: Hyperparam, *, initial: Hyperparam = 0.0, nesterov: bool = False
+) -> Accumulator:
+    """Average exponentially: `m <- decay * m + (1 - decay) * value`.
+
+    Args:
+      decay: in [0, 1).
+      initial: the average before the first gradient, >= 0.
+      nesterov: read the average one step ahead: after bias correction,
+        `decay * m / w_next + (1 - decay) * g / w` with w = 1 - decay^t and
+        w_next = 1 - decay^(t+1).
+
+    Reference: Kingma & Ba 2014, Algorithm 1; nesterov: Dozat 2016, Algorithm 2.
+    """
+
+    def look_ahead(new, old, grad, weight, h):
+        del old
+        next_weight = h.decay * weight + (1 - h.decay)
+        return h.decay * new * (weight / next_weight) + (1 - h.decay) * grad
+
+    return Accumulator(
+        {"decay": check_decay("decay", decay)},
+        _average,
+        initial=check_non_negative("initial", initial),
+        averages=True,
+        read=look_ahead if nesterov else None,
+    )
+
+
+def trace(decay: Hyperparam, *, nesterov: bool = False) -> Accumulator:
+    """Sum with decay (the heavy ball): `m <- decay * m + value`.
+
+    Args:
+      decay: in [0, 1).
+      nesterov: read `decay * m + g` in place of m.
+
+    Reference: Polyak 1964, equation 9; nesterov: Sutskever et al. 2013, section 2.
+    """
+    return Accumulator(
+        {"decay": check_decay("decay", decay)},
+        lambda moment, value, h: h.decay * moment + value,
+        read=(lambda new, old, grad, weight, h: h.decay * new + grad)
+        if nesterov
+        else None,
+    )
+
+
+def total(initial: Hyperparam = 0.0) -> Accumulator:
+    """Sum: `m <- m + value`, from `initial` >= 0.
+
+    Reference: Duchi, Hazan & Singer 2011 (AdaGrad), Figure 1.
+    """
+    return Accumulator(
+        {},
+        lambda moment, value, h: moment + value,
+        initial=check_non_negative("initial", initial),
+    )
+
+
+def infinity_norm(decay: Hyperparam, eps: Hyperparam = 0.0) -> Accumulator:
+    """Keep a decaying maximum: `m <- max(decay * m, |g| + eps)`.
+
+    The moment is of the size of g, not of g^2: follow it with
+    `precondition(power=1)`.
+
+    Reference: Kingma & Ba 2014, Algorithm 2 (AdaMax), where eps is 0.
+    """
+    return Accumulator(
+        {
+            "decay": check_decay("decay", decay),
+            "eps": check_non_negative("eps", eps),
+        },
+        lambda moment, value, h: jnp.maximum(h.decay * moment, value),
+        measure=lambda grad, mu, h: jnp.abs(grad) + h.eps,
+    )
+
+
+def residual_variance(decay: Hyperparam, eps_root: Hyperparam = 1e-16) -> Accumulator:
+    """Average the square of what mu did not foresee.
+
+    `m <- decay * m + (1 - decay) * |g - mu|^2 + eps_root`, for the second moment.
+
+    Reference: Zhuang et al. 2020 (AdaBelief), Algorithm 2.
+    """
+    return Accumulator(
+        {
+            "decay": check_decay("decay", decay),
+            "eps_root": check_non_negative("eps_root", eps_root),
+        },
+        lambda moment, value, h: _average(moment, value, h) + h.eps_root,
+        averages=True,
+        measure=lambda grad, mu, h: numerics.abs_sq(grad - mu),
+    )
+
+
+def yogi_average(decay: Hyperparam, initial: Hyperparam = 1e-6) -> Accumulator:
+    """Step towards the value by an amount that the moment's size does not enter.
+
+    `m <- m - (1 - decay) * sign(m - value) * value`, for the second moment.
+
+    Reference: Zaheer et al. 2018 (Yogi), Algorithm 2.
+    """
+    return Accumulator(
+        {"decay": check_decay("decay", decay)},
+        lambda moment, value, h: (
+            moment - (1 - h.decay) * jnp.sign(moment - value) * value
+        ),
+        initial=check_non_negative("initial", initial),
+        averages=True,
+    )
+
+
+def lion_average(b1: Hyperparam, b2: Hyperparam) -> Accumulator:
+    """Average at rate `b2`, but read at rate `b1`, before this step's average.
+
+    Reads `b1 * m + (1 - b1) * g`, then `m <- b2 * m + (1 - b2) * g`.
+
+    Reference: Chen et al. 2023 (Lion), Algorithm 2.
+    """
+    return Accumulator(
+        {"read_decay": check_decay("b1", b1), "decay": check_decay("b2", b2)},
+        _average,
+        read=lambda new, old, grad, weight, h: (
+            h.read_decay * old + (1 - h.read_decay) * grad
+        ),
+    )

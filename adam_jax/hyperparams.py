@@ -1,0 +1,147 @@
+"""Hyperparameters: a float, a 0-d array or a schedule, checked where they enter.
+
+A float stays a Python float to the last operation, so that it never promotes, nor
+is rounded to, the dtype of the parameters.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
+
+Hyperparam = ArrayLike | Callable[[Any], ArrayLike]
+"""A number, a 0-d array, or a schedule: a function of the step count (from 0)."""
+
+
+def exact(value: float) -> Any:
+    """Return a default value that `optax.inject_hyperparams` leaves at full precision.
+
+    Optax casts float defaults to the parameters' dtype, which turns b2 = 0.999 into
+    1.0 in bfloat16 (optax issue 1414), but passes typed JAX arrays on unchanged. A
+    JAX array in a signature would start the backend on import; this stands for one,
+    and makes it when asked: float32, or float64 where x64 is enabled.
+
+    >>> exact(0.999), exact(0.999) == 0.999, jnp.asarray(exact(0.999)).dtype
+    (0.999, True, dtype('float32'))
+    """
+    return _Exact(value)
+
+
+class _Exact:
+    weak_type = False
+
+    def __init__(self, value: float):
+        self.value = value
+
+    # inject_hyperparams asks isinstance(value, jax.Array), which looks here.
+    __class__ = property(lambda self: jax.Array)  # pyright: ignore[reportAssignmentType]
+
+    def __jax_array__(self) -> jax.Array:
+        return jnp.asarray(np.asarray(self.value, jnp.result_type(float)))
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __eq__(self, other: object) -> bool:
+        return self.value == other
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def check_decay(name: str, value: Any) -> Any:
+    """Return `value` if it can be a decay rate: in [0, 1), and not half precision.
+
+    Raises:
+      ValueError: if it cannot; the message names the argument and the cure.
+      TypeError: if it is not a number, a 0-d array or a schedule.
+    """
+
+    def check_range(number: float) -> None:
+        if not 0 <= number < 1:
+            raise ValueError(
+                f"{name} must be a decay rate in [0, 1), got {number}: 0 keeps nothing "
+                "of the past, 0.9 and 0.999 are customary."
+            )
+
+    return _checked(name, value, check_range)
+
+
+def check_non_negative(name: str, value: Any, half_precision: bool = False) -> Any:
+    """Return `value` if it is a finite number >= 0.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a number, a 0-d array or a schedule.
+      half_precision: whether a float16 or bfloat16 array will do.
+
+    Raises:
+      ValueError: if it is negative or not finite; the message names the argument.
+      TypeError: if it is not a number, a 0-d array or a schedule.
+    """
+
+    def check_range(number: float) -> None:
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name} must be a finite number >= 0, got {number}.")
+
+    return _checked(name, value, check_range, half_precision)
+
+
+def _checked(
+    name: str,
+    value: Any,
+    check_range: Callable[[float], None],
+    half_precision: bool = False,
+) -> Any:
+    """Return a Python float, an array of float32 at least, or a checked schedule."""
+    if type(value) is _Exact:
+        value = float(value)
+    elif callable(value):
+        return lambda count: jnp.asarray(
+            _checked(name, value(count), check_range, half_precision)
+        )
+    if isinstance(value, bool) or not isinstance(
+        value, (int, float, np.number, np.ndarray, jax.Array)
+    ):
+        raise TypeError(
+            f"{name} must be a number, a 0-d array or a schedule (a function of the "
+            f"step count), got {value!r}."
+        )
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}.")
+    dtype = jnp.result_type(value)
+    if dtype in (jnp.bfloat16, jnp.float16) and not half_precision:
+        raise ValueError(
+            f"{name} is a {dtype} array, which cannot hold it (bfloat16 rounds 0.999 "
+            "to 1.0, float16 rounds 1e-8 to 0). Pass a Python float or a float32 "
+            "array; with optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32."
+        )
+    if not isinstance(value, Tracer):
+        check_range(float(value))
+    return value if isinstance(value, jax.Array) else float(value)
+
+
+def at(value: Any, count: ArrayLike, dtype: DTypeLike) -> Any:
+    """Return the value of a checked hyperparameter at step `count` (from 0).
+
+    Python floats stay Python floats; arrays and what schedules return become `dtype`.
+    """
+    if callable(value):
+        value = value(count)
+    return value if isinstance(value, float) else jnp.asarray(value, dtype)
+
+
+def all_at(
+    values: Mapping[str, Any], count: ArrayLike, dtype: DTypeLike
+) -> SimpleNamespace:
+    """Return every hyperparameter of `values` at step `count`, as attributes."""
+    return SimpleNamespace(**{k: at(v, count, dtype) for k, v in values.items()})

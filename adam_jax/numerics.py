@@ -1,0 +1,134 @@
+"""Arithmetic on single arrays: no pytrees, no Optax.
+
+Everything here computes in the dtype that it is given; the callers see to it that
+this is float32 at least (`compute_dtype`).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+
+def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
+    """Return the dtype to compute in: the widest of `dtypes` and float32.
+
+    Without x64, 64-bit dtypes (of NumPy arrays) count as the 32-bit ones.
+
+    >>> compute_dtype("bfloat16"), compute_dtype("float16", "complex64")
+    (dtype('float32'), dtype('complex64'))
+    """
+    dtype = jnp.dtype("float32")
+    for other in dtypes:
+        dtype = jnp.promote_types(dtype, other)
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def dtype_of(x: ArrayLike) -> jnp.dtype:
+    """Return the dtype of an array, or of the array that a Python number stands for.
+
+    >>> dtype_of(1.0), dtype_of(1), dtype_of(jnp.arange(2))
+    (dtype('float32'), dtype('float32'), dtype('int32'))
+    """
+    if isinstance(x, int) and not isinstance(x, bool):
+        x = float(x)
+    return jnp.result_type(x)
+
+
+def real_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Return the dtype of `abs(x)` for an `x` of `dtype`."""
+    return jnp.finfo(dtype).dtype
+
+
+def cast(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Convert `x` to `dtype`; a real dtype takes the real part."""
+    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        x = x.real
+    return jnp.asarray(x, dtype)
+
+
+def widen(x: ArrayLike) -> jax.Array:
+    """Return `x` in the dtype to compute in."""
+    return jnp.asarray(x, compute_dtype(dtype_of(x)))
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """Return |x|^2, a real array for complex `x` too."""
+    return (x.conj() * x).real
+
+
+def bound(x: jax.Array) -> jax.Array:
+    """Bound the magnitude of the finite elements of `x` so that |x|^2 is finite.
+
+    The bound is 2^60 in float32 and 2^508 in float64: sums of 256 such squares
+    still fit. Infinities and NaN stay: an overflow must not look like a gradient.
+
+    >>> float(bound(jnp.float32(-1e30))) == -(2.0**60)
+    True
+    """
+    limit = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2 - 4)
+    if jnp.iscomplexobj(x):
+        size = jnp.abs(x)
+        too_large = jnp.isfinite(size) & (size > limit)
+        factor = jnp.where(too_large, limit / jnp.where(too_large, size, 1), 1)
+        return x * factor.astype(x.dtype)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x)
+
+
+def sqrt(x: jax.Array) -> jax.Array:
+    """Return the square root of `x >= 0`, with derivative 0 at 0 instead of inf.
+
+    >>> float(jax.grad(sqrt)(0.0)), float(jax.grad(sqrt)(4.0))
+    (0.0, 0.25)
+    """
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return `x / y` for real `y`; a complex `x` is divided part by part."""
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(x.real / y, x.imag / y)
+    return x / y
+
+
+def divide_or_zero(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return `x / y` for real `y`, and 0 where `y` is 0, with finite derivatives.
+
+    >>> float(divide_or_zero(jnp.float32(0), jnp.float32(0)))
+    0.0
+    """
+    zero = y == 0
+    return jnp.where(zero, 0, divide(x, jnp.where(zero, 1, y)))
+
+
+def constant_weight(decay: float, count: ArrayLike, dtype: DTypeLike) -> jax.Array:
+    """Return 1 - decay^count, the weight seen by an average of constant `decay`.
+
+    Written so, the difference loses digits: at decay 0.999 its float32 value is off
+    by 1e-5. Here the relative error stays near 1e-7 (Kingma & Ba 2014, section 3).
+
+    >>> w = constant_weight(0.999, 1, "float32")
+    >>> print(f"{w:.9f} {1 - jnp.float32(0.999):.9f}")
+    0.001000000 0.000999987
+    """
+    log_decay = math.log(decay) if decay > 0 else -math.inf
+    return -jnp.expm1(jnp.asarray(count, dtype) * jnp.asarray(log_decay, dtype))
+
+
+def running_weight(weight: jax.Array, decay: jax.Array) -> jax.Array:
+    """Advance the running average of 1: `w <- decay * w + (1 - decay)`.
+
+    Args:
+      weight: shape (2,): the value and what rounding has withheld from it so far
+        (Kahan's compensation; without it w sticks 3e-5 below 1 in float32).
+      decay: the decay of this step, a scalar of the same dtype.
+
+    Returns:
+      The new pair, of the same shape and dtype.
+    """
+    value, missing = weight
+    step = (1 - decay) * ((1 - value) + missing) - missing
+    total = value + step
+    return jnp.stack([total, (total - value) - step])
