@@ -3,16 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test check format clean
+.PHONY: help train test optax-suite check format clean
 
 help:  ## Show this list.
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: .venv/ready  ## Train an MLP on real digits with Adam; ends with a table and a picture.
 	$(BIN)/adam-jax train --config configs/digits_mlp.toml --overwrite $(ARGS)
 
 test: .venv/ready  ## Run the tests and the doctests.
 	$(BIN)/python -m pytest $(ARGS)
+
+optax-suite: .venv/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).
+	$(BIN)/python tests/optax_suite.py $(ARGS)
 
 check: .venv/ready  ## Lint, check the formatting and the types.
 	$(BIN)/ruff check .

@@ -57,9 +57,9 @@ def root(nu, eps, eps_root, t):
 
 
 def look_ahead(mu, g, b1, t):
-    """Return Nesterov's mu_hat, with the next step's decay (Dozat 2016, Alg. 2)."""
-    mu_next = at(b1, t + 1) * mu / weight(b1, t + 1)
-    return mu_next + (1 - at(b1, t)) * g / weight(b1, t)
+    """Return Nesterov's mu_hat (Dozat 2016, Alg. 2), with b1 held for the next step."""
+    b, w = at(b1, t), weight(b1, t)
+    return b * mu / (b * w + (1 - b)) + (1 - b) * g / w
 
 
 def sgd(grads, p, learning_rate, momentum=None, nesterov=False):

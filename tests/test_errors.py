@@ -1,0 +1,171 @@
+"""Every documented error: raised at construction or at the first trace, with a cure."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adam_jax
+from adam_jax import ema, precondition, scale_by_lr, scale_by_moments, trace
+
+RANGE = r"must be a decay rate in \[0, 1\), got"
+FINITE = r"must be a finite number >= 0, got"
+
+
+@pytest.mark.parametrize("value", [1.0, -0.1, math.nan, jnp.float32(1.5), 2])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("b1", lambda v: adam_jax.adam(1e-3, b1=v)),
+        ("b2", lambda v: adam_jax.adamw(1e-3, b2=v)),
+        ("b1", lambda v: adam_jax.radam(1e-3, b1=v)),
+        ("b2", lambda v: adam_jax.adamax(1e-3, b2=v)),
+        ("b2", lambda v: adam_jax.adabelief(1e-3, b2=v)),
+        ("b2", lambda v: adam_jax.yogi(1e-3, b2=v)),
+        ("b1", lambda v: adam_jax.lion(1e-3, b1=v)),
+        ("decay", lambda v: adam_jax.rmsprop(1e-3, decay=v)),
+        ("momentum", lambda v: adam_jax.rmsprop(1e-3, momentum=v)),
+        ("momentum", lambda v: adam_jax.sgd(1e-3, momentum=v)),
+        ("b1", lambda v: scale_by_moments(b1=v)),
+        ("decay", ema),
+        ("decay", trace),
+    ],
+)
+def test_decay_out_of_range(name, make, value):
+    with pytest.raises(ValueError, match=f"^{name} {RANGE}"):
+        make(value)
+
+
+@pytest.mark.parametrize("value", [-1e-8, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("eps", lambda v: adam_jax.adam(1e-3, eps=v)),
+        ("eps", lambda v: adam_jax.adamax(1e-3, eps=v)),
+        ("eps_root", lambda v: adam_jax.adam(1e-3, eps_root=v)),
+        ("eps_root", lambda v: adam_jax.adabelief(1e-3, eps_root=v)),
+        ("weight_decay", lambda v: adam_jax.adamw(1e-3, weight_decay=v)),
+        ("learning_rate", adam_jax.adam),
+        ("learning_rate", adam_jax.sgd),
+        ("threshold", lambda v: adam_jax.radam(1e-3, threshold=v)),
+    ],
+)
+def test_negative_or_not_finite(name, make, value):
+    with pytest.raises(ValueError, match=f"^{name} {FINITE}"):
+        make(value)
+
+
+@pytest.mark.parametrize("value", ["0.9", None, True, [0.9]])
+def test_not_a_number(value):
+    with pytest.raises(TypeError, match="eps must be a number, a 0-d array or a sched"):
+        adam_jax.adam(1e-3, eps=value)
+
+
+def test_not_a_scalar():
+    with pytest.raises(ValueError, match=r"b2 must be a scalar, got shape \(2,\)"):
+        adam_jax.adam(1e-3, b2=jnp.array([0.9, 0.99]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["b1", "b2", "eps"])
+def test_half_precision_hyperparameters_are_refused(name, dtype):
+    cure = f"{name} is a {jnp.dtype(dtype)} array.*hyperparam_dtype=jnp.float32"
+    with pytest.raises(ValueError, match=cure):
+        adam_jax.adam(1e-3, **{name: jnp.asarray(0.5, dtype)})
+    injected = optax.inject_hyperparams(adam_jax.adam)(1e-3, **{name: 0.5})
+    with pytest.raises(ValueError, match=cure):
+        jax.jit(injected.init)(jnp.zeros(2, dtype))
+    cured = optax.inject_hyperparams(adam_jax.adam, hyperparam_dtype=jnp.float32)
+    cured(1e-3, **{name: 0.5}).init(jnp.zeros(2, dtype))
+
+
+def test_a_schedule_is_checked_at_the_first_trace():
+    tx = adam_jax.adam(1e-3, b2=lambda count: jnp.bfloat16(0.999))
+    with pytest.raises(ValueError, match="b2 is a bfloat16 array"):
+        jax.jit(tx.update)(jnp.ones(2), tx.init(jnp.ones(2)))
+    tx = adam_jax.adam(1e-3, b2=lambda count: 1.0)
+    with pytest.raises(ValueError, match=f"b2 {RANGE}"):
+        jax.jit(tx.update)(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
+@pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
+def test_integer_and_boolean_leaves(name, dtype):
+    tx = adam_jax.OPTIMIZERS[name](1e-3)
+    params = {"w": jnp.ones(2), "n": jnp.ones(2, dtype)}
+    with pytest.raises(TypeError, match=r"params\['n'\] has dtype .*optax.masked"):
+        jax.jit(tx.init)(params)
+    floats = {"w": jnp.ones(2), "n": jnp.ones(2)}
+    with pytest.raises(TypeError, match=r"(grads|updates)\['n'\] has dtype"):
+        jax.jit(tx.update)(params, tx.init(floats), floats)
+
+
+@pytest.mark.parametrize("give_params", [False, True])
+@pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
+def test_mismatched_trees(name, give_params):
+    tx = adam_jax.OPTIMIZERS[name](1e-3)
+    params = {"w": jnp.ones(2), "b": jnp.ones(3)}
+    needs_params = name in ("adamw", "nadamw", "adamaxw", "lion", "sgd")
+    state, given = tx.init(params), params if give_params or needs_params else None
+    with pytest.raises(AssertionError, match=r"tx\.init\(params\)"):
+        jax.jit(tx.update)({"w": jnp.ones(2)}, state, given)
+    with pytest.raises(AssertionError, match=r"w.*shape \(1, 2\) is not \(2,\)"):
+        jax.jit(tx.update)({"w": jnp.ones((1, 2)), "b": jnp.ones(3)}, state, given)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "adamaxw", "lion"])
+def test_weight_decay_without_params(name):
+    tx = adam_jax.OPTIMIZERS[name](1e-3)
+    with pytest.raises(ValueError, match=r"tx\.update\(grads, state, params\)"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_a_complex_gradient_does_not_fit_a_real_moment():
+    tx = adam_jax.adam(1e-3, mu_dtype=jnp.float32)
+    params = jnp.ones(2, jnp.complex64)
+    with pytest.raises(
+        TypeError, match=r"complex64 gradient .* pass a complex mu_dtype"
+    ):
+        tx.update(params, tx.init(params))
+
+
+def test_storage_dtypes():
+    with pytest.raises(
+        ValueError, match="mu_dtype must be an inexact dtype, got int32"
+    ):
+        adam_jax.adam(1e-3, mu_dtype=jnp.int32)
+    with pytest.raises(ValueError, match="nu_dtype must be a floating-point dtype"):
+        adam_jax.adam(1e-3, nu_dtype=jnp.complex64)
+
+
+@pytest.mark.parametrize("stage", [adam_jax.bias_correct, precondition])
+def test_stages_out_of_order(stage):
+    tx = optax.chain(stage(), scale_by_moments())
+    with pytest.raises(TypeError, match=r"takes the Moments that scale_by_moments\(\)"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_power():
+    with pytest.raises(ValueError, match="power must be 1 or 2, got 3"):
+        precondition(power=3)
+
+
+def test_updates_unlike_params():
+    tx = scale_by_lr(1e-3)
+    with pytest.raises(AssertionError, match="tree 0 is updates, tree 1 is params"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(3))
+
+
+def test_shape_checks_are_chex_assertions():
+    tx = adam_jax.adam(1e-3)
+    state = tx.init(jnp.ones((1, 2)))
+    chex.disable_asserts()
+    try:
+        tx.update(jnp.ones(2), state)
+    finally:
+        chex.enable_asserts()
+    with pytest.raises(AssertionError, match="shape"):
+        tx.update(jnp.ones(2), state)

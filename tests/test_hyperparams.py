@@ -1,0 +1,62 @@
+"""Defaults that survive inject_hyperparams; hyperparameters in their three forms."""
+
+import inspect
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax.hyperparams import at, check_decay, check_non_negative, exact
+
+
+def test_exact_is_its_number():
+    value = exact(0.999)
+    assert float(value) == 0.999 and value == 0.999 and repr(value) == "0.999"
+    assert hash(value) == hash(0.999)
+    assert jnp.asarray(value).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert jnp.asarray(value) == 0.999
+    assert str(inspect.signature(adam_jax.adam)).count("0.999") == 1
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_injected_defaults_stay_float32(dtype, jit):
+    tx = optax.inject_hyperparams(adam_jax.adamw)(learning_rate=1e-3)
+    params = jnp.ones(3, dtype)
+    wrap = jax.jit if jit else lambda f: f
+    state = wrap(tx.init)(params)
+    for _ in range(3):
+        for name in ("b1", "b2", "eps", "eps_root", "weight_decay"):
+            value = state.hyperparams[name]
+            default = inspect.signature(adam_jax.adamw).parameters[name].default
+            assert value.dtype == jnp.float32 and not value.weak_type
+            assert value == np.float32(float(default))
+        updates, state = wrap(tx.update)(params, state, params)
+        assert updates.dtype == dtype
+
+
+def test_importing_starts_no_backend():
+    code = (
+        "import adam_jax, jax._src.xla_bridge as b, sys;"
+        "assert not b.backends_are_initialized();"
+        "assert not {'flax', 'matplotlib', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_three_forms():
+    float_, array = check_decay("b", 0.9), check_decay("b", jnp.float32(0.9))
+    schedule = check_decay("b", lambda count: 0.9)
+    assert isinstance(float_, float) and isinstance(at(float_, 0, "float32"), float)
+    assert at(array, 0, "float32").dtype == jnp.float32
+    assert at(schedule, 0, "float32") == np.float32(0.9)
+    assert check_decay("b", np.float64(0.9)) == check_decay("b", exact(0.9)) == 0.9
+    assert isinstance(check_decay("b", 0), float)
+    half = check_non_negative("lr", jnp.bfloat16(0.5), half_precision=True)
+    assert at(half, 0, "float32").dtype == jnp.float32
