@@ -1,6 +1,6 @@
 """What a moment is: how one gradient after another is gathered into it.
 
-An `Accumulator` is five small functions and numbers. `scale_by_moments` takes one
+An `Accumulator` is a few small functions and numbers. `scale_by_moments` takes one
 for the first moment (it gathers the gradient g) and one for the second (it gathers
 |g|^2); a float in their place means `ema` of it.
 
@@ -30,16 +30,21 @@ class Accumulator(NamedTuple):
       initial: the moment before the first gradient.
       averages: whether the moment is an average at rate `h.decay`, so that
         `bias_correct` divides it by the weight it has seen, 1 - decay^t.
+      power: 2 where a second moment is of the size of g^2; 1 where it is of the size
+        of |g|, as a mean of |g| is. It then flows on squared, and so does its weight:
+        the stages that follow need not know.
       measure: (grad, mu, h) -> the value to gather; None: g in the first moment,
         |g|^2 in the second. `mu` is the first moment of this step.
       read: (new, old, grad, weight, h) -> what flows on in place of the new moment;
-        None: the new moment itself. `weight` is the weight that `new` has seen.
+        None: the new moment itself. `weight` is the weight that `new` has seen, by
+        which `bias_correct` divides what is read.
     """
 
     hyperparams: dict[str, Any]
     add: Callable[[Array, Array, SimpleNamespace], Array]
     initial: Any = 0.0
     averages: bool = False
+    power: int = 2
     measure: Callable[[Array, Array, SimpleNamespace], Array] | None = None
     read: Callable[[Array, Array, Array, Array, SimpleNamespace], Array] | None = None
 
@@ -110,9 +115,6 @@ def total(initial: Hyperparam = 0.0) -> Accumulator:
 def infinity_norm(decay: Hyperparam, eps: Hyperparam = 0.0) -> Accumulator:
     """Keep a decaying maximum: `m <- max(decay * m, |g| + eps)`.
 
-    The moment is of the size of g, not of g^2: follow it with
-    `precondition(power=1)`.
-
     Reference: Kingma & Ba 2014, Algorithm 2 (AdaMax), where eps is 0.
     """
     return Accumulator(
@@ -121,6 +123,7 @@ def infinity_norm(decay: Hyperparam, eps: Hyperparam = 0.0) -> Accumulator:
             "eps": check_non_negative("eps", eps),
         },
         lambda moment, value, h: jnp.maximum(h.decay * moment, value),
+        power=1,
         measure=lambda grad, mu, h: jnp.abs(grad) + h.eps,
     )
 

@@ -4,9 +4,9 @@ The arguments are explained in `adam_jax.optimizers`.
 """
 
 import optax
-from jax.typing import DTypeLike
 
 from adam_jax.accumulators import ema, total
+from adam_jax.formats import Storage
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.transforms import bias_correct, center, scale_by_moments
 from adam_jax.updates import (
@@ -21,7 +21,7 @@ def sgd(
     learning_rate: Hyperparam,
     momentum: Hyperparam | None = None,
     nesterov: bool = False,
-    accumulator_dtype: DTypeLike | None = None,
+    accumulator_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Descend the gradient, with heavy-ball momentum if asked for.
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import optax
-from jax.typing import DTypeLike
 
 from adam_jax.accumulators import (
     ema,
@@ -16,6 +15,7 @@ from adam_jax.accumulators import (
     residual_variance,
     yogi_average,
 )
+from adam_jax.formats import Storage
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.transforms import bias_correct, running_max, scale_by_moments
 from adam_jax.updates import (
@@ -34,11 +34,11 @@ def amsgrad(
     b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-8),
     eps_root: Hyperparam = exact(0.0),
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Storage = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
     *,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam that divides by the largest second moment so far.
 
@@ -87,7 +87,7 @@ def adamax(
     return optax.chain(
         scale_by_moments(b1=b1, b2=infinity_norm(check_decay("b2", b2), eps)),
         bias_correct(),
-        precondition(eps=0.0, power=1),
+        precondition(eps=0.0),
         scale_by_lr(learning_rate),
     )
 
@@ -107,7 +107,7 @@ def adamaxw(
     return optax.chain(
         scale_by_moments(b1=b1, b2=infinity_norm(check_decay("b2", b2), eps)),
         bias_correct(),
-        precondition(eps=0.0, power=1),
+        precondition(eps=0.0),
         add_decayed_weights(weight_decay, mask),
         scale_by_lr(learning_rate),
     )
@@ -193,7 +193,7 @@ def lion(
     learning_rate: Hyperparam,
     b1: Hyperparam = exact(0.9),
     b2: Hyperparam = exact(0.99),
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Storage = None,
     weight_decay: Hyperparam = exact(1e-3),
     mask: Mask = None,
 ) -> optax.GradientTransformation:

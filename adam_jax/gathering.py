@@ -1,21 +1,18 @@
-"""One moment over a pytree: start it, gather into it, store it.
-
-How a moment is stored is decided here and nowhere else: at a dtype, today.
-"""
+"""One moment over a pytree: start it, load it, gather into it, store it."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from adam_jax import numerics
+from adam_jax import formats, numerics
 from adam_jax.accumulators import Accumulator
 from adam_jax.checks import check_like
+from adam_jax.formats import Format
 from adam_jax.hyperparams import all_at, at
 
 
@@ -26,55 +23,63 @@ class Gathered(NamedTuple):
       stored: the moment as state keeps it.
       moment: the moment in the dtype in which it was computed.
       flows: what flows on: the moment, or what its accumulator reads in its place.
+      seen: scalar, the weight that goes with what flows on.
       weight: shape (2,), the weight seen and its compensation, as in `MomentsState`.
     """
 
     stored: Any
     moment: Any
     flows: Any
+    seen: jax.Array
     weight: jax.Array
 
 
-def storage_dtype(
-    name: str, dtype: DTypeLike | None, kind: type[jnp.generic]
-) -> jnp.dtype | None:
-    """Return `dtype` as JAX will have it, or None.
-
-    Raises:
-      ValueError: if it is not of `kind` (jnp.floating or jnp.inexact).
-    """
-    if dtype is None:
-        return None
-    canonical = jax.dtypes.canonicalize_dtype(dtype)
-    if not jnp.issubdtype(canonical, kind):
-        kinds = "a floating-point" if kind is jnp.floating else "an inexact"
-        raise ValueError(f"{name} must be {kinds} dtype, got {canonical}.")
-    return canonical
-
-
-def start(
-    params: Any, initial: Any, dtype: DTypeLike | None = None, real: bool = False
-) -> Any:
-    """Return the moment before the first gradient, sharded like `params`.
+def start(params: Any, initial: Any, format: Format, signed: bool) -> Any:
+    """Return what stores the moment before the first gradient, sharded like `params`.
 
     Args:
       params: a pytree of arrays (or of `jax.ShapeDtypeStruct`).
       initial: the value of every element, a scalar.
-      dtype: dtype to store in; None: that of the parameter, float32 at least.
-      real: whether the moment of a complex parameter is real.
+      format: how to store it.
+      signed: False for second moments, real and never negative.
     """
 
     def start_leaf(param):
-        own = numerics.compute_dtype(numerics.dtype_of(param))
-        own = dtype or (numerics.real_dtype(own) if real else own)
+        dtype = numerics.compute_dtype(numerics.dtype_of(param))
+        dtype = dtype if signed else numerics.real_dtype(dtype)
         if isinstance(param, Tracer):
             # A constant would be replicated: this one depends on the parameter, and
             # so the partitioner shards it alike (XLA then folds the comparison).
-            value = jnp.asarray(initial, own)
-            return jnp.where(param == param, value, value)
-        return jnp.full_like(param, initial, dtype=own)
+            value = jnp.asarray(initial, dtype)
+            moment = jnp.where(param == param, value, value)
+        else:
+            moment = jnp.full_like(param, initial, dtype=dtype)
+        return format.init(moment, signed)
 
     return jax.tree.map(start_leaf, params)
+
+
+def load(format: Format, stored: Any) -> Any:
+    """Return the moment that `stored` holds, or None for none."""
+    return jax.tree.map(
+        format.decode, stored, is_leaf=lambda x: isinstance(x, formats.Blocks)
+    )
+
+
+def _store(
+    format: Format, moment: Any, stored: Any, past: ArrayLike, signed: bool
+) -> Any:
+    """Return what stores `moment` in the place of `stored`."""
+    leaves, structure = jax.tree.flatten(moment)
+    encoded = []
+    for i, (x, old) in enumerate(
+        zip(leaves, structure.flatten_up_to(stored), strict=True)
+    ):
+        noise = functools.partial(
+            numerics.random_bits, words=(format.seed, past, signed, i)
+        )
+        encoded.append(format.encode(x, old, noise))
+    return structure.unflatten(encoded)
 
 
 def widen(grads: Any, *moments: Any) -> Any:
@@ -101,7 +106,8 @@ def cast_like(tree: Any, like: Any) -> Any:
 
 def gather(
     accumulator: Accumulator | None,
-    measure: Callable[..., jax.Array],
+    format: Format,
+    signed: bool,
     stored: Any,
     grads: Any,
     mu: Any,
@@ -112,8 +118,9 @@ def gather(
 
     Args:
       accumulator: says how; None: there is no such moment, and its weight is 1.
-      measure: (grad, mu, h) -> value, if the accumulator has none of its own.
-      stored: the moment so far, a pytree like grads.
+      format: how the moment is stored.
+      signed: True gathers g, False |g|^2, if the accumulator does not say.
+      stored: what stores the moment so far, a pytree like grads.
       grads: the gradients, widened.
       mu: the first moment of this step (grads where it is itself being gathered).
       weight: shape (2,), the weight seen so far and its compensation.
@@ -123,9 +130,11 @@ def gather(
       TypeError: if a complex value is to be gathered into a real moment.
     """
     if accumulator is None:
-        return Gathered(None, None, None, jnp.array([1, 0], weight.dtype))
+        unit = jnp.array([1, 0], weight.dtype)
+        return Gathered(None, None, None, unit[0], unit)
     add, read = accumulator.add, accumulator.read
-    measure = accumulator.measure or measure
+    measure = accumulator.measure or (_first_power if signed else _second_power)
+    before = load(format, stored)
     # Evaluated once for each dtype, not for each leaf.
     at_dtype = functools.cache(
         lambda dtype: all_at(accumulator.hyperparams, past, dtype)
@@ -143,26 +152,29 @@ def gather(
             )
         return add(old.astype(value.dtype), value, h)
 
-    moment = jax.tree.map(add_leaf, stored, grads, mu)
+    moment = jax.tree.map(add_leaf, before, grads, mu)
+    stored = _store(format, moment, stored, past, signed)
     weight = _weigh(accumulator, weight, past)
-    if read is None:
-        return Gathered(cast_like(moment, stored), moment, moment, weight)
+    flows, seen = moment, weight[0]
+    if read is not None:
 
-    def read_leaf(new, old, grad):
-        seen, h = weight[0].astype(new.dtype), at_dtype(new.dtype)
-        return read(new, old.astype(new.dtype), grad, seen, h)
+        def read_leaf(new, old, grad):
+            h = at_dtype(new.dtype)
+            return read(new, old.astype(new.dtype), grad, seen.astype(new.dtype), h)
 
-    flows = jax.tree.map(read_leaf, moment, stored, grads)
-    return Gathered(cast_like(moment, stored), moment, flows, weight)
+        flows = jax.tree.map(read_leaf, moment, before, grads)
+    if accumulator.power == 1:
+        flows, seen = jax.tree.map(jnp.square, (flows, seen))
+    return Gathered(stored, moment, flows, seen, weight)
 
 
-def first_power(grad: jax.Array, mu: jax.Array, h: Any) -> jax.Array:
+def _first_power(grad: jax.Array, mu: jax.Array, h: Any) -> jax.Array:
     """Measure g, for the first moment."""
     del mu, h
     return grad
 
 
-def second_power(grad: jax.Array, mu: jax.Array, h: Any) -> jax.Array:
+def _second_power(grad: jax.Array, mu: jax.Array, h: Any) -> jax.Array:
     """Measure |g|^2, for the second moment."""
     del mu, h
     return numerics.abs_sq(grad)

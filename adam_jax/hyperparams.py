@@ -122,8 +122,9 @@ def _checked(
     if dtype in (jnp.bfloat16, jnp.float16) and not half_precision:
         raise ValueError(
             f"{name} is a {dtype} array, which cannot hold it (bfloat16 rounds 0.999 "
-            "to 1.0, float16 rounds 1e-8 to 0). Pass a Python float or a float32 "
-            "array; with optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32."
+            "to 1.0, float16 rounds 1e-8 to 0): pass a float32 array, or a float. "
+            "optax.inject_hyperparams casts floats to the parameters' dtype unless it "
+            "is given hyperparam_dtype=jnp.float32."
         )
     if not isinstance(value, Tracer):
         check_range(float(value))

@@ -5,9 +5,11 @@ this is float32 at least (`compute_dtype`).
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 
@@ -90,7 +92,7 @@ def sqrt(x: jax.Array) -> jax.Array:
 def divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """Return `x / y` for real `y`; a complex `x` is divided part by part."""
     if jnp.iscomplexobj(x):
-        return jax.lax.complex(x.real / y, x.imag / y)
+        return lax.complex(x.real / y, x.imag / y)
     return x / y
 
 
@@ -133,3 +135,39 @@ def running_weight(weight: jax.Array, decay: jax.Array) -> jax.Array:
     step = (1 - decay) * ((1 - value) + missing) - missing
     total = value + step
     return jnp.stack([total, (total - value) - step])
+
+
+def random_bits(shape: tuple[int, ...], words: Sequence[ArrayLike]) -> jax.Array:
+    """Hash the words and each element's index to uint32, of `shape`.
+
+    The finalizer of MurmurHash3 mixes in one word after the other. An element's bits
+    depend on its place in the whole array, not on the shard that holds it.
+    """
+    bits = jnp.uint32(0)
+    for word in words:
+        bits = _mix(bits + jnp.asarray(word).astype(jnp.uint32))
+    index, stride = jnp.uint32(0), 1
+    for axis in reversed(range(len(shape))):
+        iota = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index = index + iota * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return _mix(jnp.broadcast_to(index + bits, shape))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    x = x + jnp.uint32(0x9E3779B9)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
+    """Round float32 `x` to bfloat16, up with the probability that makes it unbiased.
+
+    Args:
+      x: float32.
+      bits: uint32 of the same shape, of which 16 bits are used.
+    """
+    raw = lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)
+    rounded = lax.bitcast_convert_type((raw >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))

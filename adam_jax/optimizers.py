@@ -9,11 +9,12 @@ appear:
   b1, b2: decay rates of the first and the second moment, in [0, 1).
   eps: added to the root of the second moment, in units of the gradient.
   eps_root: added inside the root, in units of the gradient squared.
-  mu_dtype, nu_dtype: dtypes in which the moments are stored; None: the parameters'
-    dtype, float32 at least.
+  mu_dtype, nu_dtype: how the moments are stored: a dtype, a `Format` or the name of
+    one ("float32", "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
   weight_decay: the decay is `learning_rate * weight_decay * params` a step.
   mask: which parameters decay: a pytree of booleans, a prefix of params, or a
-    function of params that returns one.
+    function of params that returns one. (`optax.inject_hyperparams` takes a function
+    for a schedule, unless it is given `static_args="mask"`.)
   nesterov: let the first moment look one step ahead.
 
 Every optimizer returns a `GradientTransformation`; its `update` needs `params` where
@@ -28,7 +29,6 @@ from collections.abc import Callable
 from typing import Any
 
 import optax
-from jax.typing import DTypeLike
 
 from adam_jax.accumulators import ema
 from adam_jax.ancestors import adagrad, rmsprop, sgd
@@ -41,6 +41,7 @@ from adam_jax.followups import (
     radam,
     yogi,
 )
+from adam_jax.formats import Storage
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.transforms import bias_correct, scale_by_moments
 from adam_jax.updates import add_decayed_weights, precondition, scale_by_lr
@@ -54,10 +55,10 @@ def adam(
     b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-8),
     eps_root: Hyperparam = exact(0.0),
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Storage = None,
     *,
     nesterov: bool = False,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam.
 
@@ -114,12 +115,12 @@ def adamw(
     b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-8),
     eps_root: Hyperparam = exact(0.0),
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Storage = None,
     weight_decay: Hyperparam = exact(1e-4),
     mask: Mask = None,
     *,
     nesterov: bool = False,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam with weight decay decoupled from the gradient.
 
@@ -153,10 +154,10 @@ def nadam(
     b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-8),
     eps_root: Hyperparam = exact(0.0),
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Storage = None,
     *,
     nesterov: bool = True,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam whose first moment looks one step ahead: `adam(..., nesterov=True)`.
 
@@ -184,12 +185,12 @@ def nadamw(
     b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-8),
     eps_root: Hyperparam = exact(0.0),
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Storage = None,
     weight_decay: Hyperparam = exact(1e-4),
     mask: Mask = None,
     *,
     nesterov: bool = True,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """AdamW whose first moment looks ahead, as in `nadam`.
 

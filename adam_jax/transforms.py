@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from adam_jax import gathering, numerics
 from adam_jax.accumulators import Accumulator, ema
 from adam_jax.checks import check_inexact
+from adam_jax.formats import Storage, as_format, dense
 from adam_jax.hyperparams import (
     Hyperparam,
     check_decay,
@@ -28,6 +29,9 @@ from adam_jax.hyperparams import (
 
 class Moments(NamedTuple):
     """What flows from `scale_by_moments` to `precondition`.
+
+    Transforms of plain updates, Optax's among them, belong after `precondition`; masks
+    (`optax.masked`, `optax.multi_transform`) around a whole optimizer.
 
     Attributes:
       count: int32 scalar, the number of this step; the first is 1.
@@ -71,8 +75,8 @@ def scale_by_moments(
     b1: Hyperparam | Accumulator | None = exact(0.9),
     b2: Hyperparam | Accumulator | None = exact(0.999),
     *,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Turn gradients into their running moments.
 
@@ -83,8 +87,9 @@ def scale_by_moments(
       b1: decay of the first moment, in [0, 1), or an `Accumulator`; None keeps no
         first moment: g itself flows in its place (RMSProp).
       b2: the same for the second moment; None keeps none (momentum).
-      mu_dtype: dtype in which mu is stored; None: the parameters', float32 at least.
-      nu_dtype: the same for nu, whose dtype is real.
+      mu_dtype: how mu is stored: a dtype, a `Format`, or the name of one ("float32",
+        "bfloat16", "8bit"); None: at the parameters' dtype, float32 at least.
+      nu_dtype: the same for nu, which is real.
 
     Returns:
       A transformation from gradients to `Moments`, with a `MomentsState`.
@@ -109,8 +114,8 @@ def scale_by_moments(
     cannot overflow, and in keeping a real nu for complex parameters.
     """
     first, second = _accumulator("b1", b1), _accumulator("b2", b2)
-    mu_dtype = gathering.storage_dtype("mu_dtype", mu_dtype, jnp.inexact)
-    nu_dtype = gathering.storage_dtype("nu_dtype", nu_dtype, jnp.floating)
+    mu_format = as_format("mu_dtype", mu_dtype)
+    nu_format = as_format("nu_dtype", nu_dtype)
 
     def init_fn(params):
         check_inexact(params, "params")
@@ -118,29 +123,34 @@ def scale_by_moments(
         reals = [numerics.real_dtype(numerics.dtype_of(p)) for p in leaves]
         return MomentsState(
             count=jnp.zeros([], jnp.int32),
-            mu=first and gathering.start(params, first.initial, mu_dtype),
-            nu=second and gathering.start(params, second.initial, nu_dtype, real=True),
+            mu=first and gathering.start(params, first.initial, mu_format, True),
+            nu=second and gathering.start(params, second.initial, nu_format, False),
             weights=jnp.zeros([2, 2], numerics.compute_dtype(*reals)),
         )
 
     def update_fn(updates, state, params=None):
         del params
+        expect_updates(updates, "scale_by_moments")
         check_inexact(updates, "grads")
-        grads = gathering.widen(updates, state.mu, state.nu)
+        grads = gathering.widen(
+            updates,
+            gathering.load(mu_format, state.mu),
+            gathering.load(nu_format, state.nu),
+        )
         if second:
             grads = jax.tree.map(numerics.bound, grads)
         past, weights = state.count, state.weights
         mu = gathering.gather(
-            first, gathering.first_power, state.mu, grads, grads, weights[0], past
+            first, mu_format, True, state.mu, grads, grads, weights[0], past
         )
         if first is None:
             mu = mu._replace(moment=grads, flows=grads)
         nu = gathering.gather(
-            second, gathering.second_power, state.nu, grads, mu.moment, weights[1], past
+            second, nu_format, False, state.nu, grads, mu.moment, weights[1], past
         )
         count = optax.safe_increment(past)
         return (
-            Moments(count, updates, mu.flows, nu.flows, mu.weight[0], nu.weight[0]),
+            Moments(count, updates, mu.flows, nu.flows, mu.seen, nu.seen),
             MomentsState(
                 count, mu.stored, nu.stored, jnp.stack([mu.weight, nu.weight])
             ),
@@ -251,7 +261,7 @@ def running_max() -> optax.GradientTransformation:
     """
 
     def init_fn(params):
-        return RunningMaxState(gathering.start(params, 0.0, real=True))
+        return RunningMaxState(gathering.start(params, 0.0, dense(), False))
 
     def update_fn(updates, state, params=None):
         del params
@@ -268,9 +278,29 @@ def running_max() -> optax.GradientTransformation:
 
 def _accumulator(name: str, value: Any) -> Accumulator | None:
     """Return the accumulator that `value` is or, being a decay rate, stands for."""
-    if value is None or isinstance(value, Accumulator):
-        return value
-    return ema(check_decay(name, value))
+    if value is None:
+        return None
+    if not isinstance(value, Accumulator):
+        return ema(check_decay(name, value))
+    if value.averages and "decay" not in value.hyperparams:
+        raise ValueError(
+            f"{name}: an Accumulator that averages needs a hyperparameter 'decay', got "
+            f"{list(value.hyperparams)}: bias correction follows from it."
+        )
+    if "decay" in value.hyperparams:
+        check_decay(f"{name}: decay", value.hyperparams["decay"])
+    if value.power not in (1, 2):
+        raise ValueError(f"{name}: the power of a moment is 1 or 2, got {value.power}.")
+    return value
+
+
+def expect_updates(value: Any, stage: str) -> None:
+    """Raise a TypeError if `value` is `Moments`, for a stage that takes plain trees."""
+    if isinstance(value, Moments):
+        raise TypeError(
+            f"{stage}() takes gradients or updates, got Moments: put precondition() "
+            "before it, which makes updates of them."
+        )
 
 
 def expect_moments(value: Any, stage: str) -> Moments:

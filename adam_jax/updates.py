@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from adam_jax import gathering, numerics
 from adam_jax.accumulators import trace
 from adam_jax.checks import check_inexact, check_like
+from adam_jax.formats import Storage, as_format
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
@@ -23,14 +24,12 @@ from adam_jax.hyperparams import (
     check_non_negative,
     exact,
 )
-from adam_jax.transforms import Moments, expect_moments
+from adam_jax.transforms import Moments, expect_moments, expect_updates
 
 
 def precondition(
     eps: Hyperparam = exact(1e-8),
     eps_root: Hyperparam = exact(0.0),
-    *,
-    power: int = 2,
 ) -> optax.GradientTransformation:
     """Divide the first moment by the root of the second: `Moments` become updates.
 
@@ -42,7 +41,6 @@ def precondition(
     Args:
       eps: added outside the root, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
-      power: 2 where nu measures g^2; 1 where it measures |g| and no root is due.
 
     Example: the first corrected step has size 1 whatever the gradient's scale.
 
@@ -56,25 +54,22 @@ def precondition(
     """
     eps = check_non_negative("eps", eps)
     eps_root = check_non_negative("eps_root", eps_root)
-    if power not in (1, 2):
-        raise ValueError(f"power must be 1 or 2, got {power}.")
 
     def divide(moments: Any, params=None):
         m = expect_moments(moments, "precondition")
-        return _emit(divide_moments(m, eps, eps_root, power), m.grads, params)
+        return _emit(divide_moments(m, eps, eps_root), m.grads, params)
 
     return optax.stateless(divide)
 
 
-def divide_moments(m: Moments, eps: Any, eps_root: Any, power: int = 2) -> Any:
-    """Return mu / (nu^(1/power) + eps), or mu where there is no nu, uncast."""
+def divide_moments(m: Moments, eps: Any, eps_root: Any) -> Any:
+    """Return mu / (sqrt(nu + eps_root) + eps), or mu where there is no nu, uncast."""
     if m.nu is None:
         return m.mu
     past = m.count - 1
 
     def divide_leaf(mu, nu):
-        nu = nu + at(eps_root, past, nu.dtype)
-        root = numerics.sqrt(nu) if power == 2 else nu
+        root = numerics.sqrt(nu + at(eps_root, past, nu.dtype))
         return numerics.divide_or_zero(mu, root + at(eps, past, nu.dtype))
 
     return jax.tree.map(divide_leaf, m.mu, m.nu)
@@ -138,7 +133,7 @@ class TraceState(NamedTuple):
 def scale_by_trace(
     decay: Hyperparam,
     nesterov: bool = False,
-    accumulator_dtype: DTypeLike | None = None,
+    accumulator_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Add up updates with decay (heavy-ball momentum): `trace <- decay * trace + u`.
 
@@ -151,19 +146,21 @@ def scale_by_trace(
     bfloat16 too, and changes it when the gradients have another one.
     """
     accumulator = trace(decay, nesterov=nesterov)
-    dtype = gathering.storage_dtype("accumulator_dtype", accumulator_dtype, jnp.inexact)
+    format = as_format("accumulator_dtype", accumulator_dtype)
 
     def init_fn(params):
         check_inexact(params, "params")
-        start = gathering.start(params, accumulator.initial, dtype)
+        start = gathering.start(params, accumulator.initial, format, True)
         return TraceState(jnp.zeros([], jnp.int32), start)
 
     def update_fn(updates, state, params=None):
+        expect_updates(updates, "scale_by_trace")
         check_inexact(updates, "grads")
-        grads = gathering.widen(updates, state.trace)
+        grads = gathering.widen(updates, gathering.load(format, state.trace))
         gathered = gathering.gather(
             accumulator,
-            gathering.first_power,
+            format,
+            True,
             state.trace,
             grads,
             grads,
@@ -207,6 +204,7 @@ def add_decayed_weights(
                 "weight decay needs the parameters: call "
                 "tx.update(grads, state, params), not tx.update(grads, state)."
             )
+        expect_updates(updates, "add_decayed_weights")
         check_like(updates, params, "updates", "params")
         return inner.update(updates, state, jax.tree.map(numerics.widen, params))
 

@@ -9,8 +9,9 @@ import sys
 
 import optax
 import pytest
-from adam_jax import OPTIMIZERS
 from optax._src import alias
+
+from adam_jax import OPTIMIZERS
 
 FILES = [
     "_src/alias_test.py",
@@ -48,7 +49,9 @@ class Substitute:
 
     def pytest_collection_modifyitems(self, config, items):
         def reason(item):
-            return next((why for part, why in LEFT_OUT.items() if part in item.nodeid), "")
+            return next(
+                (why for part, why in LEFT_OUT.items() if part in item.nodeid), ""
+            )
 
         left_out = [item for item in items if reason(item)]
         for item in left_out:

@@ -9,7 +9,15 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax import ema, precondition, scale_by_lr, scale_by_moments, trace
+from adam_jax import (
+    Accumulator,
+    ema,
+    precondition,
+    scale_by_lr,
+    scale_by_moments,
+    scale_by_trace,
+    trace,
+)
 
 RANGE = r"must be a decay rate in \[0, 1\), got"
 FINITE = r"must be a finite number >= 0, got"
@@ -132,13 +140,30 @@ def test_a_complex_gradient_does_not_fit_a_real_moment():
         tx.update(params, tx.init(params))
 
 
-def test_storage_dtypes():
+@pytest.mark.parametrize("value", [jnp.int32, "float16", "4bit", 8])
+def test_storage(value):
     with pytest.raises(
-        ValueError, match="mu_dtype must be an inexact dtype, got int32"
+        ValueError, match="^mu_dtype must be a dtype, a format or one of"
     ):
-        adam_jax.adam(1e-3, mu_dtype=jnp.int32)
-    with pytest.raises(ValueError, match="nu_dtype must be a floating-point dtype"):
-        adam_jax.adam(1e-3, nu_dtype=jnp.complex64)
+        adam_jax.adam(1e-3, mu_dtype=value)
+    with pytest.raises(
+        ValueError, match="^accumulator_dtype must be a dtype, a format"
+    ):
+        adam_jax.sgd(1e-3, 0.9, accumulator_dtype=value)
+
+
+def test_a_second_moment_is_real():
+    tx = adam_jax.adam(1e-3, nu_dtype=jnp.complex64)
+    with pytest.raises(ValueError, match="nu_dtype must be real, got complex64"):
+        tx.init(jnp.ones(2))
+
+
+@pytest.mark.parametrize("block", [0, -32, 1.5])
+def test_block_size(block):
+    with pytest.raises(ValueError, match="block must be a positive integer, got"):
+        adam_jax.eight_bit(block=block)
+    with pytest.raises(ValueError, match="min_size must be an integer >= 0"):
+        adam_jax.eight_bit(min_size=-1)
 
 
 @pytest.mark.parametrize("stage", [adam_jax.bias_correct, precondition])
@@ -148,9 +173,27 @@ def test_stages_out_of_order(stage):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 
-def test_power():
-    with pytest.raises(ValueError, match="power must be 1 or 2, got 3"):
-        precondition(power=3)
+@pytest.mark.parametrize(
+    "stage",
+    [scale_by_moments(), adam_jax.add_decayed_weights(0.1), scale_by_trace(0.9)],
+)
+def test_moments_where_updates_are_due(stage):
+    tx = optax.chain(scale_by_moments(), stage)
+    with pytest.raises(TypeError, match=r"got Moments: put precondition\(\) before it"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+
+
+def test_an_accumulator_of_one_s_own():
+    def add(moment, value, h):
+        return moment + value
+
+    for hyperparams, options, message in [
+        ({}, {"averages": True}, "b2: an Accumulator that averages needs a hyperparam"),
+        ({"decay": 1.5}, {}, f"b2: decay {RANGE} 1.5"),
+        ({}, {"power": 3}, "b2: the power of a moment is 1 or 2, got 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            scale_by_moments(b2=Accumulator(hyperparams, add, **options))
 
 
 def test_updates_unlike_params():

@@ -9,6 +9,7 @@ from cases import gradients, run
 
 import adam_jax
 from adam_jax import (
+    Accumulator,
     Moments,
     bias_correct,
     center,
@@ -59,14 +60,31 @@ def test_precondition_divides_by_the_root():
         [0.5 / 11**0.5, -1.0 / 4],
         rtol=1e-6,
     )
-    np.testing.assert_allclose(
-        apply(precondition(eps=0.0, power=1), hand_made()), [0.125, -1.0 / 9], rtol=1e-6
-    )
     np.testing.assert_array_equal(
         apply(precondition(), hand_made(nu=None)), [0.5, -1.0]
     )
     zero = hand_made(mu=jnp.zeros(2), nu=jnp.zeros(2))
     np.testing.assert_array_equal(apply(precondition(eps=0.0), zero), [0, 0])
+
+
+def test_a_moment_of_the_first_power_flows_squared_with_its_weight():
+    """A mean of |g|, as an accumulator of one's own: mu_hat / mean of |g|."""
+    size = Accumulator(
+        {"decay": 0.5},
+        lambda moment, value, h: h.decay * moment + (1 - h.decay) * value,
+        averages=True,
+        power=1,
+        measure=lambda grad, mu, h: jnp.abs(grad),
+    )
+    tx = optax.chain(scale_by_moments(0.5, size), bias_correct())
+    state = tx.init(jnp.float32(0))
+    for grad in (4.0, -2.0):
+        moments, state = tx.update(jnp.float32(grad), state)
+    assert moments.nu_weight == 0.75**2
+    # (0.25 * 4 + 0.5 * 2) / 0.75 and (0.25 * 4 - 0.5 * 2) / 0.75
+    np.testing.assert_allclose(moments.nu, (2 / 0.75) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(moments.mu, 0.0, atol=1e-6)
+    np.testing.assert_allclose(optax.tree.get(state, "nu"), 2.0)
 
 
 def test_center_subtracts_the_mean_and_never_goes_below_zero():
@@ -133,11 +151,11 @@ def test_dtypes_between_the_stages(give_params):
 
 
 def test_storage_dtypes_hold_through_a_scan():
-    tx = adam_jax.adam(1e-2, mu_dtype=jnp.bfloat16, nu_dtype=jnp.float16)
+    tx = adam_jax.adam(1e-2, mu_dtype=jnp.bfloat16, nu_dtype="bfloat16")
     grads = jnp.ones((5, 3), jnp.float32)
     _, _, state = run(tx, grads, jnp.zeros(3, jnp.bfloat16))
     assert optax.tree.get(state, "mu").dtype == jnp.bfloat16
-    assert optax.tree.get(state, "nu").dtype == jnp.float16
+    assert optax.tree.get(state, "nu").dtype == jnp.bfloat16
     _, _, state = run(scale_by_trace(0.9, False, "bfloat16"), grads, jnp.zeros(3))
     assert state.trace.dtype == jnp.bfloat16
 
