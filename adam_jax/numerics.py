@@ -171,3 +171,26 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
     raw = lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)
     rounded = lax.bitcast_convert_type((raw >> 16).astype(jnp.uint16), jnp.bfloat16)
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+
+
+def split_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the nearest bfloat16 to `x`, and in int16 the last places to go from it.
+
+    >>> half, residual = split_float32(jnp.float32(1.001))
+    >>> print(half, residual, join_float32(half, residual) == jnp.float32(1.001))
+    1 8389 True
+    """
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    upper = (bits + 0x8000) >> 16
+    half = lax.bitcast_convert_type(upper.astype(jnp.int16), jnp.bfloat16)
+    residual = (bits - (upper << 16)).astype(jnp.int16)
+    finite = jnp.isfinite(x)
+    return jnp.where(finite, half, x.astype(jnp.bfloat16)), jnp.where(
+        finite, residual, 0
+    )
+
+
+def join_float32(half: jax.Array, residual: jax.Array) -> jax.Array:
+    """Return the float32 that `split_float32` took apart."""
+    upper = lax.bitcast_convert_type(half, jnp.int16).astype(jnp.int32) << 16
+    return lax.bitcast_convert_type(upper + residual.astype(jnp.int32), jnp.float32)

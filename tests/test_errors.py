@@ -142,13 +142,9 @@ def test_a_complex_gradient_does_not_fit_a_real_moment():
 
 @pytest.mark.parametrize("value", [jnp.int32, "float16", "4bit", 8])
 def test_storage(value):
-    with pytest.raises(
-        ValueError, match="^mu_dtype must be a dtype, a format or one of"
-    ):
+    with pytest.raises(ValueError, match=r"^mu_dtype must be a dtype, a format"):
         adam_jax.adam(1e-3, mu_dtype=value)
-    with pytest.raises(
-        ValueError, match="^accumulator_dtype must be a dtype, a format"
-    ):
+    with pytest.raises(ValueError, match=r"^accumulator_dtype must be a dtype"):
         adam_jax.sgd(1e-3, 0.9, accumulator_dtype=value)
 
 

@@ -1,0 +1,269 @@
+"""Moments in bfloat16 and in 8-bit blocks: true on average, small, and composable."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import run
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax import Blocks, convert_state, dense, eight_bit, numerics
+from adam_jax.formats import decode_blocks, encode_blocks
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+from moment_accuracy import measure_format, measure_optax, nearest
+
+EIGHT_BIT = eight_bit(min_size=0)
+SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["mu", "nu"])
+
+
+def noise(seed):
+    return lambda shape: numerics.random_bits(shape, [seed])
+
+
+def nbytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("format", "spread"), [(dense("bfloat16"), 0.03), (EIGHT_BIT, 0.10)]
+)
+def test_second_moments_are_unbiased_and_tight(format, spread):
+    """20,000 gradients whose scales span 1.5 decades inside each block."""
+    with jax.enable_x64(True):
+        figures = measure_format(format, steps=20_000, window=5_000)
+    print(figures)
+    assert abs(figures["mean"] - 1) < 0.01
+    assert figures["spread"] < spread
+
+
+def test_the_measure_finds_what_is_wrong():
+    with jax.enable_x64(True):
+        rounded = measure_format(nearest(EIGHT_BIT), steps=3000, window=500)
+        bfloat16 = measure_optax(steps=3000, window=500)
+    assert abs(rounded["mean"] - 1) > 0.1 and abs(bfloat16["mean"] - 1) > 0.1
+
+
+@SIGNED
+def test_codes_decode_to_what_they_encode(signed):
+    """Every code of every exponent survives decoding and encoding."""
+    codes = np.arange(-127, 128) if signed else np.arange(256)
+    codes = codes.astype(np.int8 if signed else np.uint8)[:, None]
+    # A largest code beside it fixes the exponent of the block.
+    codes = np.concatenate([codes, np.full_like(codes, np.iinfo(codes.dtype).max)], 1)
+    for exponent in (20, 100, 127, 254):
+        exponents = np.full((len(codes), 1), exponent, np.uint8)
+        stored = Blocks(jnp.asarray(codes), jnp.asarray(exponents), 2)
+        again = encode_blocks(decode_blocks(stored), 2, signed, noise(0))
+        np.testing.assert_array_equal(again.codes, codes)
+        np.testing.assert_array_equal(again.exponents, exponents)
+
+
+@SIGNED
+def test_rounding_is_unbiased_and_at_most_one_code_off(signed):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 64)).astype(np.float32) * 10 ** rng.uniform(-1, 0, (8, 64))
+    x = jnp.asarray(x if signed else x**2, jnp.float32)
+
+    @jax.jit
+    def rounded(seed):
+        return decode_blocks(encode_blocks(x, 32, signed, noise(seed)))
+
+    samples = np.stack([rounded(seed) for seed in range(1000)])
+    size = np.abs(x)
+    block = size.reshape(8, 2, 32).max(-1).repeat(32, axis=1)
+    # Within the normal range of the code its steps are 1/16 to 1/32 of the value.
+    normal = size > block * 2.0 ** (-6 if signed else -14)
+    step = np.where(normal, size / 16, block * 2.0**-10)
+    assert np.all((np.abs(samples - x) <= step)[:, normal])
+    # A step's standard deviation is at most half of it; 1000 samples, 5 sigma.
+    error = np.abs(samples.mean(0) - x)
+    assert np.all(error[normal] <= (step * 0.5 / 1000**0.5 * 5)[normal])
+
+
+def test_small_second_moments_never_become_zero():
+    x = jnp.float32([[1.0, 1e-9, 1e-30, 0.0]])
+    for seed in range(20):
+        decoded = decode_blocks(encode_blocks(x, 4, False, noise(seed)))[0]
+        assert decoded[1] > 0 and decoded[2] > 0 and decoded[3] == 0
+        # Too large, if anything: the step is then too small.
+        assert decoded[1] >= 1e-9
+    assert (decode_blocks(encode_blocks(0 * x, 4, False, noise(0))) == 0).all()
+
+
+@SIGNED
+@pytest.mark.parametrize("poison", [jnp.inf, jnp.nan])
+def test_a_poisoned_block_shows(poison, signed):
+    x = jnp.ones((2, 4)).at[0, 1].set(poison)
+    decoded = decode_blocks(encode_blocks(x, 4, signed, noise(0)))
+    assert jnp.isnan(decoded[0]).any() and jnp.isfinite(decoded[1]).all()
+
+
+def test_round_to_bfloat16():
+    x = jnp.full(100_000, 1 + 1 / 512, jnp.float32)  # a quarter of the way to the next
+    rounded = numerics.round_to_bfloat16(x, noise(0)(x.shape)).astype(jnp.float32)
+    assert set(np.unique(rounded)) == {1.0, 1 + 1 / 128}
+    # Binomial: sigma of the mean is 0.43 / 128 / sqrt(1e5), 1.1e-5.
+    np.testing.assert_allclose(rounded.mean(), 1 + 1 / 512, atol=5e-5)
+    special = jnp.float32([jnp.inf, -jnp.inf, 0.0, jnp.nan])
+    kept = numerics.round_to_bfloat16(special, jnp.full(4, 2**32 - 1, jnp.uint32))
+    np.testing.assert_array_equal(kept.astype(jnp.float32), special)
+
+
+def test_random_bits_are_uniform_and_unrelated():
+    """Bits are fair; steps, leaves and elements do not correlate."""
+    bits = np.stack(
+        [numerics.random_bits((64, 64), [0, t, 0, i]) for t in range(8) for i in (0, 1)]
+    ).reshape(16, -1)
+    ones = np.unpackbits(bits.view(np.uint8)).reshape(-1, 32).mean(0)
+    assert np.all(np.abs(ones - 0.5) < 5 * 0.5 / bits.size**0.5)
+    correlation = np.corrcoef(bits.astype(np.float64) / 2**32)
+    assert np.abs(correlation - np.eye(16)).max() < 5 / 4096**0.5
+    shifted = np.corrcoef(bits[0, 1:] / 2**32, bits[0, :-1] / 2**32)[0, 1]
+    assert abs(shifted) < 5 / 4096**0.5
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 7), (2, 3, 33), (0, 4), (4, 0)])
+def test_any_shape(shape):
+    tx = adam_jax.adam(1e-2, mu_dtype=EIGHT_BIT, nu_dtype=EIGHT_BIT)
+    grads = jnp.ones((3, *shape))
+    updates, _, _ = run(tx, grads, jnp.zeros(shape))
+    # All gradients are 1, and so is the quotient; the code errs by 1/16 at most.
+    np.testing.assert_allclose(updates, -1e-2, rtol=0.15)
+
+
+@pytest.mark.parametrize("format", ["bfloat16", EIGHT_BIT], ids=["bfloat16", "8bit"])
+@pytest.mark.parametrize(
+    "accumulators",
+    [
+        (0.9, 0.99),
+        (None, adam_jax.total(0.1)),
+        (0.9, adam_jax.infinity_norm(0.99)),
+        (0.9, adam_jax.residual_variance(0.99)),
+        (0.9, adam_jax.yogi_average(0.99)),
+        (adam_jax.trace(0.9), None),
+        (adam_jax.lion_average(0.9, 0.99), None),
+        (adam_jax.ema(0.9, nesterov=True), 0.99),
+    ],
+    ids=["adam", "adagrad", "adamax", "adabelief", "yogi", "sgd", "lion", "nadam"],
+)
+def test_any_accumulator_in_any_format(accumulators, format):
+    """Close to float32 on average over 512 parameters, and never far from it."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(50, 16, 32))
+    grads = jnp.asarray(1 + 0.3 * noise, jnp.float32)
+    params = jnp.zeros((16, 32))
+
+    def last_update(**storage):
+        stages = adam_jax.scale_by_moments(*accumulators, **storage)
+        tx = optax.chain(stages, adam_jax.bias_correct(), adam_jax.scale_by_lr(1.0))
+        return run(tx, grads, params)[0][-1]
+
+    exact = last_update()
+    rounded = last_update(mu_dtype=format, nu_dtype=format)
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_allclose(rounded.mean(), exact.mean(), rtol=0.03)
+    np.testing.assert_allclose(rounded, exact, rtol=0.5)
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "8bit"])
+def test_the_state_keeps_its_types_and_its_size(format):
+    params = {"w": jnp.ones((256, 128)), "b": jnp.ones(128)}
+    tx = adam_jax.adamw(1e-3, mu_dtype=format, nu_dtype=format)
+    grads = jax.tree.map(lambda p: jnp.stack([p] * 3), params)
+    _, _, state = run(tx, grads, params)
+    assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, tx.init(params))
+    moments = optax.tree.get(state, "mu")["w"], optax.tree.get(state, "nu")["w"]
+    per_parameter = nbytes(moments) / params["w"].size
+    print(f"{format}: {per_parameter:.3f} bytes a parameter")
+    assert per_parameter <= (2.15 if format == "8bit" else 4)
+    if format == "8bit":  # the bias is below the threshold
+        assert optax.tree.get(state, "nu")["b"].dtype == jnp.float32
+
+
+def test_composes_with_optax():
+    params = {"w": jnp.ones((64, 64)), "b": jnp.ones(4)}
+    tx = optax.inject_hyperparams(adam_jax.adamw)(
+        1e-3, mu_dtype="8bit", nu_dtype="8bit"
+    )
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for _ in range(2):
+        updates, state = update(params, state, params)
+    assert update._cache_size() == 1
+    np.testing.assert_allclose(updates["w"], -1e-3, rtol=0.2)
+    mapped = optax.tree.map_params(tx, lambda x: x, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    batch = jax.vmap(tx.init)({"w": jnp.ones((2, 64, 64)), "b": jnp.ones((2, 4))})
+    assert optax.tree.get(batch, "nu")["w"].codes.shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P("x", "y"), P()])
+@pytest.mark.parametrize("format", ["bfloat16", EIGHT_BIT], ids=["bfloat16", "8bit"])
+def test_sharding_changes_nothing_and_gathers_nothing(format, spec):
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=auto)
+    sharding = NamedSharding(mesh, spec)
+    tx = adam_jax.adam(1e-2, mu_dtype=format, nu_dtype=format)
+    plain = jnp.asarray(np.random.default_rng(0).normal(size=(16, 256)), jnp.float32)
+    sharded = jax.device_put(plain, sharding)
+
+    def steps(params, init, update):
+        state = init(params)
+        for _ in range(3):
+            updates, state = update(params, state, params)
+        return updates, state
+
+    init, update = jax.jit(tx.init), jax.jit(tx.update)
+    expected = steps(plain, init, update)
+    actual = steps(sharded, init, update)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    for leaf in jax.tree.leaves(actual):
+        if leaf.ndim == 2 and leaf.shape[0] == 16:
+            assert leaf.sharding.is_equivalent_to(sharding, 2)
+    text = update.lower(sharded, actual[1], sharded).compile().as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+        assert collective not in text
+
+
+@pytest.mark.parametrize("source", ["float32", "bfloat16", "8bit"])
+@pytest.mark.parametrize("target", ["float32", "bfloat16", "8bit"])
+def test_a_run_goes_on_in_another_format(source, target):
+    grads = np.random.default_rng(0).normal(size=(100, 64, 64)) + 1
+    grads, params = jnp.asarray(grads, jnp.float32), jnp.zeros((64, 64))
+    before = adam_jax.adam(1e-2, mu_dtype=source, nu_dtype=source)
+    after = adam_jax.adam(1e-2, mu_dtype=target, nu_dtype=target)
+    _, _, state = run(before, grads, params)
+    converted = convert_state(state, mu_dtype=target, nu_dtype=target)
+    # After the 100 steps it has the types of the target's own state.
+    own = jax.tree.map(jax.typeof, after.init(params))
+    assert jax.tree.map(jax.typeof, converted) == own
+    updates, _ = jax.jit(after.update)(grads[0], converted)
+    kept, _ = jax.jit(before.update)(grads[0], state)
+    # Two roundings of mu, 3% each at most, and of nu, half as much.
+    np.testing.assert_allclose(updates, kept, rtol=0.15, atol=1e-4)
+    same = convert_state(state)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+
+
+def test_traces_convert_too():
+    state = adam_jax.sgd(1e-2, momentum=0.9).init(jnp.ones((64, 64)))
+    converted = convert_state(state, mu_dtype="8bit")
+    assert optax.tree.get(converted, "trace").codes.dtype == jnp.int8
+
+
+def test_seeds_differ_and_repeat():
+    def updates(seed):
+        format = eight_bit(min_size=0, seed=seed)
+        tx = adam_jax.adam(1e-2, mu_dtype=format)
+        grads = jnp.asarray(np.random.default_rng(0).normal(size=(5, 32)), jnp.float32)
+        return run(tx, grads, jnp.zeros(32))[0]
+
+    assert np.array_equal(updates(0), updates(0))
+    assert not np.array_equal(updates(0), updates(1))
