@@ -3,16 +3,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test optax-suite check format clean
+.PHONY: help train test optax-suite bench check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: .venv/ready  ## Train an MLP on real digits with Adam; ends with a table and a picture.
-	$(BIN)/adam-jax train --config configs/digits_mlp.toml --overwrite $(ARGS)
+	$(BIN)/adam-jax train --config configs/digits_mlp.toml $(ARGS)
 
 test: .venv/ready  ## Run the tests and the doctests.
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/ready  ## Measure moments, and the time and memory of a step beside optax (5 min).
+	$(BIN)/python benchmarks/moment_accuracy.py
+	$(BIN)/python benchmarks/step_time.py
 
 optax-suite: .venv/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).
 	$(BIN)/python tests/optax_suite.py $(ARGS)

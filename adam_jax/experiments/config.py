@@ -1,0 +1,121 @@
+"""What a run is: the tables of its TOML file and the options of its command."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adam_jax import OPTIMIZERS
+
+
+def _require(holds: bool, key: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{key} is {value!r}, but must be {expected}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Say which network is trained.
+
+    Attributes:
+      name: A dense network (mlp), or a convolutional one that halves the
+        image in each layer (cnn).
+      widths: Units (mlp) or channels (cnn) of each hidden layer.
+    """
+
+    name: Literal["mlp", "cnn"] = "mlp"
+    widths: tuple[int, ...] = (128, 64)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        positive = all(width > 0 for width in self.widths)
+        _require(positive, "model.widths", list(self.widths), "positive numbers")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Say which optimizer trains it. What is left out is the optimizer's default.
+
+    Attributes:
+      name: An optimizer of adam_jax.OPTIMIZERS (listed below).
+      learning_rate: Learning rate; its peak, if it follows a schedule.
+      schedule: Keep the learning rate, or let it fall to zero along a cosine.
+      warmup_steps: Steps in which the learning rate first rises from zero.
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      decay: Decay of rmsprop's second moment.
+      momentum: Decay of the heavy ball of sgd and rmsprop.
+      nesterov: Look one step ahead.
+      eps: What is added to the root of the second moment.
+      eps_root: What is added to the second moment inside its root.
+      weight_decay: Share of the parameters taken away in each step, times the
+        learning rate.
+    """
+
+    name: str = "adam"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    b1: float | None = None
+    b2: float | None = None
+    decay: float | None = None
+    momentum: float | None = None
+    nesterov: bool | None = None
+    eps: float | None = None
+    eps_root: float | None = None
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; the optimizer itself checks the others."""
+        names = ", ".join(sorted(OPTIMIZERS))
+        known = self.name in OPTIMIZERS
+        _require(known, "optimizer.name", self.name, f"one of {names}")
+        usable = 0 < self.learning_rate < math.inf
+        _require(
+            usable, "optimizer.learning_rate", self.learning_rate, "positive and finite"
+        )
+        enough = self.warmup_steps >= 0
+        _require(enough, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Describe one training run on scikit-learn's handwritten digits.
+
+    Attributes:
+      name: Name of the run, and of its folder.
+      runs_dir: Folder in which the run gets a folder of its own: NAME, or the
+        first free one of NAME-2, NAME-3, ... so that no run is overwritten.
+      seed: Seed of the first parameters and of the order of the batches.
+      epochs: How often every training image is seen.
+      batch_size: Training images in each step. An epoch leaves out what does
+        not fill a batch: other images each time.
+      label_smoothing: Share of each target that is spread over all classes.
+      test_share: Share of the images kept for testing: the same ones whatever
+        the seed.
+      model: The network.
+      optimizer: The optimizer; null stands for its own default.
+    """
+
+    name: str = "digits"
+    runs_dir: str = "runs"
+    seed: int = 0
+    epochs: int = 40
+    batch_size: int = 32
+    label_smoothing: float = 0.1
+    test_share: float = 0.2
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        plain = re.fullmatch(r"\w[\w.-]*", self.name) is not None
+        _require(plain, "name", self.name, "letters, digits and any of '_', '-', '.'")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        _require(self.epochs > 0, "epochs", self.epochs, "1 or more")
+        _require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
+        smooth = 0 <= self.label_smoothing < 1
+        expected = "at least 0 and below 1"
+        _require(smooth, "label_smoothing", self.label_smoothing, expected)
+        inside = 0 < self.test_share < 1
+        _require(inside, "test_share", self.test_share, "between 0 and 1")

@@ -1,0 +1,73 @@
+"""What is shown while a run goes on and when it ends."""
+
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from adam_jax.experiments.training import Epoch, Trainer
+
+
+class Report:
+    """Show progress as a bar on a terminal, as plain lines elsewhere."""
+
+    def __init__(self, trainer: Trainer, folder: Path):
+        """Take what is shown: a trainer, and the folder of its run."""
+        self.config = trainer.config
+        self.trainer = trainer
+        self.folder = folder
+        self.console = Console(highlight=False)
+        self.bar = Progress(
+            TextColumn("epoch"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=self.config.epochs)
+
+    def __enter__(self) -> "Report":
+        """Start the bar."""
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Stop the bar and leave it on the screen."""
+        self.bar.stop()
+
+    def show(self, epoch: Epoch) -> None:
+        """Show a finished epoch."""
+        state = f"loss {epoch.train_loss:.4f}, test accuracy {epoch.test_accuracy:.2%}"
+        self.bar.update(self.task, completed=epoch.epoch, description=state)
+        if self.bar.disable:
+            done = f"epoch {epoch.epoch}/{self.config.epochs}"
+            self.console.print(f"{done}: {state}", soft_wrap=True)
+
+    def summarise(self, last: Epoch) -> None:
+        """Print the table that closes the run."""
+        trainer = self.trainer
+        param_count = sum(leaf.size for leaf in jax.tree.leaves(trainer.params))
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.opt_state))
+        table = Table(title=self.config.name, show_header=False)
+        table.add_row("test accuracy", f"{last.test_accuracy:.2%}")
+        table.add_row("epochs", f"{last.epoch} of {self.config.epochs}")
+        table.add_row(
+            "steps per second",
+            f"{last.step / trainer.seconds:,.0f} (compilation left out)",
+        )
+        table.add_row("optimizer state", f"{state_bytes:,} bytes")
+        table.add_row("parameters", f"{param_count:,}")
+        table.add_row("run", str(self.folder))
+        # Wide enough to hold the path whole: folded, it could not be copied.
+        self.console.width = max(self.console.width, len(str(self.folder)) + 30)
+        self.console.print(table)

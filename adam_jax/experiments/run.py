@@ -1,0 +1,91 @@
+"""One run from its config to its folder: train, show, save."""
+
+import contextlib
+import itertools
+import json
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.picture import draw_run
+from adam_jax.experiments.report import Report
+from adam_jax.experiments.training import Epoch, Trainer
+
+
+class Diverged(RuntimeError):
+    """Tell that the loss is no longer a finite number."""
+
+
+def run_training(trainer: Trainer, resolved: str) -> None:
+    """Train, and leave everything in a new folder.
+
+    The folder holds config.toml and metrics.jsonl (one line an epoch); when training
+    ends, for whatever reason, params.npz and run.png are added.
+
+    Args:
+      trainer: Trains, as its config says.
+      resolved: The same config as TOML, to be stored.
+
+    Raises:
+      OSError: if the folder cannot be made or written to.
+      Diverged: if the loss stops being finite. Everything has been saved then.
+      KeyboardInterrupt: after Ctrl-C, at the end of the epoch. The same holds.
+    """
+    config = trainer.config
+    folder = make_run_folder(Path(config.runs_dir), config.name)
+    (folder / "config.toml").write_text(resolved, "utf-8")
+    report = Report(trainer, folder)
+    epochs: list[Epoch] = []
+    stop = threading.Event()
+    with on_interrupt(stop.set):
+        try:
+            with report, (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
+                for epoch in trainer.epochs():
+                    epochs.append(epoch)
+                    print(to_json(epoch), file=file, flush=True)
+                    report.show(epoch)
+                    if stop.is_set():
+                        raise KeyboardInterrupt
+                    if not math.isfinite(epoch.train_loss + epoch.test_loss):
+                        raise Diverged(
+                            f"training diverged: the loss of epoch {epoch.epoch} is "
+                            "not finite; try a smaller --optimizer.learning_rate"
+                        )
+        finally:
+            if epochs:
+                save_params(folder / "params.npz", trainer.params)
+                draw_run(config, epochs).savefig(folder / "run.png", dpi=110)
+                report.summarise(epochs[-1])
+
+
+def make_run_folder(runs_dir: Path, name: str) -> Path:
+    """Make the first folder that is still free of name, name-2, name-3, ..."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    for folder in (runs_dir / name for name in names):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("unreachable: there is always a next number")
+
+
+def to_json(epoch: Epoch) -> str:
+    """Write an epoch as JSON, with null for what is not a finite number."""
+
+    def finite(value: Any) -> Any:
+        return value if math.isfinite(value) else None
+
+    return json.dumps(jax.tree.map(finite, epoch)._asdict(), allow_nan=False)
+
+
+def save_params(path: Path, params: Any) -> None:
+    """Write the parameters as one NumPy archive, each under its path in the model."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    name = jax.tree_util.keystr
+    arrays = {name(key, simple=True, separator="."): leaf for key, leaf in leaves}
+    np.savez(path, **arrays)

@@ -1,0 +1,27 @@
+"""Runs of the command line inside the test process, small and in a folder of theirs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adam_jax.experiments.cli import main
+
+# Two steps an epoch: half of the 1,437 training images each.
+TINY = ("--batch_size=718", "--epochs=2", "--model.widths=[8]")
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path) -> Path:
+    """Name the folder of runs; it does not exist yet."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def train(runs_dir: Path) -> Callable[..., int]:
+    """Give a function that runs `adam-jax train`, tiny unless told otherwise."""
+
+    def run(*options: str) -> int:
+        return main(["train", f"--runs_dir={runs_dir}", *TINY, *options])
+
+    return run

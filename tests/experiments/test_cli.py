@@ -1,0 +1,203 @@
+"""What a user sees: help, exit codes, and one sentence for every mistake."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from adam_jax import OPTIMIZERS
+from adam_jax.experiments import cli, report, training
+from adam_jax.experiments.cli import main
+from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
+
+MISTAKES = {
+    "an unknown option": ("--lr=1", r"unrecognized arguments: --lr=1"),
+    "a positional": ("adam", r"unrecognized arguments: adam"),
+    "an option without a value": ("--seed", r"--seed: expected one argument"),
+    "a wrong type": ("--seed=1.5", r"seed: expected int, got 1.5 "),
+    "a wrong optional type": (
+        "--optimizer.b1=x",
+        r"optimizer.b1: expected float, got x",
+    ),
+    "a wrong list": ("--model.widths=3", r"model.widths: expected a list, got 3 "),
+    "a wrong choice": ("--model.name=rnn", r"expected one of 'mlp', 'cnn', got rnn "),
+    "a name for a table": ("--optimizer=lion", r"optimizer: no such file: 'lion'"),
+    "a missing file": ("--config=no.toml", r"no.toml: No such file or directory"),
+    "a folder for a file": ("--config=.", r"\.: Is a directory"),
+    "an unknown optimizer": (
+        "--optimizer.name=adma",
+        r"optimizer.name is 'adma', but must be one of adabelief, .*, yogi",
+    ),
+    "an option of another optimizer": (
+        "--optimizer.momentum=0.9",
+        r"optimizer.momentum is set, but adam does not take it: it takes b1, b2, eps, "
+        r"eps_root, nesterov$",
+    ),
+    "a value that the optimizer refuses": ("--optimizer.b1=1.5", r"b1 must be .* 1\.5"),
+    "no learning rate": (
+        "--optimizer.learning_rate=0",
+        r"rate is 0.0, but must be pos",
+    ),
+    "an endless warm-up": (
+        "--optimizer.warmup_steps=9999",
+        r"warmup_steps is 9999, but the whole run has 1760 steps: shorten the warm-up",
+    ),
+    "a negative warm-up": (
+        "--optimizer.warmup_steps=-1",
+        r"steps is -1, but must be 0",
+    ),
+    "a path for a name": (
+        "--name=../x",
+        r"name is '../x', but must be letters, digits",
+    ),
+    "a negative seed": ("--seed=-1", r"seed is -1, but must be from 0 to 4294967295"),
+    "no epochs": ("--epochs=0", r"epochs is 0, but must be 1 or more"),
+    "no batch": ("--batch_size=0", r"batch_size is 0, but must be 1 or more"),
+    "a large batch": (
+        "--batch_size=1438",
+        r"1438, but there are only 1437 training im",
+    ),
+    "no test": ("--test_share=0", r"test_share is 0.0, but must be between 0 and 1"),
+    "a small test": ("--test_share=0.001", r"test_size = 2 should be greater"),
+    "all smoothed": ("--label_smoothing=1", r"label_smoothing is 1.0, but must be at"),
+    "no units": (
+        "--model.widths=[8, 0]",
+        r"model.widths is \[8, 0\], but must be posit",
+    ),
+}
+BAD_FILES = {
+    "a wrong key": ("nme = 'x'", r"'nme' is no option"),
+    "a wrong key in a table": ("optimizer.lr = 1.0", r"'optimizer.lr' is no option"),
+    "a wrong table": ("[optimiser]\nname = 'adam'", r"'optimiser.name' is no option"),
+    "a wrong type": ("seed = 'x'", r"seed: expected int, got x"),
+    "a wrong optional type": ("optimizer.eps = 'x'", r"eps: expected float, got x"),
+    "no TOML": ("seed = = 1", r"bad.toml: .*Invalid value \(at line 1, column 8\)"),
+    "a value out of range": ("epochs = -1", r"epochs is -1, but must be 1 or more"),
+}
+
+
+def only_error(capfd: pytest.CaptureFixture[str]) -> str:
+    """Give the single line on stderr, without its prefix."""
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("adam-jax: error: ")
+    assert err.count("\n") == 1, err
+    return err.removeprefix("adam-jax: error: ").rstrip()
+
+
+@pytest.mark.parametrize(("option", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence(option, message, runs_dir, capfd):
+    assert main(["train", f"--runs_dir={runs_dir}", option]) == 2
+    assert re.search(message, only_error(capfd))
+    assert not runs_dir.exists()
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_mistake_in_a_file_is_one_sentence(text, message, tmp_path, runs_dir, capfd):
+    (tmp_path / "bad.toml").write_text(text)
+    command = ["train", f"--runs_dir={runs_dir}", f"--config={tmp_path / 'bad.toml'}"]
+    assert main(command) == 2
+    assert re.search(message, only_error(capfd))
+    assert not runs_dir.exists()
+
+
+def test_a_file_that_is_no_text(tmp_path, capfd):
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
+    assert main(["train", f"--config={tmp_path / 'bad.toml'}"]) == 2
+    assert re.search(r"bad.toml: 'utf-8' codec can't decode", only_error(capfd))
+
+
+def test_an_unwritable_folder(train, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    assert train(f"--runs_dir={tmp_path / 'file'}") == 2
+    assert re.search(r"cannot write the run: .*exists: '.*file'", only_error(capfd))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_extra(monkeypatch, capfd):
+    monkeypatch.delitem(sys.modules, "adam_jax.experiments.arguments", raising=False)
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert main(["train"]) == 2
+    assert "pip install 'adam_jax[experiments]' brings it" in only_error(capfd)
+
+
+def test_no_traceback_from_the_shell(tmp_path):
+    command = [sys.executable, "-m", "adam_jax.experiments", "train", "--config=none"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("adam-jax: error: none: No such file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_command_prints_the_help(capfd):
+    assert main([]) == 2
+    out, err = capfd.readouterr()
+    assert "train a model" in out
+    assert err == ""
+
+
+def test_version(capfd):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capfd.readouterr().out == f"adam-jax {version('adam_jax')}\n"
+
+
+def test_help_documents_every_option(capfd):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    text = " ".join(capfd.readouterr().out.split())
+    assert "adam-jax train --config configs/digits_mlp.toml" in text
+    assert all(name in text for name in OPTIMIZERS)
+    tables = {"": TrainConfig, "model.": ModelConfig, "optimizer.": OptimizerConfig}
+    for table, config in tables.items():
+        for field in dataclasses.fields(config):
+            assert re.search(rf"--{table}{field.name} \S+ [A-Z]\w* ", text), field.name
+
+
+def test_ctrl_c_saves_what_is_done(train, runs_dir, capfd, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    show = report.Report.show
+
+    def interrupt(self, epoch):
+        show(self, epoch)
+        if epoch.epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(report.Report, "show", interrupt)
+    assert train("--epochs=50") == 130
+    out, err = capfd.readouterr()
+    assert err == "adam-jax: error: interrupted\n"
+    assert "2 of 50" in out
+    lines = (runs_dir / "digits" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    names = {path.name for path in (runs_dir / "digits").iterdir()}
+    assert names == {"config.toml", "metrics.jsonl", "params.npz", "run.png"}
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_before_training_writes_nothing(train, runs_dir, capfd, monkeypatch):
+    def interrupt(self, config):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(training.Trainer, "__init__", interrupt)
+    monkeypatch.setattr(cli.os, "_exit", leave)
+    with pytest.raises(SystemExit, match="130"):
+        train()
+    assert only_error(capfd) == "interrupted"
+    assert not runs_dir.exists()
+
+
+def test_config_files_may_be_relative(train, tmp_path: Path, monkeypatch):
+    (tmp_path / "mine.toml").write_text('name = "mine"')
+    monkeypatch.chdir(tmp_path)
+    assert train("--config=mine.toml") == 0
+    assert (tmp_path / "runs" / "mine").is_dir()

@@ -1,0 +1,46 @@
+"""Every config that we ship runs, and says how, and what came out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adam_jax.experiments.cli import main
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+by_name = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+
+
+def test_all_are_here():
+    assert {config.stem for config in CONFIGS} >= {
+        "digits_cnn",
+        "digits_mlp",
+        "digits_mlp_adamw",
+        "digits_mlp_rmsprop",
+        "digits_mlp_sgd",
+        "digits_mlp_simplified_adam",
+    }
+
+
+@by_name
+def test_it_runs_for_two_steps(config, runs_dir):
+    options = [f"--runs_dir={runs_dir}", "--epochs=1", "--batch_size=718"]
+    assert main(["train", f"--config={config}", *options]) == 0
+    (line,) = (runs_dir / config.stem / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 2
+
+
+@by_name
+def test_it_opens_with_its_command_and_its_result(config):
+    head = config.read_text().split("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"adam-jax train --config configs/{config.name}" in head
+    assert "Test accuracy" in head
+    assert "seeds 0, 1, 2" in head
+
+
+def test_the_mlp_recognises_97_percent(runs_dir):
+    (config,) = (config for config in CONFIGS if config.stem == "digits_mlp")
+    assert main(["train", f"--config={config}", f"--runs_dir={runs_dir}"]) == 0
+    last = (runs_dir / "digits_mlp" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["test_accuracy"] >= 0.97
