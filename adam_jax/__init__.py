@@ -32,6 +32,7 @@ from adam_jax.formats import Blocks as Blocks
 from adam_jax.formats import Format as Format
 from adam_jax.formats import dense as dense
 from adam_jax.formats import eight_bit as eight_bit
+from adam_jax.formats import load_moments as load_moments
 from adam_jax.hyperparams import check_decay as check_decay
 from adam_jax.hyperparams import check_non_negative as check_non_negative
 from adam_jax.hyperparams import exact as exact

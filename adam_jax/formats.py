@@ -213,6 +213,16 @@ def decode_blocks(stored: Any) -> jax.Array:
     return jnp.where(exponents == 255, jnp.nan, value)
 
 
+def load_moments(stored: Any) -> Any:
+    """Return the arrays that a stored moment holds, a pytree like the parameters.
+
+    Args:
+      stored: mu or nu of an optimizer's state, as `optax.tree.get(state, "nu")` finds
+        it, in any of the formats here.
+    """
+    return jax.tree.map(decode_blocks, stored, is_leaf=lambda x: isinstance(x, Blocks))
+
+
 def _block_max(x: jax.Array, block: int) -> jax.Array:
     """Return the maximum of each block of the last axis."""
     padding = -x.shape[-1] % block

@@ -8,6 +8,8 @@ import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from adam_jax import load_moments
+
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
 
@@ -29,6 +31,8 @@ def signal_to_noise(opt_state: Any) -> optax.Params | None:
     if mu is None or nu is None:
         return None
     mu_weight, nu_weight = weights[:, 0]
+
+    mu, nu = load_moments(mu), load_moments(nu)
 
     def ratio(mu: Array, nu: Array) -> Array:
         root = jnp.sqrt(nu / nu_weight)

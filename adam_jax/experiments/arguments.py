@@ -62,7 +62,7 @@ def build_parsers() -> tuple[ArgumentParser, ArgumentParser]:
         exit_on_error=False,
     )
     train = ArgumentParser(
-        description="Train a Flax NNX model on scikit-learn's handwritten digits.",
+        description="Train a Flax NNX model on handwritten digits, or on English text.",
         epilog=f"optimizers:\n{NAMES}\n\n{EXAMPLES}",
         parser_mode="toml",
         formatter_class=_HelpFormatter,

@@ -18,18 +18,29 @@ class ModelConfig:
     """Say which network is trained.
 
     Attributes:
-      name: A dense network (mlp), or a convolutional one that halves the
-        image in each layer (cnn).
-      widths: Units (mlp) or channels (cnn) of each hidden layer.
+      name: For digits a dense network (mlp), or a convolutional one that halves
+        the image in each layer (cnn); for topics a causal transformer.
+      widths: Units (mlp), channels (cnn) or, all equal, the width of each block
+        (transformer).
+      heads: Heads of attention in each block of the transformer.
+      param_dtype: In which the parameters are kept; the arithmetic is float32.
     """
 
-    name: Literal["mlp", "cnn"] = "mlp"
+    name: Literal["mlp", "cnn", "transformer"] = "mlp"
     widths: tuple[int, ...] = (128, 64)
+    heads: int = 4
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         positive = all(width > 0 for width in self.widths)
         _require(positive, "model.widths", list(self.widths), "positive numbers")
+        if self.name == "transformer":
+            widths, heads = list(self.widths), self.heads
+            equal = len(set(widths)) == 1
+            _require(equal, "model.widths", widths, "equal in a transformer")
+            divides = heads > 0 and widths[0] % heads == 0
+            _require(divides, "model.heads", heads, f"a divisor of {widths[0]}")
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,10 @@ class OptimizerConfig:
       eps_root: What is added to the second moment inside its root.
       weight_decay: Share of the parameters taken away in each step, times the
         learning rate.
+      mu_dtype: How the first moment is stored: float32, bfloat16 or 8bit.
+      nu_dtype: How the second moment is stored.
+      rounding: How bfloat16 parameters take an update: to the nearest, stochastic,
+        or compensated (with what was cut off kept as state).
     """
 
     name: str = "adam"
@@ -64,6 +79,9 @@ class OptimizerConfig:
     eps: float | None = None
     eps_root: float | None = None
     weight_decay: float | None = None
+    mu_dtype: str | None = None
+    nu_dtype: str | None = None
+    rounding: Literal["nearest", "stochastic", "compensated"] = "nearest"
 
     def __post_init__(self) -> None:
         """Refuse values out of range; the optimizer itself checks the others."""
@@ -80,19 +98,21 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Describe one training run on scikit-learn's handwritten digits.
+    """Describe one training run.
 
     Attributes:
       name: Name of the run, and of its folder.
       runs_dir: Folder in which the run gets a folder of its own: NAME, or the
         first free one of NAME-2, NAME-3, ... so that no run is overwritten.
       seed: Seed of the first parameters and of the order of the batches.
-      epochs: How often every training image is seen.
-      batch_size: Training images in each step. An epoch leaves out what does
-        not fill a batch: other images each time.
+      data: Handwritten digits, or the characters of Python's manual (topics).
+      context: Characters in a window of topics; a window is one example.
+      epochs: How often every training example is seen.
+      epoch_steps: Steps in an epoch; null: as many as the examples fill.
+      batch_size: Training examples in each step. An epoch leaves out what does
+        not fill a batch: other examples each time.
       label_smoothing: Share of each target that is spread over all classes.
-      test_share: Share of the images kept for testing: the same ones whatever
-        the seed.
+      test_share: Share of the data kept for testing: the same whatever the seed.
       model: The network.
       optimizer: The optimizer; null stands for its own default.
     """
@@ -100,7 +120,10 @@ class TrainConfig:
     name: str = "digits"
     runs_dir: str = "runs"
     seed: int = 0
+    data: Literal["digits", "topics"] = "digits"
+    context: int = 64
     epochs: int = 40
+    epoch_steps: int | None = None
     batch_size: int = 32
     label_smoothing: float = 0.1
     test_share: float = 0.2
@@ -114,6 +137,9 @@ class TrainConfig:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         _require(self.epochs > 0, "epochs", self.epochs, "1 or more")
         _require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
+        _require(self.context > 0, "context", self.context, "1 or more")
+        given = self.epoch_steps is None or self.epoch_steps > 0
+        _require(given, "epoch_steps", self.epoch_steps, "1 or more")
         smooth = 0 <= self.label_smoothing < 1
         expected = "at least 0 and below 1"
         _require(smooth, "label_smoothing", self.label_smoothing, expected)

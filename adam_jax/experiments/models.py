@@ -1,42 +1,68 @@
-"""The Flax NNX models: from images (batch, 8, 8) to logits (batch, 10)."""
+"""The Flax NNX models: from a batch of inputs to the logits of their labels."""
 
 from itertools import pairwise
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from adam_jax.experiments.config import ModelConfig
+from adam_jax.experiments.data import Examples
+from adam_jax.experiments.transformer import Transformer
 
 SIDE = 8
-CLASSES = 10
+DIGITS = 10
 
 
-def build_model(config: ModelConfig, seed: int) -> nnx.Sequential:
-    """Build the network of a config, its parameters drawn from the seed."""
+def build_model(config: ModelConfig, examples: Examples, seed: int) -> nnx.Module:
+    """Build the network of a config, its parameters drawn from the seed.
+
+    Raises:
+      ValueError: if it does not take such examples.
+    """
+    rngs, param_dtype = nnx.Rngs(seed), jnp.dtype(config.param_dtype)
+    is_text = examples.labels.ndim == 2
+    if is_text != (config.name == "transformer"):
+        raise ValueError(
+            f"model.name is {config.name!r}, but must be "
+            + ("'transformer' for data = 'topics'" if is_text else "'mlp' or 'cnn'")
+        )
+    if is_text:
+        classes, context = int(examples.labels.max()) + 1, examples.inputs.shape[-1]
+        return Transformer(
+            classes, context, config.widths, config.heads, param_dtype, rngs
+        )
     build = {"mlp": build_mlp, "cnn": build_cnn}[config.name]
-    return build(config.widths, nnx.Rngs(seed))
+    return build(config.widths, param_dtype, rngs)
 
 
-def build_mlp(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Sequential:
-    """Build dense layers with a relu after each but the last."""
+def build_mlp(
+    widths: tuple[int, ...], param_dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Sequential:
+    """Build dense layers with a relu after each but the last: (n, 8, 8) to (n, 10)."""
+    options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
     layers = []
     inputs = SIDE * SIDE
     for width in widths:
-        layers += [nnx.Linear(inputs, width, rngs=rngs), jax.nn.relu]
+        layers += [nnx.Linear(inputs, width, **options), jax.nn.relu]
         inputs = width
-    return nnx.Sequential(_flatten, *layers, nnx.Linear(inputs, CLASSES, rngs=rngs))
+    return nnx.Sequential(_flatten, *layers, nnx.Linear(inputs, DIGITS, **options))
 
 
-def build_cnn(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Sequential:
+def build_cnn(
+    widths: tuple[int, ...], param_dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Sequential:
     """Build 3x3 convolutions of stride 2, each with a relu, and a dense layer."""
+    options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
     layers = []
     for inputs, width in pairwise((1, *widths)):
-        layers += [nnx.Conv(inputs, width, (3, 3), strides=2, rngs=rngs), jax.nn.relu]
+        layers += [nnx.Conv(inputs, width, (3, 3), strides=2, **options), jax.nn.relu]
     channels = (1, *widths)[-1]
     # An odd side is padded: 8, 4, 2, 1, 1, ...
     side = max(1, SIDE >> len(widths))
-    head = nnx.Linear(side * side * channels, CLASSES, rngs=rngs)
+    head = nnx.Linear(side * side * channels, DIGITS, **options)
     return nnx.Sequential(_add_channel, *layers, _flatten, head)
 
 

@@ -5,7 +5,7 @@ import inspect
 
 import optax
 
-from adam_jax import OPTIMIZERS
+from adam_jax import OPTIMIZERS, compensate_params, round_to_params
 from adam_jax.experiments.config import OptimizerConfig
 
 
@@ -40,7 +40,7 @@ def build_optimizer(
       ValueError: if it does not take one of them, or refuses its value.
     """
     options = dataclasses.asdict(config)
-    for ours in ("name", "learning_rate", "schedule", "warmup_steps"):
+    for ours in ("name", "learning_rate", "schedule", "warmup_steps", "rounding"):
         del options[ours]
     factory = OPTIMIZERS[config.name]
     takes = [key for key in inspect.signature(factory).parameters if key in options]
@@ -51,4 +51,6 @@ def build_optimizer(
                 f"optimizer.{key} is set, but {config.name} does not take it: "
                 f"it takes {', '.join(takes)}"
             )
-    return factory(learning_rate, **chosen)
+    tx = factory(learning_rate, **chosen)
+    last = {"stochastic": round_to_params, "compensated": compensate_params}
+    return optax.chain(tx, last[config.rounding]()) if config.rounding in last else tx

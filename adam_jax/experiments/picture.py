@@ -63,7 +63,7 @@ def _draw_loss(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> None
 def _draw_accuracy(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> None:
     accuracies = [epoch.test_accuracy for epoch in epochs]
     panel.set(title=f"Test accuracy: {accuracies[-1]:.2%} at the end")
-    panel.set(ylabel="test images recognised")
+    panel.set(ylabel="test labels found")
     panel.plot(numbers, accuracies, ".-", color="C2")
     panel.yaxis.set_major_formatter(PercentFormatter(1))
 

@@ -60,6 +60,7 @@ class Report:
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.opt_state))
         table = Table(title=self.config.name, show_header=False)
         table.add_row("test accuracy", f"{last.test_accuracy:.2%}")
+        table.add_row("test loss", f"{last.test_loss:.4f} nats")
         table.add_row("epochs", f"{last.epoch} of {self.config.epochs}")
         table.add_row(
             "steps per second",

@@ -87,5 +87,9 @@ def save_params(path: Path, params: Any) -> None:
     """Write the parameters as one NumPy archive, each under its path in the model."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     name = jax.tree_util.keystr
-    arrays = {name(key, simple=True, separator="."): leaf for key, leaf in leaves}
+    # NumPy's archives know no bfloat16; float32 holds its values.
+    arrays: dict[str, Any] = {
+        name(key, simple=True, separator="."): np.asarray(leaf, np.float32)
+        for key, leaf in leaves
+    }
     np.savez(path, **arrays)

@@ -13,8 +13,8 @@ from jax import Array
 
 from adam_jax.experiments.anatomy import magnitude_quantiles, signal_to_noise
 from adam_jax.experiments.config import TrainConfig
-from adam_jax.experiments.data import Digits, Examples, split_digits
-from adam_jax.experiments.models import CLASSES, build_model
+from adam_jax.experiments.data import Dataset, Examples, load_dataset
+from adam_jax.experiments.models import build_model
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
 
 
@@ -26,8 +26,8 @@ class Epoch(NamedTuple):
       step: Steps taken since the start of the run.
       learning_rate: Learning rate of the step.
       train_loss: Mean loss of the epoch's batches, each before its step.
-      test_loss: Loss on the test images after the epoch.
-      test_accuracy: Share of the test images that are recognised, from 0 to 1.
+      test_loss: Loss on the test examples after the epoch.
+      test_accuracy: Share of the test labels that are found, from 0 to 1.
       effective_step: Quantiles of |update| / learning rate over the parameters
         that had a gradient.
       signal_to_noise: Quantiles of |mu_hat| / sqrt(nu_hat) over the same; None if
@@ -60,18 +60,22 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         """Load the data, draw the parameters, and compile the epoch."""
         self.config = config
-        self.digits = split_digits(config.test_share)
-        available = len(self.digits.train.labels)
-        self.steps_per_epoch = available // config.batch_size
-        if not self.steps_per_epoch:
+        self.dataset = load_dataset(config)
+        available = len(self.dataset.train.labels)
+        filled = available // config.batch_size
+        self.steps_per_epoch = config.epoch_steps or filled
+        if not 0 < self.steps_per_epoch <= filled:
             raise ValueError(
-                f"batch_size is {config.batch_size}, but there are only {available} "
-                "training images"
+                f"batch_size is {config.batch_size} and epoch_steps "
+                f"{self.steps_per_epoch or 1}, but there are only {available} "
+                "training examples"
             )
         steps = config.epochs * self.steps_per_epoch
         self.schedule = build_schedule(config.optimizer, steps)
         self.tx = build_optimizer(config.optimizer, self.schedule)
-        self.graphdef, state = nnx.split(build_model(config.model, config.seed))
+        self.graphdef, state = nnx.split(
+            build_model(config.model, self.dataset.train, config.seed)
+        )
         self.params = nnx.to_pure_dict(state)
         self.opt_state = self.tx.init(self.params)
         self.key = jax.random.key(config.seed)
@@ -80,7 +84,7 @@ class Trainer:
         # refused before anything is written, and no epoch's time includes it.
         self._compiled_epoch = (
             jax.jit(self._run_epoch, donate_argnums=(0, 1))
-            .lower(self.params, self.opt_state, self.digits, self.key)
+            .lower(self.params, self.opt_state, self.dataset, self.key)
             .compile()
         )
 
@@ -90,7 +94,7 @@ class Trainer:
         for epoch in range(1, self.config.epochs + 1):
             start = time.perf_counter()
             params, opt_state, measured = self._compiled_epoch(
-                params, opt_state, self.digits, jax.random.fold_in(self.key, epoch)
+                params, opt_state, self.dataset, jax.random.fold_in(self.key, epoch)
             )
             measured = jax.device_get(measured)
             self.seconds += time.perf_counter() - start
@@ -98,14 +102,14 @@ class Trainer:
             self.params = jax.tree.map(jnp.copy, params)
             yield self._report(epoch, measured)
 
-    def _run_epoch(self, params: Any, opt_state: Any, digits: Digits, key: Array):
-        train, size = digits.train, self.config.batch_size
+    def _run_epoch(self, params: Any, opt_state: Any, dataset: Dataset, key: Array):
+        train, size = dataset.train, self.config.batch_size
         order = jax.random.permutation(key, len(train.labels))
         batches = order[: self.steps_per_epoch * size].reshape(-1, size)
 
         def step(carry, batch):
             params, opt_state, *_ = carry
-            examples = Examples(train.images[batch], train.labels[batch])
+            examples = Examples(train.inputs[batch], train.labels[batch])
             (loss, _), grads = jax.value_and_grad(self._loss, has_aux=True)(
                 params, examples
             )
@@ -113,10 +117,12 @@ class Trainer:
             params = optax.apply_updates(params, updates)
             return (params, opt_state, grads, updates), loss
 
-        start = (params, opt_state, params, params)  # the last two are never read
+        # Gradients and updates of no step: of their types, and never read.
+        updates, _ = jax.eval_shape(self.tx.update, params, opt_state, params)
+        start = (params, opt_state, params, jax.tree.map(jnp.zeros_like, updates))
         last, losses = jax.lax.scan(step, start, batches)
         params, opt_state, grads, updates = last
-        test_loss, test_accuracy = self._loss(params, digits.test)
+        test_loss, test_accuracy = self._loss(params, dataset.test)
         # What AdaMax keeps as nu is of the size of g, not of its square.
         squares = not self.config.optimizer.name.startswith("adamax")
         ratio = signal_to_noise(opt_state) if squares else None
@@ -130,8 +136,8 @@ class Trainer:
         return params, opt_state, measured
 
     def _loss(self, params: Any, examples: Examples) -> tuple[Array, Array]:
-        logits = nnx.merge(self.graphdef, params)(examples.images)
-        targets = jax.nn.one_hot(examples.labels, CLASSES)
+        logits = nnx.merge(self.graphdef, params)(examples.inputs)
+        targets = jax.nn.one_hot(examples.labels, logits.shape[-1])
         targets = optax.smooth_labels(targets, self.config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         accuracy = (logits.argmax(-1) == examples.labels).mean()

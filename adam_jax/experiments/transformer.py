@@ -42,14 +42,12 @@ class Transformer(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """Draw the parameters of one block for each of `widths`, which are all equal."""
+        """Draw the parameters: a block for each of `widths`, which are all equal."""
         width = widths[0]
         options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
         self.characters = nnx.Embed(classes, width, **options)
         self.places = nnx.Embed(context, width, **options)
-        self.blocks = nnx.List(
-            [Block(width, heads, param_dtype, rngs) for _ in widths]
-        )
+        self.blocks = nnx.List([Block(width, heads, param_dtype, rngs) for _ in widths])
         self.norm = nnx.LayerNorm(width, **options)
         self.head = nnx.Linear(width, classes, **options)
 

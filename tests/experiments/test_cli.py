@@ -26,7 +26,10 @@ MISTAKES = {
         r"optimizer.b1: expected float, got x",
     ),
     "a wrong list": ("--model.widths=3", r"model.widths: expected a list, got 3 "),
-    "a wrong choice": ("--model.name=rnn", r"expected one of 'mlp', 'cnn', got rnn "),
+    "a wrong choice": (
+        "--model.name=rnn",
+        r"expected one of 'mlp', 'cnn', 'transformer', got rnn ",
+    ),
     "a name for a table": ("--optimizer=lion", r"optimizer: no such file: 'lion'"),
     "a missing file": ("--config=no.toml", r"no.toml: No such file or directory"),
     "a folder for a file": ("--config=.", r"\.: Is a directory"),
@@ -37,7 +40,7 @@ MISTAKES = {
     "an option of another optimizer": (
         "--optimizer.momentum=0.9",
         r"optimizer.momentum is set, but adam does not take it: it takes b1, b2, eps, "
-        r"eps_root, nesterov$",
+        r"eps_root, mu_dtype, nesterov, nu_dtype$",
     ),
     "a value that the optimizer refuses": ("--optimizer.b1=1.5", r"b1 must be .* 1\.5"),
     "no learning rate": (
@@ -61,11 +64,27 @@ MISTAKES = {
     "no batch": ("--batch_size=0", r"batch_size is 0, but must be 1 or more"),
     "a large batch": (
         "--batch_size=1438",
-        r"1438, but there are only 1437 training im",
+        r"1438 and epoch_steps 1, but there are only 1437 training examples",
     ),
     "no test": ("--test_share=0", r"test_share is 0.0, but must be between 0 and 1"),
     "a small test": ("--test_share=0.001", r"test_size = 2 should be greater"),
     "all smoothed": ("--label_smoothing=1", r"label_smoothing is 1.0, but must be at"),
+    "a long epoch": (
+        "--epoch_steps=1000",
+        r"epoch_steps 1000, but there are only 1437 training examples",
+    ),
+    "an unknown format": (
+        "--optimizer.mu_dtype=4bit",
+        r"mu_dtype must be a dtype, a format or one of float32, bfloat16, 8bit, got '4b",
+    ),
+    "another model's data": (
+        "--data=topics",
+        r"model.name is 'mlp', but must be 'transformer' for data = 'topics'",
+    ),
+    "another data's model": (
+        "--model.name=transformer",
+        r"model.widths is \[128, 64\], but must be equal in a transformer",
+    ),
     "no units": (
         "--model.widths=[8, 0]",
         r"model.widths is \[8, 0\], but must be posit",

@@ -7,20 +7,22 @@ import pytest
 from flax import nnx
 
 from adam_jax.experiments.config import ModelConfig
-from adam_jax.experiments.data import split_digits
+from adam_jax.experiments.data import Examples, split_digits, split_topics
 from adam_jax.experiments.models import build_model
+
+IMAGES = Examples(jnp.zeros((1, 8, 8)), jnp.zeros(1, jnp.int32))
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 @pytest.mark.parametrize("widths", [(), (4,), (4, 3, 2, 2, 2)])
 def test_models_map_images_to_logits(name, widths):
-    model = build_model(ModelConfig(name=name, widths=widths), seed=0)
+    model = build_model(ModelConfig(name=name, widths=widths), IMAGES, seed=0)
     assert model(jnp.ones((5, 8, 8))).shape == (5, 10)
 
 
 def test_parameters_come_from_the_seed():
     def kernel(seed):
-        model = build_model(ModelConfig(widths=(4,)), seed)
+        model = build_model(ModelConfig(widths=(4,)), IMAGES, seed)
         return jax.tree.leaves(nnx.state(model))[1]
 
     assert np.array_equal(kernel(0), kernel(0))
@@ -29,12 +31,44 @@ def test_parameters_come_from_the_seed():
 
 def test_digits_are_split_once_and_for_all():
     train, test = split_digits(0.2)
-    assert train.images.shape == (1437, 8, 8)
-    assert test.images.shape == (360, 8, 8)
-    assert train.images.min() == 0
-    assert train.images.max() == 1
+    assert train.inputs.shape == (1437, 8, 8)
+    assert test.inputs.shape == (360, 8, 8)
+    assert train.inputs.min() == 0
+    assert train.inputs.max() == 1
     # Every class has its share of the test: about a tenth of 360.
     assert np.all(np.abs(np.bincount(test.labels) - 36) <= 1)
-    seen = {image.tobytes() for image in np.asarray(train.images)}
-    assert not any(image.tobytes() in seen for image in np.asarray(test.images))
-    assert np.array_equal(test.images, split_digits(0.2).test.images)
+    seen = {image.tobytes() for image in np.asarray(train.inputs)}
+    assert not any(image.tobytes() in seen for image in np.asarray(test.inputs))
+    assert np.array_equal(test.inputs, split_digits(0.2).test.inputs)
+
+
+def test_the_transformer_sees_the_past_only():
+    text = Examples(jnp.zeros((1, 6), jnp.int32), jnp.full((1, 6), 9))
+    config = ModelConfig(name="transformer", widths=(8, 8), heads=2)
+    model = build_model(config, text, seed=0)
+    logits = model(jnp.arange(6)[None])
+    assert logits.shape == (1, 6, 10)
+    changed = model(jnp.arange(6)[None].at[0, 4].set(0))
+    assert np.array_equal(logits[0, :4], changed[0, :4])
+    assert not np.array_equal(logits[0, 4], changed[0, 4])
+
+
+def test_parameters_of_every_model_may_be_bfloat16():
+    text = Examples(jnp.zeros((1, 6), jnp.int32), jnp.full((1, 6), 9))
+    for name, examples in [("mlp", IMAGES), ("cnn", IMAGES), ("transformer", text)]:
+        config = ModelConfig(name, (8,), heads=2, param_dtype="bfloat16")
+        model = build_model(config, examples, seed=0)
+        for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
+            assert leaf.dtype == jnp.bfloat16
+        assert model(examples.inputs).dtype == jnp.float32
+
+
+def test_topics_are_windows_of_one_text():
+    train, test = split_topics(0.1, context=64)
+    assert train.inputs.shape[1] == 64 and len(test.inputs) > 500
+    # The label of each character is the next one, also across windows.
+    flat, labels = train.inputs.reshape(-1), train.labels.reshape(-1)
+    assert np.array_equal(flat[1:], labels[:-1])
+    assert int(labels.max()) >= int(test.labels.max())
+    with pytest.raises(ValueError, match="context is 10000000, but training and test"):
+        split_topics(0.1, context=10_000_000)

@@ -26,7 +26,7 @@ def test_an_epoch_is_one_scan_and_is_traced_once(monkeypatch):
     assert [epoch.step for epoch in trainer.epochs()] == [2, 4, 6]
     assert len(traces) == 1
 
-    args = (trainer.params, trainer.opt_state, trainer.digits, trainer.key)
+    args = (trainer.params, trainer.opt_state, trainer.dataset, trainer.key)
     jaxpr = jax.make_jaxpr(trainer._run_epoch)(*args)
     loops = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in ("scan", "while")]
     assert [eqn.params["length"] for eqn in loops] == [trainer.steps_per_epoch]
@@ -35,7 +35,7 @@ def test_an_epoch_is_one_scan_and_is_traced_once(monkeypatch):
 def test_parameters_and_state_are_donated():
     trainer = Trainer(TINY)
     args = jax.tree.map(jnp.copy, (trainer.params, trainer.opt_state))
-    trainer._compiled_epoch(*args, trainer.digits, trainer.key)
+    trainer._compiled_epoch(*args, trainer.dataset, trainer.key)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(args))
 
 
@@ -46,7 +46,7 @@ def test_batches_are_drawn_anew_in_each_epoch():
     for seed in (0, 1):
         key = jax.random.key(seed)
         args = jax.tree.map(jnp.copy, (params, state))
-        losses.append(trainer._compiled_epoch(*args, trainer.digits, key)[2])
+        losses.append(trainer._compiled_epoch(*args, trainer.dataset, key)[2])
     assert losses[0]["train_loss"] != losses[1]["train_loss"]
 
 
