@@ -33,6 +33,10 @@ from adam_jax.formats import Format as Format
 from adam_jax.formats import dense as dense
 from adam_jax.formats import eight_bit as eight_bit
 from adam_jax.formats import load_moments as load_moments
+from adam_jax.guards import check_skips as check_skips
+from adam_jax.guards import checked as checked
+from adam_jax.guards import skip_nonfinite as skip_nonfinite
+from adam_jax.guards import skip_spikes as skip_spikes
 from adam_jax.hyperparams import check_decay as check_decay
 from adam_jax.hyperparams import check_non_negative as check_non_negative
 from adam_jax.hyperparams import exact as exact

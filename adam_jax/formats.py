@@ -109,8 +109,8 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
 
     Measured by `benchmarks/moment_accuracy.py` (mean of nu over its exact value, spread
     of sqrt(nu)), all rounded stochastically: this format 1.003, 7.2%; a dynamic map
-    (bitsandbytes) 1.000, 9.0%; integers companded by the square root (FlashOptim) 1.000,
-    9.9%. It is also the cheapest to compute: shifts and adds, no logarithm, no search.
+    (bitsandbytes) 1.000, 9.0%; integers companded by the square root (FlashOptim)
+    1.000, 9.9%. It is computed by shifts and adds, without a logarithm or a search.
 
     Args:
       block: elements that share an exponent, at least 1; 32 costs 1.03 bytes an

@@ -20,6 +20,7 @@ LAYERS = [
     "updates",
     "conversion",
     "rounding",
+    "guards",
     "ancestors",
     "followups",
     "optimizers",

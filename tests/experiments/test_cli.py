@@ -75,7 +75,7 @@ MISTAKES = {
     ),
     "an unknown format": (
         "--optimizer.mu_dtype=4bit",
-        r"mu_dtype must be a dtype, a format or one of float32, bfloat16, 8bit, got '4b",
+        r"mu_dtype must be a dtype, a format or one of float32, bfloat16, 8bit, got",
     ),
     "another model's data": (
         "--data=topics",

@@ -1,0 +1,211 @@
+"""Guards under a fault injector, in every place where an optimizer may stand."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import checkify
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax import check_skips, checked, skip_nonfinite, skip_spikes
+
+STEPS = 10_000
+GUARDS = pytest.mark.parametrize("guard", [skip_nonfinite, skip_spikes])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(tx, params, grads):
+    def step(carry, grads):
+        params, state = carry
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, tx.init(params)), grads)[0]
+
+
+def stream(faults, seed=0):
+    """Gradients of two leaves, with faults at random steps, leaves and elements."""
+    rng = np.random.default_rng(seed)
+    grads = {
+        "w": rng.normal(size=(STEPS, 3)).astype(np.float32),
+        "b": rng.normal(size=(STEPS, 2)).astype(np.float32),
+    }
+    bad = rng.choice(np.arange(200, STEPS), 500, replace=False)
+    for step in bad:
+        leaf = grads[rng.choice(list(grads))]
+        leaf[step, rng.integers(leaf.shape[1])] = rng.choice(faults)
+    return grads, np.setdiff1d(np.arange(STEPS), bad)
+
+
+@pytest.mark.parametrize(
+    ("guard", "faults"),
+    [
+        (skip_nonfinite, [np.nan, np.inf, -np.inf]),
+        (skip_spikes, [np.nan, np.inf, 1e30, -1e30, 1e4]),
+    ],
+)
+def test_faults_leave_no_trace(guard, faults):
+    """Bit for bit the run on the stream without the bad batches."""
+    grads, good = stream(faults)
+    params = {"w": jnp.ones(3), "b": jnp.zeros(2)}
+    tx = guard(adam_jax.adamw(1e-3, mu_dtype="bfloat16", nu_dtype="bfloat16"))
+    faulty, state = train(tx, params, grads)
+    clean, clean_state = train(tx, params, {k: g[good] for k, g in grads.items()})
+    jax.tree.map(np.testing.assert_array_equal, faulty, clean)
+    jax.tree.map(
+        np.testing.assert_array_equal, state.inner_state, clean_state.inner_state
+    )
+    assert state.skipped == STEPS - len(good) and state.taken == len(good)
+    assert clean_state.skipped == 0
+
+
+@GUARDS
+def test_a_skipped_step_changes_nothing_and_is_counted(guard):
+    tx = guard(adam_jax.adam(1e-2))
+    params = {"w": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(())}
+    state = tx.init(params)
+    _, state = tx.update(params, state, params)
+    poison = {"w": jnp.ones(3, jnp.bfloat16), "b": jnp.float32(jnp.nan)}
+    for skips in (1, 2):
+        updates, after = tx.update(poison, state, params)
+        assert all((u == 0).all() for u in jax.tree.leaves(updates))
+        assert updates["w"].dtype == jnp.bfloat16
+        jax.tree.map(
+            np.testing.assert_array_equal, after.inner_state, state.inner_state
+        )
+        assert (after.skipped, after.in_a_row, after.taken) == (skips, skips, 1)
+        state = after
+    with pytest.raises(RuntimeError, match=r"2 steps in a row were skipped \(2 in all"):
+        check_skips((optax.EmptyState(), state), limit=1)
+    check_skips((optax.EmptyState(), state), limit=2)
+    _, state = tx.update(params, state, params)
+    assert (state.skipped, state.in_a_row, state.taken) == (2, 0, 2)
+
+
+def test_updates_that_are_not_finite_are_skipped_too():
+    blow_up = optax.stateless(lambda u, p: jax.tree.map(lambda x: x / 0.0, u))
+    tx = skip_nonfinite(optax.chain(adam_jax.adam(1e-3), blow_up))
+    updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+    assert (updates == 0).all() and state.skipped == 1
+
+
+def test_a_spike_is_told_after_the_warm_up():
+    tx = skip_spikes(adam_jax.sgd(1.0), threshold=3.0, warmup=5)
+    state = tx.init(jnp.zeros(1))
+    update = jax.jit(tx.update)
+    for size, skipped in [(1, 0), (10, 0), (1, 0), (1, 0), (1, 0), (9, 1), (1, 1)]:
+        _, state = update(jnp.full(1, size, jnp.float32), state)
+        assert state.skipped == skipped, size
+
+
+@GUARDS
+def test_where_an_optimizer_may_stand(guard):
+    """jit with donation, vmap, masked, MultiSteps, extra arguments."""
+    tx = guard(adam_jax.adam(1e-2))
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    plain, _ = tx.update(params, tx.init(params), params)
+
+    donated = jax.jit(tx.update, donate_argnums=1)
+    updates, _ = donated(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"], plain["a"], rtol=1e-6)
+
+    batch = jnp.array([[1.0, 1.0], [jnp.nan, 1.0]])
+    updates, states = jax.vmap(tx.update)(batch, jax.vmap(tx.init)(batch))
+    np.testing.assert_array_equal(states.skipped, [0, 1])
+    np.testing.assert_array_equal(updates[1], [0, 0])
+
+    masked = optax.masked(tx, {"a": True, "b": False})
+    updates, _ = masked.update(params, masked.init(params), params)
+    np.testing.assert_allclose(updates["a"], plain["a"], rtol=1e-6)
+
+    steps = optax.MultiSteps(tx, 2)
+    state = steps.init(params)
+    for _ in range(2):
+        updates, state = jax.jit(steps.update)(params, state, params)
+    np.testing.assert_allclose(updates["a"], plain["a"], rtol=1e-6)
+
+    updates, _ = tx.update(params, tx.init(params), params, loss=1.0)
+    np.testing.assert_allclose(updates["a"], plain["a"], rtol=1e-6)
+
+
+@GUARDS
+def test_a_sharded_step_reduces_but_gathers_nothing(guard):
+    auto = (jax.sharding.AxisType.Auto,)
+    sharding = NamedSharding(jax.make_mesh((8,), ("x",), axis_types=auto), P("x"))
+    tx = guard(adam_jax.adam(1e-2))
+    grads = jax.device_put(jnp.ones((16, 4)).at[9, 1].set(jnp.nan), sharding)
+    state = jax.jit(tx.init)(grads)
+    update = jax.jit(tx.update)
+    updates, after = update(grads, state)
+    assert (updates == 0).all() and after.skipped == 1  # one shard's fault skips all
+    text = update.lower(grads, state).compile().as_text()
+    assert "all-reduce" in text and "all-gather" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.0}, "threshold must be greater than 1, got 1.0"),
+        ({"warmup": -1}, "warmup must be a number of steps >= 0, got -1"),
+        ({"decay": 1.0}, r"decay must be a decay rate in \[0, 1\), got 1.0"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        skip_spikes(adam_jax.adam(1e-3), **options)
+
+
+def error_of(tx, grads, state, params):
+    update = checkify.checkify(jax.jit(tx.update))
+    return update(grads, state, params)[0].get()
+
+
+def test_checked_names_the_leaf():
+    tx = checked(adam_jax.adam(1e-3, nu_dtype="8bit"))
+    params = {"w": jnp.ones((64, 64)), "b": [jnp.ones(2)]}
+    state = tx.init(params)
+    assert error_of(tx, params, state, params) is None
+    bad = {"w": params["w"], "b": [jnp.array([1.0, jnp.inf])]}
+    message = error_of(tx, bad, state, params)
+    assert "updates['b'][0] has 1 elements that are not finite" in message
+    moments = state[0]._replace(nu={"w": moments_nu(state)["w"], "b": [-jnp.ones(2)]})
+    message = error_of(tx, params, (moments, *state[1:]), params)
+    assert "nu['b'][0] has 2 negative elements" in message
+
+
+def moments_nu(state):
+    return optax.tree.get(state, "nu")
+
+
+def test_checked_sees_a_count_that_does_not_grow():
+    inner = adam_jax.adam(1e-3)
+
+    def update_fn(updates, state, params=None):
+        updates, new = inner.update(updates, state, params)
+        return updates, (new[0]._replace(count=state[0].count), *new[1:])
+
+    tx = checked(optax.GradientTransformation(inner.init, update_fn))
+    params = jnp.ones(2)
+    assert "count went from 0 to 0" in error_of(tx, params, tx.init(params), params)
+
+
+def test_checked_wants_updates_like_the_parameters():
+    tx = checked(optax.chain(adam_jax.scale_by_moments(), adam_jax.precondition()))
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    with pytest.raises(AssertionError, match=r"updates\['w'\] is float32, its param"):
+        error_of(tx, params, tx.init(params), params)
+
+
+def test_checked_under_chexify():
+    tx = checked(adam_jax.adam(1e-3))
+    params = jnp.ones(2)
+    update = chex.chexify(jax.jit(tx.update), async_check=False)
+    update(params, tx.init(params), params)
+    with pytest.raises(Exception, match="updates has 2 elements that are not finite"):
+        update(params * jnp.nan, tx.init(params), params)
