@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test optax-suite bench check format clean
+.PHONY: help train test optax-suite bench figures check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ test: .venv/ready  ## Run the tests and the doctests.
 bench: .venv/ready  ## Measure moments, and the time and memory of a step beside optax (5 min).
 	$(BIN)/python benchmarks/moment_accuracy.py
 	$(BIN)/python benchmarks/step_time.py
+
+figures: .venv/ready  ## Train the transformer in every format, from five seeds (25 min).
+	$(BIN)/python benchmarks/training_loss.py
 
 optax-suite: .venv/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).
 	$(BIN)/python tests/optax_suite.py $(ARGS)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 import adam_jax
+from adam_jax import numerics
 
 
 def ours(format, round_params=False):
@@ -109,6 +110,22 @@ def compare(leaves, size, repeats, slow_repeats):
     return rows
 
 
+def time_random_bits(size, repeats):
+    """Return the median seconds of the hash of our formats, and of jax.random.bits."""
+    hashed = jax.jit(lambda t: numerics.random_bits((size,), [0, t]))
+    threefry = jax.jit(lambda t: jax.random.bits(jax.random.key(t), (size,)))
+    seconds = []
+    for generate in (hashed, threefry):
+        generate(0).block_until_ready()
+        times = []
+        for step in range(repeats):
+            start = time.perf_counter()
+            generate(step).block_until_ready()
+            times.append(time.perf_counter() - start)
+        seconds.append(statistics.median(times))
+    return seconds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--leaves", type=int, default=1)
@@ -131,6 +148,11 @@ def main():
             f"{row['state_bytes_per_parameter']:9.2f}"
             f"{row['peak_bytes_per_parameter']:8.1f}{row['compile_seconds']:11.1f}"
         )
+    hashed, threefry = time_random_bits(options.size, options.repeats)
+    print(
+        f"random bits: the hash {1e9 * hashed / options.size:.2f} ns an element, "
+        f"jax.random.bits {1e9 * threefry / options.size:.2f}"
+    )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
 
