@@ -28,11 +28,10 @@ from adam_jax.followups import lion as lion
 from adam_jax.followups import radam as radam
 from adam_jax.followups import yogi as yogi
 from adam_jax.formats import FORMATS as FORMATS
-from adam_jax.formats import Blocks as Blocks
 from adam_jax.formats import Format as Format
+from adam_jax.formats import Stored as Stored
 from adam_jax.formats import dense as dense
 from adam_jax.formats import eight_bit as eight_bit
-from adam_jax.formats import load_moments as load_moments
 from adam_jax.guards import check_skips as check_skips
 from adam_jax.guards import checked as checked
 from adam_jax.guards import skip_nonfinite as skip_nonfinite
@@ -53,6 +52,7 @@ from adam_jax.transforms import MomentsState as MomentsState
 from adam_jax.transforms import bias_correct as bias_correct
 from adam_jax.transforms import center as center
 from adam_jax.transforms import correct_step_size as correct_step_size
+from adam_jax.transforms import load_moments as load_moments
 from adam_jax.transforms import running_max as running_max
 from adam_jax.transforms import scale_by_moments as scale_by_moments
 from adam_jax.updates import add_decayed_weights as add_decayed_weights

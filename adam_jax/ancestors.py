@@ -42,6 +42,8 @@ def adagrad(
     learning_rate: Hyperparam,
     initial_accumulator_value: Hyperparam = exact(0.1),
     eps: Hyperparam = exact(1e-7),
+    *,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Divide by the root of the sum of all squared gradients.
 
@@ -53,7 +55,9 @@ def adagrad(
     Differs from PyTorch, which starts nu at 0 and adds eps outside the root.
     """
     return optax.chain(
-        scale_by_moments(b1=None, b2=total(initial_accumulator_value)),
+        scale_by_moments(
+            b1=None, b2=total(initial_accumulator_value), nu_dtype=nu_dtype
+        ),
         precondition(eps=0.0, eps_root=eps),
         scale_by_lr(learning_rate),
     )
@@ -69,6 +73,9 @@ def rmsprop(
     momentum: Hyperparam | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
+    *,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Divide by the root of a running average of the squared gradients.
 
@@ -85,6 +92,8 @@ def rmsprop(
       momentum: decay of a trace of the scaled updates.
       nesterov: whether that trace looks ahead.
       bias_correction: correct nu (and mu, if centered) as Adam does.
+      mu_dtype: how mu, if centered, and the trace are stored.
+      nu_dtype: see the module.
 
     Reference: Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013.
 
@@ -92,13 +101,22 @@ def rmsprop(
     """
     outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
     mean = ema(decay) if centered else None
-    stages = [scale_by_moments(b1=mean, b2=ema(decay, initial=initial_scale))]
+    stages = [
+        scale_by_moments(
+            b1=mean,
+            b2=ema(decay, initial=initial_scale),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        )
+    ]
     if bias_correction:
         stages += [bias_correct()]
     if centered:
         stages += [center()]
     stages += [precondition(eps=outside, eps_root=inside), scale_by_lr(learning_rate)]
     if momentum is not None:
-        heavy_ball = scale_by_trace(check_decay("momentum", momentum), nesterov)
+        heavy_ball = scale_by_trace(
+            check_decay("momentum", momentum), nesterov, mu_dtype
+        )
         stages += [heavy_ball, cast_to_params()]
     return optax.chain(*stages)

@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from adam_jax import numerics
-from adam_jax.formats import Blocks, Storage, as_format, decode_blocks
+from adam_jax import gathering, numerics
+from adam_jax.formats import Storage, Stored, as_format, eight_bit
 from adam_jax.transforms import MomentsState
 from adam_jax.updates import TraceState
 
@@ -27,7 +28,8 @@ def convert_state(
       The state that an optimizer with this mu_dtype and nu_dtype continues.
 
     Raises:
-      ValueError: for an unknown format.
+      ValueError: for an unknown format, or a state without moments of ours.
+      TypeError: for complex moments in a real format.
 
     Example:
 
@@ -39,28 +41,42 @@ def convert_state(
       >>> print(f"{nbytes / params.size:.3f} bytes a parameter")
       2.067 bytes a parameter
     """
-    mu_format = mu_dtype if mu_dtype is None else as_format("mu_dtype", mu_dtype)
-    nu_format = nu_dtype if nu_dtype is None else as_format("nu_dtype", nu_dtype)
+    mu_format = None if mu_dtype is None else as_format("mu_dtype", mu_dtype)
+    nu_format = None if nu_dtype is None else as_format("nu_dtype", nu_dtype)
+    found = False
 
-    def convert(moment, format, signed):
-        if format is None:
-            return moment
-        return jax.tree.map(
-            lambda stored: format.init(numerics.widen(decode_blocks(stored)), signed),
-            moment,
-            is_leaf=lambda x: isinstance(x, Blocks),
-        )
+    def convert(stored, format, signed):
+        if format is None or stored.values is None:
+            return stored
+        moment = jax.tree.map(numerics.widen, gathering.load(eight_bit(), stored))
+        restarted = gathering.restart(moment, format, signed)
+        for x, y in zip(
+            jax.tree.leaves(moment), jax.tree.leaves(restarted.values), strict=True
+        ):
+            if jnp.iscomplexobj(x) and not jnp.iscomplexobj(y):
+                raise TypeError(f"a {x.dtype} moment cannot be stored as {y.dtype}.")
+        return restarted
 
     def convert_node(node):
+        nonlocal found
+        found = found or isinstance(node, MomentsState | TraceState)
         if isinstance(node, MomentsState):
-            return node._replace(
-                mu=convert(node.mu, mu_format, True),
-                nu=convert(node.nu, nu_format, False),
+            mu = convert(Stored(node.mu, node.mu_scales), mu_format, True)
+            nu = convert(Stored(node.nu, node.nu_scales), nu_format, False)
+            return MomentsState(
+                node.count, mu.values, nu.values, node.weights, mu.scales, nu.scales
             )
         if isinstance(node, TraceState):
-            return node._replace(trace=convert(node.trace, mu_format, True))
+            trace = convert(Stored(node.trace, node.scales), mu_format, True)
+            return TraceState(node.count, *trace)
         return node
 
-    return jax.tree.map(
+    state = jax.tree.map(
         convert_node, state, is_leaf=lambda x: isinstance(x, MomentsState | TraceState)
     )
+    if not found:
+        raise ValueError(
+            "convert_state() found no moments: the state must be one of adam_jax's "
+            "optimizers, or hold one."
+        )
+    return state

@@ -45,17 +45,13 @@ def amsgrad(
         nu_max <- max(nu_max, nu_hat)
         params <- params - learning_rate * mu_hat / (sqrt(nu_max) + eps)
 
-    Args:
-      learning_rate: see the module, as all that is not named here.
-      b1: .
-      b2: .
-      eps: .
-      eps_root: .
-      mu_dtype: .
+    Args beside those of the module:
       bias_correction_mu: whether to correct mu; False in the paper.
       bias_correction_nu: whether to correct nu, before the maximum; False in the
         paper.
-      nu_dtype: .
+
+    The maximum is kept in float32, whatever nu_dtype. It also gathers the errors of a
+    nu that is rounded stochastically: prefer a float32 nu here.
 
     Reference: Reddi, Kale & Kumar 2018, Algorithm 2.
 
@@ -76,6 +72,9 @@ def adamax(
     b1: Hyperparam = exact(0.9),
     b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-8),
+    *,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam with a decaying maximum in place of the second moment.
 
@@ -85,7 +84,12 @@ def adamax(
     Reference: Kingma & Ba 2014, Algorithm 2.
     """
     return optax.chain(
-        scale_by_moments(b1=b1, b2=infinity_norm(check_decay("b2", b2), eps)),
+        scale_by_moments(
+            b1=b1,
+            b2=infinity_norm(check_decay("b2", b2), eps),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
         bias_correct(),
         precondition(eps=0.0),
         scale_by_lr(learning_rate),
@@ -99,13 +103,21 @@ def adamaxw(
     eps: Hyperparam = exact(1e-8),
     weight_decay: Hyperparam = exact(1e-4),
     mask: Mask = None,
+    *,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """AdaMax with weight decay decoupled from the gradient.
 
     Reference: Kingma & Ba 2014, Algorithm 2; Loshchilov & Hutter 2017, Algorithm 2.
     """
     return optax.chain(
-        scale_by_moments(b1=b1, b2=infinity_norm(check_decay("b2", b2), eps)),
+        scale_by_moments(
+            b1=b1,
+            b2=infinity_norm(check_decay("b2", b2), eps),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
         bias_correct(),
         precondition(eps=0.0),
         add_decayed_weights(weight_decay, mask),
@@ -121,6 +133,8 @@ def adabelief(
     eps_root: Hyperparam = exact(1e-16),
     *,
     nesterov: bool = False,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam that divides by how far gradients stray from their average.
 
@@ -133,6 +147,8 @@ def adabelief(
         scale_by_moments(
             b1=ema(check_decay("b1", b1), nesterov=nesterov),
             b2=residual_variance(check_decay("b2", b2), eps_root),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
         ),
         bias_correct(),
         precondition(eps=eps),
@@ -149,6 +165,8 @@ def radam(
     threshold: Hyperparam = exact(5.0),
     *,
     nesterov: bool = False,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam that is momentum until its second moment has seen enough.
 
@@ -157,7 +175,12 @@ def radam(
     Reference: Liu et al. 2020, Algorithm 2.
     """
     return optax.chain(
-        scale_by_moments(b1=ema(check_decay("b1", b1), nesterov=nesterov), b2=b2),
+        scale_by_moments(
+            b1=ema(check_decay("b1", b1), nesterov=nesterov),
+            b2=b2,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
         bias_correct(),
         rectified_precondition(b2, eps, eps_root, threshold),
         scale_by_lr(learning_rate),
@@ -169,6 +192,9 @@ def yogi(
     b1: Hyperparam = exact(0.9),
     b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-3),
+    *,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam whose second moment moves by a step that its own size does not enter.
 
@@ -182,6 +208,8 @@ def yogi(
         scale_by_moments(
             b1=ema(check_decay("b1", b1), initial=1e-6),
             b2=yogi_average(check_decay("b2", b2), initial=1e-6),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
         ),
         bias_correct(),
         precondition(eps=eps),

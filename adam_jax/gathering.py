@@ -9,10 +9,10 @@ import optax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from adam_jax import formats, numerics
+from adam_jax import numerics
 from adam_jax.accumulators import Accumulator
 from adam_jax.checks import check_like
-from adam_jax.formats import Format
+from adam_jax.formats import Format, Stored
 from adam_jax.hyperparams import all_at, at
 
 
@@ -20,21 +20,21 @@ class Gathered(NamedTuple):
     """One moment after one step.
 
     Attributes:
-      stored: the moment as state keeps it.
+      stored: the moment as the state keeps it.
       moment: the moment in the dtype in which it was computed.
       flows: what flows on: the moment, or what its accumulator reads in its place.
       seen: scalar, the weight that goes with what flows on.
       weight: shape (2,), the weight seen and its compensation, as in `MomentsState`.
     """
 
-    stored: Any
+    stored: Stored
     moment: Any
     flows: Any
     seen: jax.Array
     weight: jax.Array
 
 
-def start(params: Any, initial: Any, format: Format, signed: bool) -> Any:
+def start(params: Any, initial: Any, format: Format, signed: bool) -> Stored:
     """Return what stores the moment before the first gradient, sharded like `params`.
 
     Args:
@@ -51,35 +51,50 @@ def start(params: Any, initial: Any, format: Format, signed: bool) -> Any:
             # A constant would be replicated: this one depends on the parameter, and
             # so the partitioner shards it alike (XLA then folds the comparison).
             value = jnp.asarray(initial, dtype)
-            moment = jnp.where(param == param, value, value)
-        else:
-            moment = jnp.full_like(param, initial, dtype=dtype)
-        return format.init(moment, signed)
+            return jnp.where(param == param, value, value)
+        return jnp.full_like(param, initial, dtype=dtype)
 
-    return jax.tree.map(start_leaf, params)
+    return restart(jax.tree.map(start_leaf, params), format, signed)
 
 
-def load(format: Format, stored: Any) -> Any:
-    """Return the moment that `stored` holds, or None for none."""
-    return jax.tree.map(
-        format.decode, stored, is_leaf=lambda x: isinstance(x, formats.Blocks)
-    )
+def restart(moment: Any, format: Format, signed: bool) -> Stored:
+    """Return what stores a given moment, a pytree, rounded to the nearest."""
+    leaves, structure = jax.tree.flatten(moment)
+    return _transpose(format, structure, [format.init(leaf, signed) for leaf in leaves])
+
+
+def load(format: Format, stored: Stored) -> Any:
+    """Return the moment that `stored` holds, a pytree, or None for none."""
+    values, scales = stored
+    if scales is None:
+        return jax.tree.map(lambda x: format.decode(Stored(x)), values)
+    return jax.tree.map(lambda *x: format.decode(Stored(*x)), values, scales)
 
 
 def _store(
-    format: Format, moment: Any, stored: Any, past: ArrayLike, signed: bool
-) -> Any:
+    format: Format, moment: Any, stored: Stored, past: ArrayLike, signed: bool
+) -> Stored:
     """Return what stores `moment` in the place of `stored`."""
     leaves, structure = jax.tree.flatten(moment)
+    values = structure.flatten_up_to(stored.values)
+    scales = [None] * len(leaves)
+    if stored.scales is not None:
+        scales = structure.flatten_up_to(stored.scales)
     encoded = []
-    for i, (x, old) in enumerate(
-        zip(leaves, structure.flatten_up_to(stored), strict=True)
-    ):
+    for i, (x, *old) in enumerate(zip(leaves, values, scales, strict=True)):
         noise = functools.partial(
             numerics.random_bits, words=(format.seed, past, signed, i)
         )
-        encoded.append(format.encode(x, old, noise))
-    return structure.unflatten(encoded)
+        encoded.append(format.encode(x, Stored(*old), noise))
+    return _transpose(format, structure, encoded)
+
+
+def _transpose(format: Format, structure: Any, leaves: list[Stored]) -> Stored:
+    """Return the `Stored` of pytrees that a pytree with `Stored` leaves amounts to."""
+    values = structure.unflatten([leaf.values for leaf in leaves])
+    if not format.scaled:
+        return Stored(values)
+    return Stored(values, structure.unflatten([leaf.scales for leaf in leaves]))
 
 
 def widen(grads: Any, *moments: Any) -> Any:
@@ -108,7 +123,7 @@ def gather(
     accumulator: Accumulator | None,
     format: Format,
     signed: bool,
-    stored: Any,
+    stored: Stored,
     grads: Any,
     mu: Any,
     weight: jax.Array,
@@ -131,7 +146,7 @@ def gather(
     """
     if accumulator is None:
         unit = jnp.array([1, 0], weight.dtype)
-        return Gathered(None, None, None, unit[0], unit)
+        return Gathered(Stored(None), None, None, unit[0], unit)
     add, read = accumulator.add, accumulator.read
     measure = accumulator.measure or (_first_power if signed else _second_power)
     before = load(format, stored)

@@ -16,8 +16,7 @@ from jax.experimental import checkify
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
-from adam_jax.formats import load_moments
-from adam_jax.transforms import MomentsState
+from adam_jax.transforms import MomentsState, load_moments
 
 
 class SkipState(NamedTuple):
@@ -194,16 +193,17 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
                 jax.tree.leaves(params),
                 strict=True,
             ):
-                dtypes = numerics.dtype_of(update), numerics.dtype_of(param)
-                if dtypes[0] != dtypes[1]:
+                own = numerics.dtype_of(param)
+                # round_to_params() emits float32 for bfloat16 parameters.
+                if numerics.dtype_of(update) not in (own, numerics.compute_dtype(own)):
                     raise AssertionError(
-                        f"updates{jax.tree_util.keystr(path)} is {dtypes[0]}, its "
-                        f"parameter {dtypes[1]}: end the chain with scale_by_lr() or "
+                        f"updates{jax.tree_util.keystr(path)} is {update.dtype}, its "
+                        f"parameter {own}: end the chain with scale_by_lr() or "
                         "cast_to_params()."
                     )
         before, after = _moments_states(state), _moments_states(new_state)
         for old, new in zip(before, after, strict=True):
-            for path, nu in jax.tree_util.tree_leaves_with_path(load_moments(new.nu)):
+            for path, nu in jax.tree_util.tree_leaves_with_path(load_moments(new)[1]):
                 name, negative = f"nu{jax.tree_util.keystr(path)}", jnp.sum(nu < 0)
                 checkify.check(
                     negative == 0, name + " has {n} negative elements", n=negative
@@ -214,8 +214,9 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
             )
         _check_finite(updates, "updates")
         for new in after:
-            _check_finite(load_moments(new.mu), "mu")
-            _check_finite(load_moments(new.nu), "nu")
+            mu, nu = load_moments(new)
+            _check_finite(mu, "mu")
+            _check_finite(nu, "nu")
         return updates, new_state
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)

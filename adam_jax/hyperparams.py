@@ -119,7 +119,10 @@ def _checked(
     if np.ndim(value) != 0:
         raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}.")
     dtype = jnp.result_type(value)
-    if dtype in (jnp.bfloat16, jnp.float16) and not half_precision:
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    if not is_float and not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{name} must be a real number, got {value!r} of {dtype}.")
+    if is_float and jnp.finfo(dtype).bits < 32 and not half_precision:
         raise ValueError(
             f"{name} is a {dtype} array, which cannot hold it (bfloat16 rounds 0.999 "
             "to 1.0, float16 rounds 1e-8 to 0): pass a float32 array, or a float. "

@@ -96,6 +96,9 @@ def simplified_adam(
     b1: Hyperparam = exact(0.9),
     b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-8),
+    *,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Adam without bias correction: `mu / (sqrt(nu) + eps)`.
 
@@ -103,7 +106,7 @@ def simplified_adam(
     defaults.
     """
     return optax.chain(
-        scale_by_moments(b1=b1, b2=b2),
+        scale_by_moments(b1=b1, b2=b2, mu_dtype=mu_dtype, nu_dtype=nu_dtype),
         precondition(eps=eps),
         scale_by_lr(learning_rate),
     )

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from adam_jax import gathering, numerics
 from adam_jax.accumulators import Accumulator, ema
 from adam_jax.checks import check_inexact
-from adam_jax.formats import Storage, as_format, dense
+from adam_jax.formats import Storage, Stored, as_format, dense, eight_bit
 from adam_jax.hyperparams import (
     Hyperparam,
     check_decay,
@@ -63,12 +63,16 @@ class MomentsState(NamedTuple):
         column 1 what rounding withheld from them. It makes the correction right for
         decays that change, and is there for constant ones too, so that the state has
         one structure whatever the hyperparameters are.
+      mu_scales: what the format of mu keeps beside it, a pytree like mu; or None.
+      nu_scales: the same for nu.
     """
 
     count: ArrayLike
     mu: Any
     nu: Any
     weights: jax.Array
+    mu_scales: Any = None
+    nu_scales: Any = None
 
 
 def scale_by_moments(
@@ -121,37 +125,40 @@ def scale_by_moments(
         check_inexact(params, "params")
         leaves = jax.tree.leaves(params)
         reals = [numerics.real_dtype(numerics.dtype_of(p)) for p in leaves]
-        return MomentsState(
-            count=jnp.zeros([], jnp.int32),
-            mu=first and gathering.start(params, first.initial, mu_format, True),
-            nu=second and gathering.start(params, second.initial, nu_format, False),
-            weights=jnp.zeros([2, 2], numerics.compute_dtype(*reals)),
-        )
+        mu = nu = Stored(None)
+        if first:
+            mu = gathering.start(params, first.initial, mu_format, True)
+        if second:
+            nu = gathering.start(params, second.initial, nu_format, False)
+        weights = jnp.zeros([2, 2], numerics.compute_dtype(*reals))
+        return _moments_state(jnp.zeros([], jnp.int32), mu, nu, weights)
 
     def update_fn(updates, state, params=None):
         del params
         expect_updates(updates, "scale_by_moments")
         check_inexact(updates, "grads")
+        old_mu = Stored(state.mu, state.mu_scales)
+        old_nu = Stored(state.nu, state.nu_scales)
         grads = gathering.widen(
             updates,
-            gathering.load(mu_format, state.mu),
-            gathering.load(nu_format, state.nu),
+            gathering.load(mu_format, old_mu),
+            gathering.load(nu_format, old_nu),
         )
         if second:
             grads = jax.tree.map(numerics.bound, grads)
         past, weights = state.count, state.weights
         mu = gathering.gather(
-            first, mu_format, True, state.mu, grads, grads, weights[0], past
+            first, mu_format, True, old_mu, grads, grads, weights[0], past
         )
         if first is None:
             mu = mu._replace(moment=grads, flows=grads)
         nu = gathering.gather(
-            second, nu_format, False, state.nu, grads, mu.moment, weights[1], past
+            second, nu_format, False, old_nu, grads, mu.moment, weights[1], past
         )
         count = optax.safe_increment(past)
         return (
             Moments(count, updates, mu.flows, nu.flows, mu.seen, nu.seen),
-            MomentsState(
+            _moments_state(
                 count, mu.stored, nu.stored, jnp.stack([mu.weight, nu.weight])
             ),
         )
@@ -254,6 +261,8 @@ def running_max() -> optax.GradientTransformation:
 
         nu_max <- max(nu_max, nu)
 
+    It is kept in float32. Of a nu that is rounded stochastically it gathers the errors.
+
     Before `bias_correct` it takes the maximum of the raw moment (PyTorch), after it
     that of the corrected one (Optax).
 
@@ -261,7 +270,7 @@ def running_max() -> optax.GradientTransformation:
     """
 
     def init_fn(params):
-        return RunningMaxState(gathering.start(params, 0.0, dense(), False))
+        return RunningMaxState(gathering.start(params, 0.0, dense(), False).values)
 
     def update_fn(updates, state, params=None):
         del params
@@ -274,6 +283,36 @@ def running_max() -> optax.GradientTransformation:
         )
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def load_moments(state: Any) -> tuple[Any, Any]:
+    """Return mu and nu of an optimizer state as arrays, whatever they are stored in.
+
+    Each is a pytree like the parameters, or None where there is none. Moments in a
+    format of your own are returned as they are stored.
+
+    Args:
+      state: a state that holds one `MomentsState`: a chain's, a TrainState.
+
+    Raises:
+      ValueError: if it holds none, or several.
+    """
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MomentsState))
+    nodes = [node for node in nodes if isinstance(node, MomentsState)]
+    if len(nodes) != 1:
+        raise ValueError(f"expected one MomentsState in the state, found {len(nodes)}.")
+    (node,) = nodes
+    ours = eight_bit()  # its decoding leaves other values as they are
+    return (
+        gathering.load(ours, Stored(node.mu, node.mu_scales)),
+        gathering.load(ours, Stored(node.nu, node.nu_scales)),
+    )
+
+
+def _moments_state(
+    count: ArrayLike, mu: Stored, nu: Stored, weights: jax.Array
+) -> MomentsState:
+    return MomentsState(count, mu.values, nu.values, weights, mu.scales, nu.scales)
 
 
 def _accumulator(name: str, value: Any) -> Accumulator | None:
@@ -304,8 +343,11 @@ def expect_updates(value: Any, stage: str) -> None:
 
 
 def expect_moments(value: Any, stage: str) -> Moments:
-    """Return `value` if it is `Moments`."""
-    if not isinstance(value, Moments):
+    """Return `value` if it is `Moments`, and none whose count was scaled or clipped."""
+    # Optax's transforms would map over Moments, unaware: the count then is no integer.
+    if not isinstance(value, Moments) or not jnp.issubdtype(
+        numerics.dtype_of(value.count), jnp.integer
+    ):
         raise TypeError(
             f"{stage}() takes the Moments that scale_by_moments() emits, got "
             f"{type(value).__name__}: put scale_by_moments() before it, and transforms "

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from adam_jax import gathering, numerics
 from adam_jax.accumulators import trace
 from adam_jax.checks import check_inexact, check_like
-from adam_jax.formats import Storage, as_format
+from adam_jax.formats import Storage, Stored, as_format
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
@@ -109,10 +109,12 @@ def rectified_precondition(
         rho = (
             rho_inf - 2 * jnp.asarray(m.count, dtype) * (1 - m.nu_weight) / m.nu_weight
         )
-        trusted = rho >= at(threshold, m.count - 1, dtype)
-        safe_rho = jnp.where(trusted, rho, rho_inf)
-        ratio = (safe_rho - 4) * (safe_rho - 2) * rho_inf
-        r = numerics.sqrt(ratio / ((rho_inf - 4) * (rho_inf - 2) * safe_rho))
+        # Below 4 there is no r, whatever the threshold.
+        trusted = (rho > 4) & (rho >= at(threshold, m.count - 1, dtype))
+        rho, rho_max = jnp.where(trusted, rho, 5), jnp.where(trusted, rho_inf, 5)
+        r = jnp.sqrt(
+            ((rho - 4) * (rho - 2) * rho_max) / ((rho_max - 4) * (rho_max - 2) * rho)
+        )
         updates = jax.tree.map(
             lambda divided, mu: jnp.where(trusted, r.astype(mu.dtype) * divided, mu),
             divide_moments(m, eps, eps_root),
@@ -124,10 +126,17 @@ def rectified_precondition(
 
 
 class TraceState(NamedTuple):
-    """State of `scale_by_trace`: int32 count, and the trace, a pytree like params."""
+    """State of `scale_by_trace`.
+
+    Attributes:
+      count: int32 scalar, the steps taken.
+      trace: a pytree like the parameters.
+      scales: what the format of the trace keeps beside it, or None.
+    """
 
     count: ArrayLike
     trace: Any
+    scales: Any = None
 
 
 def scale_by_trace(
@@ -151,17 +160,18 @@ def scale_by_trace(
     def init_fn(params):
         check_inexact(params, "params")
         start = gathering.start(params, accumulator.initial, format, True)
-        return TraceState(jnp.zeros([], jnp.int32), start)
+        return TraceState(jnp.zeros([], jnp.int32), *start)
 
     def update_fn(updates, state, params=None):
         expect_updates(updates, "scale_by_trace")
         check_inexact(updates, "grads")
-        grads = gathering.widen(updates, gathering.load(format, state.trace))
+        stored = Stored(state.trace, state.scales)
+        grads = gathering.widen(updates, gathering.load(format, stored))
         gathered = gathering.gather(
             accumulator,
             format,
             True,
-            state.trace,
+            stored,
             grads,
             grads,
             jnp.array([1, 0], jnp.float32),
@@ -170,7 +180,7 @@ def scale_by_trace(
         count = optax.safe_increment(state.count)
         return (
             _emit(gathered.flows, updates, params),
-            TraceState(count, gathered.stored),
+            TraceState(count, *gathered.stored),
         )
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -222,7 +232,7 @@ def scale_by_lr(
 
     Args:
       learning_rate: >= 0; a number, a 0-d array or a schedule of the step count,
-        which is 0 at the first step. None multiplies by nothing.
+        which is 0 at the first step. None multiplies by nothing, nor flips the sign.
       flip_sign: False multiplies by plus the learning rate.
 
     Example: the three-stage chain is Adam.

@@ -7,8 +7,8 @@ steps, printed for each way to store nu (exact: the same average in float64):
   mean      mean over elements and steps of nu / exact nu; 1 is unbiased
   spread    root mean square over both of sqrt(nu / exact nu) - its mean
 
-Beside our formats: nearest rounding in each, the other known 8-bit codes, Optax in
-bfloat16 and, where it is installed, rollfast.
+Beside our formats: nearest rounding in each, the other known 8-bit codes, and Optax in
+bfloat16.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax import Format, dense, eight_bit, scale_by_moments
+from adam_jax import Format, Stored, dense, eight_bit, scale_by_moments
 
 B2 = 0.999
 ROWS, COLUMNS = 16, 256
@@ -55,18 +55,17 @@ def codebook(levels, sqrt=False, block=32):
         share = (ratio - low) / (high - low)
         uniform = (noise(x.shape) >> 8).astype(jnp.float32) * 2.0**-24
         code = upper - (uniform >= share)
-        return jnp.concatenate([code.astype(jnp.float32), scale], axis=-1)
+        return Stored(code.astype(jnp.uint8), scale)
 
     def decode(stored):
-        code, scale = stored[..., :COLUMNS], stored[..., COLUMNS:]
-        y = levels[code.astype(jnp.int32)] * jnp.repeat(scale, block, -1)
+        y = levels[stored.values] * jnp.repeat(stored.scales, block, -1)
         return y**2 if sqrt else y
 
     def init(x, signed):
         del signed
         return encode(x, None, half)
 
-    return Format(init, encode, decode)
+    return Format(init, encode, decode, scaled=True)
 
 
 def companded(sqrt_domain):
@@ -138,7 +137,7 @@ def measure_format(format, steps, window):
     return measure(
         tx.init,
         lambda grads, state: tx.update(grads, state)[1],
-        lambda state: format.decode(state.nu),
+        lambda state: format.decode(Stored(state.nu, state.nu_scales)),
         steps,
         window,
     )

@@ -5,6 +5,7 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -70,6 +71,14 @@ def test_negative_or_not_finite(name, make, value):
 def test_not_a_number(value):
     with pytest.raises(TypeError, match="eps must be a number, a 0-d array or a sched"):
         adam_jax.adam(1e-3, eps=value)
+
+
+@pytest.mark.parametrize(
+    "value", [jnp.complex64(0.5), np.complex64(0.5), jnp.array(True)]
+)
+def test_not_a_real_number(value):
+    with pytest.raises(TypeError, match="b1 must be a real number, got"):
+        adam_jax.adam(1e-3, b1=value)
 
 
 def test_not_a_scalar():

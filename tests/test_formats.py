@@ -1,5 +1,6 @@
 """Moments in bfloat16 and in 8-bit blocks: true on average, small, and composable."""
 
+import inspect
 import pathlib
 import sys
 
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import run
+from cases import gradients, run
+from flax import nnx, serialization
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
-from adam_jax import Blocks, convert_state, dense, eight_bit, numerics
+from adam_jax import Stored, convert_state, dense, eight_bit, load_moments, numerics
 from adam_jax.formats import decode_blocks, encode_blocks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
@@ -59,10 +61,10 @@ def test_codes_decode_to_what_they_encode(signed):
     codes = np.concatenate([codes, np.full_like(codes, np.iinfo(codes.dtype).max)], 1)
     for exponent in (20, 100, 127, 254):
         exponents = np.full((len(codes), 1), exponent, np.uint8)
-        stored = Blocks(jnp.asarray(codes), jnp.asarray(exponents), 2)
-        again = encode_blocks(decode_blocks(stored), 2, signed, noise(0))
-        np.testing.assert_array_equal(again.codes, codes)
-        np.testing.assert_array_equal(again.exponents, exponents)
+        stored = Stored(jnp.asarray(codes), jnp.asarray(exponents))
+        again = encode_blocks(decode_blocks(stored), 1, signed, noise(0))
+        np.testing.assert_array_equal(again.values, codes)
+        np.testing.assert_array_equal(again.scales, exponents)
 
 
 @SIGNED
@@ -73,7 +75,7 @@ def test_rounding_is_unbiased_and_at_most_one_code_off(signed):
 
     @jax.jit
     def rounded(seed):
-        return decode_blocks(encode_blocks(x, 32, signed, noise(seed)))
+        return decode_blocks(encode_blocks(x, 2, signed, noise(seed)))
 
     samples = np.stack([rounded(seed) for seed in range(1000)])
     size = np.abs(x)
@@ -90,18 +92,18 @@ def test_rounding_is_unbiased_and_at_most_one_code_off(signed):
 def test_small_second_moments_never_become_zero():
     x = jnp.float32([[1.0, 1e-9, 1e-30, 0.0]])
     for seed in range(20):
-        decoded = decode_blocks(encode_blocks(x, 4, False, noise(seed)))[0]
+        decoded = decode_blocks(encode_blocks(x, 1, False, noise(seed)))[0]
         assert decoded[1] > 0 and decoded[2] > 0 and decoded[3] == 0
         # Too large, if anything: the step is then too small.
         assert decoded[1] >= 1e-9
-    assert (decode_blocks(encode_blocks(0 * x, 4, False, noise(0))) == 0).all()
+    assert (decode_blocks(encode_blocks(0 * x, 1, False, noise(0))) == 0).all()
 
 
 @SIGNED
 @pytest.mark.parametrize("poison", [jnp.inf, jnp.nan])
 def test_a_poisoned_block_shows(poison, signed):
     x = jnp.ones((2, 4)).at[0, 1].set(poison)
-    decoded = decode_blocks(encode_blocks(x, 4, signed, noise(0)))
+    decoded = decode_blocks(encode_blocks(x, 1, signed, noise(0)))
     assert jnp.isnan(decoded[0]).any() and jnp.isfinite(decoded[1]).all()
 
 
@@ -179,8 +181,8 @@ def test_the_state_keeps_its_types_and_its_size(format):
     grads = jax.tree.map(lambda p: jnp.stack([p] * 3), params)
     _, _, state = run(tx, grads, params)
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, tx.init(params))
-    moments = optax.tree.get(state, "mu")["w"], optax.tree.get(state, "nu")["w"]
-    per_parameter = nbytes(moments) / params["w"].size
+    own = [optax.tree.get(state, key) for key in ("mu", "nu", "mu_scales", "nu_scales")]
+    per_parameter = nbytes([tree and tree["w"] for tree in own]) / params["w"].size
     print(f"{format}: {per_parameter:.3f} bytes a parameter")
     assert per_parameter <= (2.15 if format == "8bit" else 4)
     if format == "8bit":  # the bias is below the threshold
@@ -201,7 +203,94 @@ def test_composes_with_optax():
     mapped = optax.tree.map_params(tx, lambda x: x, state)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
     batch = jax.vmap(tx.init)({"w": jnp.ones((2, 64, 64)), "b": jnp.ones((2, 4))})
-    assert optax.tree.get(batch, "nu")["w"].codes.shape == (2, 64, 64)
+    assert optax.tree.get(batch, "nu")["w"].shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "8bit"])
+def test_state_maps_to_specs_and_survives_flax(format):
+    """Each leaf of mu and nu is one array: for specs, NNX, and msgpack."""
+    params = {"w": jnp.ones((64, 64)), "b": jnp.ones(4)}
+    tx = adam_jax.adam(1e-2, mu_dtype=format, nu_dtype=format)
+    state = tx.init(params)
+    specs = {"w": P("x"), "b": P()}
+    mapped = optax.tree.map_params(tx, lambda x, spec: spec, state, specs)
+    assert optax.tree.get(mapped, "nu") == specs
+    _, state = tx.update(params, state)
+    data = serialization.to_bytes(state)
+    restored = serialization.from_bytes(tx.init(params), data)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+    model = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    before = model.kernel[...]
+    for _ in range(3):
+        grads = nnx.grad(lambda m: m(jnp.ones((2, 64))).sum())(model)
+        optimizer.update(model, grads)
+    np.testing.assert_allclose(model.kernel[...] - before, -0.03, rtol=0.15)
+
+
+def test_an_eight_bit_mu_beside_a_float32_nu_keeps_the_step_bounded():
+    """One gradient of size 1 in a block of tiny ones: no leap to the first code."""
+    scale = jnp.full((1, 32), 1e-7).at[0, 0].set(1.0)
+    grads = scale * jax.random.normal(jax.random.key(0), (300, 1, 32))
+    tx = adam_jax.adam(1.0, mu_dtype=EIGHT_BIT)
+    updates, _, _ = run(tx, grads, jnp.zeros((1, 32)))
+    # At most four times the bound of an exact mu, (1 - b1) / sqrt(1 - b2) = 3.16.
+    assert np.abs(updates).max() < 4 * 3.17
+
+
+def test_a_format_of_one_s_own():
+    """Two arrays for each leaf: integers, and their scale."""
+
+    def pack(x):
+        scale = jnp.maximum(jnp.abs(x).max(keepdims=True), 1e-30) / 32767
+        return Stored(jnp.round(x / scale).astype(jnp.int16), scale)
+
+    format = adam_jax.Format(
+        init=lambda x, signed: pack(x),
+        encode=lambda x, old, noise: pack(x),
+        decode=lambda stored: stored.values * stored.scales,
+        scaled=True,
+    )
+    grads = jnp.asarray(gradients(50)[:, :4], jnp.float32)
+    tx = adam_jax.adam(1e-2, mu_dtype=format)
+    exact, _, _ = run(adam_jax.adam(1e-2), grads, jnp.zeros(4))
+    rounded, _, state = run(tx, grads, jnp.zeros(4))
+    assert optax.tree.get(state, "mu").dtype == jnp.int16
+    np.testing.assert_allclose(rounded[:, 3], exact[:, 3], rtol=0.02, atol=1e-5)
+
+
+def test_load_moments():
+    params = {"w": jnp.ones((64, 64))}
+    tx = optax.chain(optax.clip(1.0), adam_jax.adam(1e-2, mu_dtype="8bit"))
+    _, state = tx.update(params, tx.init(params))
+    mu, nu = load_moments(state)
+    np.testing.assert_allclose(mu["w"], 0.1, rtol=1 / 16)
+    np.testing.assert_allclose(nu["w"], 0.001, rtol=1e-5)
+    with pytest.raises(ValueError, match="expected one MomentsState in the state, fo"):
+        load_moments(optax.sgd(1.0).init(params))
+
+
+@pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
+def test_every_optimizer_takes_every_format(name):
+    keys = inspect.signature(adam_jax.OPTIMIZERS[name]).parameters
+    keys = [k for k in keys if k in ("mu_dtype", "nu_dtype", "accumulator_dtype")]
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    params = {"w": jnp.ones((8, 32)), "b": jnp.ones(3)}
+    expected = None
+    for format in ("float32", "bfloat16", EIGHT_BIT):
+        storage = dict.fromkeys(keys, format)
+        tx = adam_jax.OPTIMIZERS[name](1e-2, **options, **storage)
+        state = tx.init(params)
+        types = jax.tree.map(jax.typeof, state)
+        for _ in range(2):
+            updates, state = jax.jit(tx.update)(params, state, params)
+        assert jax.tree.map(jax.typeof, state) == types
+        if expected is None:
+            expected = updates
+        np.testing.assert_allclose(updates["w"], expected["w"], rtol=0.15)
+    sizes = [x.dtype.itemsize for x in jax.tree.leaves(state) if x.shape == (8, 32)]
+    assert keys and (sizes.count(1) == len(sizes) or name == "amsgrad")
 
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P("x", "y"), P()])
@@ -225,7 +314,7 @@ def test_sharding_changes_nothing_and_gathers_nothing(format, spec):
     actual = steps(sharded, init, update)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     for leaf in jax.tree.leaves(actual):
-        if leaf.ndim == 2 and leaf.shape[0] == 16:
+        if leaf.shape in ((16, 256), (16, 8)):  # and the exponents' PartitionSpec
             assert leaf.sharding.is_equivalent_to(sharding, 2)
     text = update.lower(sharded, actual[1], sharded).compile().as_text()
     for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
@@ -255,7 +344,15 @@ def test_a_run_goes_on_in_another_format(source, target):
 def test_traces_convert_too():
     state = adam_jax.sgd(1e-2, momentum=0.9).init(jnp.ones((64, 64)))
     converted = convert_state(state, mu_dtype="8bit")
-    assert optax.tree.get(converted, "trace").codes.dtype == jnp.int8
+    assert optax.tree.get(converted, "trace").dtype == jnp.int8
+
+
+def test_conversion_refuses_what_it_would_lose():
+    with pytest.raises(ValueError, match=r"convert_state\(\) found no moments"):
+        convert_state(optax.adam(1e-3).init(jnp.ones(2)), mu_dtype="8bit")
+    state = adam_jax.adam(1e-3).init(jnp.ones(2, jnp.complex64))
+    with pytest.raises(TypeError, match="complex64 moment cannot be stored as float32"):
+        convert_state(state, mu_dtype="float32")
 
 
 def test_seeds_differ_and_repeat():

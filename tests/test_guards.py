@@ -183,6 +183,12 @@ def moments_nu(state):
     return optax.tree.get(state, "nu")
 
 
+def test_checked_takes_what_round_to_params_emits():
+    tx = checked(adam_jax.round_to_params(adam_jax.adam(1e-3)))
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    assert error_of(tx, params, tx.init(params), params) is None
+
+
 def test_checked_sees_a_count_that_does_not_grow():
     inner = adam_jax.adam(1e-3)
 
@@ -196,9 +202,10 @@ def test_checked_sees_a_count_that_does_not_grow():
 
 
 def test_checked_wants_updates_like_the_parameters():
-    tx = checked(optax.chain(adam_jax.scale_by_moments(), adam_jax.precondition()))
-    params = {"w": jnp.ones(2, jnp.bfloat16)}
-    with pytest.raises(AssertionError, match=r"updates\['w'\] is float32, its param"):
+    narrow = optax.stateless(lambda u, p: {"w": u["w"].astype("bfloat16")})
+    tx = checked(optax.chain(adam_jax.adam(1e-3), narrow))
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(AssertionError, match=r"updates\['w'\] is bfloat16, its param"):
         error_of(tx, params, tx.init(params), params)
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import run
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding
@@ -32,11 +33,13 @@ def train(tx, params, grads, steps):
 @STAGES
 def test_a_hundred_small_steps_arrive(stage):
     ones = jnp.ones(1000, jnp.bfloat16)
-    ours = train(optax.chain(adam_jax.adam(1e-3), stage()), ones, ones, 100)
+    ours = train(stage(adam_jax.adam(1e-3)), ones, ones, 100)
+    last = train(optax.chain(adam_jax.adam(1e-3), stage()), ones, ones, 100)
     theirs = train(optax.adam(1e-3), ones, ones, 100)
     assert ours.dtype == jnp.bfloat16 and (theirs == 1).all()
     # 100 steps of 1e-3; the mean over 1000 parameters, whose last bit is 1/256.
     np.testing.assert_allclose(ours.astype(jnp.float32).mean(), 0.9, rtol=0.01)
+    np.testing.assert_allclose(last.astype(jnp.float32).mean(), 0.9, rtol=0.01)
 
 
 @STAGES
@@ -97,10 +100,49 @@ def test_compensation_is_float32_training_rounded():
         assert (nearest <= jnp.abs(master) * 2.0**-8).all()
 
 
+def test_a_compensated_optimizer_is_float32_training_rounded():
+    """All of adamw, weight decay included: its master is float32's, bit for bit."""
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(rng.normal(size=1000), jnp.bfloat16)
+    grads = jnp.asarray(rng.normal(size=(50, 1000)), jnp.bfloat16)
+    adamw = adam_jax.adamw(1e-3, weight_decay=0.1)
+    _, exact, _ = run(adamw, grads, params.astype(jnp.float32))
+    _, rounded, state = run(compensate_params(adamw), grads, params)
+    residual = optax.tree.get(state, "residual")
+    whole = numerics.join_float32(jnp.asarray(rounded[-1]), jnp.asarray(residual))
+    np.testing.assert_array_equal(whole, exact[-1])
+
+
+@STAGES
+def test_a_small_decay_beside_a_large_step_is_not_lost(stage):
+    """Steps of 1e-2 that cancel, and a decay of 1e-5: as in float32."""
+    grads = jnp.tile(jnp.array([[1.0], [-1.0]], jnp.bfloat16), (500, 1000))
+    lion = adam_jax.lion(1e-2, b1=0.0, b2=0.0, weight_decay=1e-3)
+    ones = jnp.ones(1000, jnp.bfloat16)
+    _, params, _ = run(stage(lion), grads, ones)
+    # 1000 steps of 1e-5: 0.990; the mean over 1000 parameters of last bit 1/256.
+    np.testing.assert_allclose(params[-1].astype(np.float32).mean(), 0.990, atol=2e-3)
+
+
+@STAGES
+def test_wide_updates_python_numbers_and_abstract_parameters(stage):
+    tx = stage(adam_jax.adam(1e-2))
+    updates, _ = tx.update({"a": 2.0}, tx.init({"a": 1.0}), {"a": 1.0})
+    np.testing.assert_allclose(updates["a"], -1e-2, rtol=1e-6)
+    abstract = tx.init(jax.ShapeDtypeStruct((2, 3), jnp.bfloat16))
+    concrete = tx.init(jnp.ones((2, 3), jnp.bfloat16))
+    assert jax.tree.map(jax.typeof, abstract) == jax.tree.map(jax.typeof, concrete)
+    with jax.enable_x64(True):
+        params = jnp.ones(3, jnp.bfloat16)
+        wide = jnp.full(3, 0.5, jnp.float64)
+        updates, _ = stage().update(wide, stage().init(params), params)
+        np.testing.assert_allclose(updates, 0.5)
+
+
 @STAGES
 def test_wide_leaves_pass_and_types_stay(stage):
     params = {"half": jnp.ones(3, jnp.bfloat16), "single": jnp.ones(3)}
-    tx = optax.chain(adam_jax.adam(1e-3), stage())
+    tx = stage(adam_jax.adam(1e-3))
     moved = train(tx, params, params, 3)
     plain = train(adam_jax.adam(1e-3), params, params, 3)
     np.testing.assert_array_equal(moved["single"], plain["single"])
@@ -156,5 +198,7 @@ def test_errors(stage):
         tx.update(params, tx.init(params))
     with pytest.raises(TypeError, match=r"params\['w'\] is float16"):
         tx.init({"w": jnp.ones(2, jnp.float16)})
+    with pytest.raises(TypeError, match=r"params\['w'\] has dtype int32"):
+        tx.init({"w": jnp.ones(2, jnp.int32)})
     with pytest.raises(AssertionError, match="tree 0 is updates, tree 1 is params"):
         tx.update(jnp.ones(3), tx.init(params), params)

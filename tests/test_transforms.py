@@ -180,6 +180,23 @@ def test_a_poisoned_gradient_shows():
     np.testing.assert_array_equal(jnp.isnan(updates), [True, True, False])
 
 
+def test_an_optax_transform_among_moments_is_found_out():
+    tx = optax.chain(scale_by_moments(), optax.scale(4.0), bias_correct())
+    with pytest.raises(TypeError, match="takes the Moments that scale_by_moments"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 3.0])
+def test_radam_has_no_r_below_4_whatever_the_threshold(threshold):
+    grads, params = jnp.ones((10, 1)), jnp.zeros(1)
+    updates, _, _ = run(adam_jax.radam(1e-3, threshold=threshold), grads, params)
+    plain, _, _ = run(adam_jax.radam(1e-3, threshold=4.0), grads, params)
+    np.testing.assert_array_equal(updates, plain)
+    tx = adam_jax.radam(1e-3, b2=0.6)  # rho never reaches 4
+    gradient = jax.grad(lambda g: tx.update(g, tx.init(g))[0].sum())(params)
+    assert jnp.isfinite(gradient).all()
+
+
 def test_l2_is_not_adamw():
     params, grads = jnp.float32([10.0]), jnp.float32([1e-3])
     l2 = optax.chain(adam_jax.add_decayed_weights(0.1), adam_jax.adam(1.0))

@@ -27,12 +27,13 @@ def magnitude_quantiles(tree: optax.Params, grads: optax.Updates) -> dict[str, A
 
 def signal_to_noise(opt_state: Any) -> optax.Params | None:
     """Give |mu_hat| / sqrt(nu_hat), or None if the optimizer lacks a moment."""
-    mu, nu, weights = (optax.tree.get(opt_state, n) for n in ("mu", "nu", "weights"))
+    weights = optax.tree.get(opt_state, "weights")
+    if weights is None:
+        return None
+    mu, nu = load_moments(opt_state)
     if mu is None or nu is None:
         return None
     mu_weight, nu_weight = weights[:, 0]
-
-    mu, nu = load_moments(mu), load_moments(nu)
 
     def ratio(mu: Array, nu: Array) -> Array:
         root = jnp.sqrt(nu / nu_weight)

@@ -28,6 +28,8 @@ NAMES = textwrap.fill(
     ", ".join(sorted(OPTIMIZERS)), 78, initial_indent="  ", subsequent_indent="  "
 )
 
+NO_TABLE = "model and optimizer must be tables, as in [optimizer] or optimizer.name"
+
 _EXPECTED = r"expected \1, got \2"
 
 
@@ -100,12 +102,17 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[TrainConfig, str] | Non
         namespace = parser.parse_args(argv)
     except argparse.ArgumentError as error:
         raise ValueError(in_one_sentence(str(error))) from error
+    except TypeError as error:  # the library's own, at `optimizer = 3`
+        raise ValueError(NO_TABLE) from error
     if namespace.command is None:
         parser.print_help()
         return None
     resolved = train.dump(namespace.train)
     del namespace.train.config  # where the values came from is not one of them
-    return TrainConfig(**train.instantiate(namespace.train)), resolved
+    try:
+        return TrainConfig(**train.instantiate(namespace.train)), resolved
+    except TypeError as error:
+        raise ValueError(NO_TABLE) from error
 
 
 def in_one_sentence(message: str) -> str:

@@ -52,5 +52,5 @@ def build_optimizer(
                 f"it takes {', '.join(takes)}"
             )
     tx = factory(learning_rate, **chosen)
-    last = {"stochastic": round_to_params, "compensated": compensate_params}
-    return optax.chain(tx, last[config.rounding]()) if config.rounding in last else tx
+    wrap = {"stochastic": round_to_params, "compensated": compensate_params}
+    return wrap[config.rounding](tx) if config.rounding in wrap else tx

@@ -91,6 +91,7 @@ MISTAKES = {
     ),
 }
 BAD_FILES = {
+    "no table": ("optimizer = 3", r"model and optimizer must be tables"),
     "a wrong key": ("nme = 'x'", r"'nme' is no option"),
     "a wrong key in a table": ("optimizer.lr = 1.0", r"'optimizer.lr' is no option"),
     "a wrong table": ("[optimiser]\nname = 'adam'", r"'optimiser.name' is no option"),
