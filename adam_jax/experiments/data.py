@@ -32,6 +32,11 @@ class Dataset(NamedTuple):
     train: Examples
     test: Examples
 
+    @property
+    def classes(self) -> int:
+        """Count the labels that there may be."""
+        return 1 + int(max(part.labels.max() for part in self))
+
 
 def load_dataset(config: TrainConfig) -> Dataset:
     """Load and split what the config names.

@@ -13,10 +13,11 @@ from adam_jax.experiments.data import Examples
 from adam_jax.experiments.transformer import Transformer
 
 SIDE = 8
-DIGITS = 10
 
 
-def build_model(config: ModelConfig, examples: Examples, seed: int) -> nnx.Module:
+def build_model(
+    config: ModelConfig, examples: Examples, classes: int, seed: int
+) -> nnx.Module:
     """Build the network of a config, its parameters drawn from the seed.
 
     Raises:
@@ -30,29 +31,29 @@ def build_model(config: ModelConfig, examples: Examples, seed: int) -> nnx.Modul
             + ("'transformer' for data = 'topics'" if is_text else "'mlp' or 'cnn'")
         )
     if is_text:
-        classes, context = int(examples.labels.max()) + 1, examples.inputs.shape[-1]
+        context = examples.inputs.shape[-1]
         return Transformer(
             classes, context, config.widths, config.heads, param_dtype, rngs
         )
     build = {"mlp": build_mlp, "cnn": build_cnn}[config.name]
-    return build(config.widths, param_dtype, rngs)
+    return build(config.widths, classes, param_dtype, rngs)
 
 
 def build_mlp(
-    widths: tuple[int, ...], param_dtype: DTypeLike, rngs: nnx.Rngs
+    widths: tuple[int, ...], classes: int, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Sequential:
-    """Build dense layers with a relu after each but the last: (n, 8, 8) to (n, 10)."""
+    """Build dense layers with a relu after each but the last: images to logits."""
     options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
     layers = []
     inputs = SIDE * SIDE
     for width in widths:
         layers += [nnx.Linear(inputs, width, **options), jax.nn.relu]
         inputs = width
-    return nnx.Sequential(_flatten, *layers, nnx.Linear(inputs, DIGITS, **options))
+    return nnx.Sequential(_flatten, *layers, nnx.Linear(inputs, classes, **options))
 
 
 def build_cnn(
-    widths: tuple[int, ...], param_dtype: DTypeLike, rngs: nnx.Rngs
+    widths: tuple[int, ...], classes: int, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Sequential:
     """Build 3x3 convolutions of stride 2, each with a relu, and a dense layer."""
     options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
@@ -62,7 +63,7 @@ def build_cnn(
     channels = (1, *widths)[-1]
     # An odd side is padded: 8, 4, 2, 1, 1, ...
     side = max(1, SIDE >> len(widths))
-    head = nnx.Linear(side * side * channels, DIGITS, **options)
+    head = nnx.Linear(side * side * channels, classes, **options)
     return nnx.Sequential(_add_channel, *layers, _flatten, head)
 
 

@@ -74,7 +74,9 @@ class Trainer:
         self.schedule = build_schedule(config.optimizer, steps)
         self.tx = build_optimizer(config.optimizer, self.schedule)
         self.graphdef, state = nnx.split(
-            build_model(config.model, self.dataset.train, config.seed)
+            build_model(
+                config.model, self.dataset.train, self.dataset.classes, config.seed
+            )
         )
         self.params = nnx.to_pure_dict(state)
         self.opt_state = self.tx.init(self.params)

@@ -16,13 +16,13 @@ IMAGES = Examples(jnp.zeros((1, 8, 8)), jnp.zeros(1, jnp.int32))
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 @pytest.mark.parametrize("widths", [(), (4,), (4, 3, 2, 2, 2)])
 def test_models_map_images_to_logits(name, widths):
-    model = build_model(ModelConfig(name=name, widths=widths), IMAGES, seed=0)
+    model = build_model(ModelConfig(name=name, widths=widths), IMAGES, 10, seed=0)
     assert model(jnp.ones((5, 8, 8))).shape == (5, 10)
 
 
 def test_parameters_come_from_the_seed():
     def kernel(seed):
-        model = build_model(ModelConfig(widths=(4,)), IMAGES, seed)
+        model = build_model(ModelConfig(widths=(4,)), IMAGES, 10, seed)
         return jax.tree.leaves(nnx.state(model))[1]
 
     assert np.array_equal(kernel(0), kernel(0))
@@ -45,7 +45,7 @@ def test_digits_are_split_once_and_for_all():
 def test_the_transformer_sees_the_past_only():
     text = Examples(jnp.zeros((1, 6), jnp.int32), jnp.full((1, 6), 9))
     config = ModelConfig(name="transformer", widths=(8, 8), heads=2)
-    model = build_model(config, text, seed=0)
+    model = build_model(config, text, 10, seed=0)
     logits = model(jnp.arange(6)[None])
     assert logits.shape == (1, 6, 10)
     changed = model(jnp.arange(6)[None].at[0, 4].set(0))
@@ -57,7 +57,7 @@ def test_parameters_of_every_model_may_be_bfloat16():
     text = Examples(jnp.zeros((1, 6), jnp.int32), jnp.full((1, 6), 9))
     for name, examples in [("mlp", IMAGES), ("cnn", IMAGES), ("transformer", text)]:
         config = ModelConfig(name, (8,), heads=2, param_dtype="bfloat16")
-        model = build_model(config, examples, seed=0)
+        model = build_model(config, examples, 10, seed=0)
         for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
             assert leaf.dtype == jnp.bfloat16
         assert model(examples.inputs).dtype == jnp.float32
@@ -69,6 +69,12 @@ def test_topics_are_windows_of_one_text():
     # The label of each character is the next one, also across windows.
     flat, labels = train.inputs.reshape(-1), train.labels.reshape(-1)
     assert np.array_equal(flat[1:], labels[:-1])
-    assert int(labels.max()) >= int(test.labels.max())
+    # A character that only the test has is counted too.
+    rare = split_topics(0.9, context=64)
+    assert (
+        rare.classes
+        == split_topics(0.1, context=64).classes
+        > int(rare.train.labels.max())
+    )
     with pytest.raises(ValueError, match="context is 10000000, but training and test"):
         split_topics(0.1, context=10_000_000)
