@@ -89,6 +89,16 @@ def sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 
+def rsqrt_or_zero(x: jax.Array) -> jax.Array:
+    """Return 1 / sqrt(x) for `x >= 0`, and 0 where `x` is 0, with finite derivatives.
+
+    >>> float(rsqrt_or_zero(jnp.float32(4))), float(rsqrt_or_zero(jnp.float32(0)))
+    (0.5, 0.0)
+    """
+    zero = x == 0
+    return jnp.where(zero, 0, lax.rsqrt(jnp.where(zero, 1, x)))
+
+
 def divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """Return `x / y` for real `y`; a complex `x` is divided part by part."""
     if jnp.iscomplexobj(x):

@@ -69,7 +69,10 @@ def divide_moments(m: Moments, eps: Any, eps_root: Any) -> Any:
     past = m.count - 1
 
     def divide_leaf(mu, nu):
-        root = numerics.sqrt(nu + at(eps_root, past, nu.dtype))
+        inside = nu + at(eps_root, past, nu.dtype)
+        if isinstance(eps, float) and eps == 0:  # one rounding less
+            return mu * numerics.rsqrt_or_zero(inside).astype(mu.dtype)
+        root = numerics.sqrt(inside)
         return numerics.divide_or_zero(mu, root + at(eps, past, nu.dtype))
 
     return jax.tree.map(divide_leaf, m.mu, m.nu)

@@ -61,8 +61,8 @@ def test_float32_is_no_further_from_the_oracle_than_optax(name):
     ours = float32_error(MAKERS[name](1e-3), grads, params, expected)
     theirs = float32_error(getattr(optax, name)(1e-3), grads, params, expected)
     print(f"{name}: float32 RMS error {ours:.1e}, Optax {theirs:.1e}")
-    # Where neither has a weight to lose digits in, the order of roundings decides.
-    assert ours <= 1.1 * theirs + 1e-9
+    # Where neither has a weight to lose digits in, both round alike, up to chance.
+    assert ours <= 1.03 * theirs
 
 
 @pytest.mark.parametrize("name", IN_OPTAX)
