@@ -214,5 +214,6 @@ def test_checked_under_chexify():
     params = jnp.ones(2)
     update = chex.chexify(jax.jit(tx.update), async_check=False)
     update(params, tx.init(params), params)
+    update.wait_checks()
     with pytest.raises(Exception, match="updates has 2 elements that are not finite"):
         update(params * jnp.nan, tx.init(params), params)
