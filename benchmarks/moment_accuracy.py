@@ -7,12 +7,13 @@ steps, printed for each way to store nu (exact: the same average in float64):
   mean      mean over elements and steps of nu / exact nu; 1 is unbiased
   spread    root mean square over both of sqrt(nu / exact nu) - its mean
 
-Beside our formats: nearest rounding in each, the other known 8-bit codes, and Optax in
-bfloat16.
+Beside our formats: nearest rounding in each, the other known 8-bit codes, Optax in
+bfloat16 and, where it is installed, rollfast.
 """
 
 import argparse
 import functools
+import importlib.util
 import json
 import pathlib
 
@@ -155,6 +156,23 @@ def measure_optax(steps, window):
     )
 
 
+def measure_rollfast(stochastic, steps, window):
+    """Measure nu of `rollfast.adamw8`, whose blocks hold 2,048 elements."""
+    import rollfast
+    from rollfast.optim.adam8 import dequantize_blocks
+
+    tx = rollfast.adamw8(
+        1.0, b2=B2, min_size=0, stochastic_rounding=stochastic, key=jax.random.key(0)
+    )
+    return measure(
+        tx.init,
+        lambda grads, state: tx.update(grads, state, grads)[1],
+        lambda state: dequantize_blocks(state[0].nu).reshape(ROWS, COLUMNS),
+        steps,
+        window,
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20_000)
@@ -162,15 +180,20 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, help="write the figures there too")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    run = functools.partial(measure_format, steps=options.steps, window=options.window)
+    length = {"steps": options.steps, "window": options.window}
+    measures = {
+        name: functools.partial(measure_format, format)
+        for name, format in formats().items()
+    }
+    measures["optax, bfloat16"] = measure_optax
+    if importlib.util.find_spec("rollfast"):
+        measures["rollfast"] = functools.partial(measure_rollfast, True)
+        measures["rollfast, nearest"] = functools.partial(measure_rollfast, False)
     rows = {}
     print(f"{'how nu is stored':36}{'mean':>8}{'spread of sqrt(nu)':>20}")
-    for name, format in formats().items():
-        rows[name] = run(format)
-        print(f"{name:36}{rows[name]['mean']:8.3f}{rows[name]['spread']:20.1%}")
-    rows["optax, bfloat16"] = measure_optax(options.steps, options.window)
-    row = rows["optax, bfloat16"]
-    print(f"{'optax, bfloat16':36}{row['mean']:8.3f}{row['spread']:20.1%}")
+    for name, run in measures.items():
+        rows[name] = row = run(**length)
+        print(f"{name:36}{row['mean']:8.3f}{row['spread']:20.1%}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
 
