@@ -20,6 +20,7 @@ from adam_jax.ancestors import adagrad as adagrad
 from adam_jax.ancestors import rmsprop as rmsprop
 from adam_jax.ancestors import sgd as sgd
 from adam_jax.conversion import convert_state as convert_state
+from adam_jax.conversion import load_moments as load_moments
 from adam_jax.followups import adabelief as adabelief
 from adam_jax.followups import adamax as adamax
 from adam_jax.followups import adamaxw as adamaxw
@@ -52,7 +53,6 @@ from adam_jax.transforms import MomentsState as MomentsState
 from adam_jax.transforms import bias_correct as bias_correct
 from adam_jax.transforms import center as center
 from adam_jax.transforms import correct_step_size as correct_step_size
-from adam_jax.transforms import load_moments as load_moments
 from adam_jax.transforms import running_max as running_max
 from adam_jax.transforms import scale_by_moments as scale_by_moments
 from adam_jax.updates import add_decayed_weights as add_decayed_weights

@@ -1,4 +1,4 @@
-"""Converting an optimizer state from one way to store moments to another."""
+"""The moments in an optimizer state: reading them, and storing them in another way."""
 
 from typing import Any
 
@@ -9,6 +9,30 @@ from adam_jax import gathering, numerics
 from adam_jax.formats import Storage, Stored, as_format, eight_bit
 from adam_jax.transforms import MomentsState
 from adam_jax.updates import TraceState
+
+
+def load_moments(state: Any) -> tuple[Any, Any]:
+    """Return mu and nu of an optimizer state as arrays, whatever they are stored in.
+
+    Each is a pytree like the parameters, or None where there is none. Moments in a
+    format of your own are returned as they are stored.
+
+    Args:
+      state: a state that holds one `MomentsState`: a chain's, a TrainState.
+
+    Raises:
+      ValueError: if it holds none, or several.
+    """
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MomentsState))
+    nodes = [node for node in nodes if isinstance(node, MomentsState)]
+    if len(nodes) != 1:
+        raise ValueError(f"expected one MomentsState in the state, found {len(nodes)}.")
+    (node,) = nodes
+    ours = eight_bit()  # its decoding leaves other values as they are
+    return (
+        gathering.load(ours, Stored(node.mu, node.mu_scales)),
+        gathering.load(ours, Stored(node.nu, node.nu_scales)),
+    )
 
 
 def convert_state(

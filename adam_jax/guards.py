@@ -16,7 +16,8 @@ from jax.experimental import checkify
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
-from adam_jax.transforms import MomentsState, load_moments
+from adam_jax.conversion import load_moments
+from adam_jax.transforms import MomentsState
 
 
 class SkipState(NamedTuple):

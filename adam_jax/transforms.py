@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from adam_jax import gathering, numerics
 from adam_jax.accumulators import Accumulator, ema
 from adam_jax.checks import check_inexact
-from adam_jax.formats import Storage, Stored, as_format, dense, eight_bit
+from adam_jax.formats import Storage, Stored, as_format, dense
 from adam_jax.hyperparams import (
     Hyperparam,
     check_decay,
@@ -283,30 +283,6 @@ def running_max() -> optax.GradientTransformation:
         )
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def load_moments(state: Any) -> tuple[Any, Any]:
-    """Return mu and nu of an optimizer state as arrays, whatever they are stored in.
-
-    Each is a pytree like the parameters, or None where there is none. Moments in a
-    format of your own are returned as they are stored.
-
-    Args:
-      state: a state that holds one `MomentsState`: a chain's, a TrainState.
-
-    Raises:
-      ValueError: if it holds none, or several.
-    """
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MomentsState))
-    nodes = [node for node in nodes if isinstance(node, MomentsState)]
-    if len(nodes) != 1:
-        raise ValueError(f"expected one MomentsState in the state, found {len(nodes)}.")
-    (node,) = nodes
-    ours = eight_bit()  # its decoding leaves other values as they are
-    return (
-        gathering.load(ours, Stored(node.mu, node.mu_scales)),
-        gathering.load(ours, Stored(node.nu, node.nu_scales)),
-    )
 
 
 def _moments_state(
