@@ -143,10 +143,16 @@ def gather(
 
     Raises:
       TypeError: if a complex value is to be gathered into a real moment.
+      ValueError: if the moment is stored in another format.
     """
     if accumulator is None:
         unit = jnp.array([1, 0], weight.dtype)
         return Gathered(Stored(None), None, None, unit[0], unit)
+    if (stored.scales is not None) != format.scaled:
+        raise ValueError(
+            "the state stores this moment in another format than the optimizer does: "
+            "adam_jax.convert_state(state, mu_dtype=..., nu_dtype=...) converts it."
+        )
     add, read = accumulator.add, accumulator.read
     measure = accumulator.measure or (_first_power if signed else _second_power)
     before = load(format, stored)

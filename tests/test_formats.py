@@ -341,6 +341,16 @@ def test_a_run_goes_on_in_another_format(source, target):
     jax.tree.map(np.testing.assert_array_equal, same, state)
 
 
+@pytest.mark.parametrize(("source", "target"), [("8bit", None), ("float32", "8bit")])
+def test_a_state_in_another_format_is_refused(source, target):
+    """Codes must not be taken for moments."""
+    params = jnp.ones((64, 64))
+    state = adam_jax.adam(1e-3, mu_dtype=source, nu_dtype=source).init(params)
+    tx = adam_jax.adam(1e-3, mu_dtype=target, nu_dtype=target)
+    with pytest.raises(ValueError, match=r"another format .* adam_jax\.convert_state"):
+        jax.jit(tx.update)(params, state)
+
+
 def test_traces_convert_too():
     state = adam_jax.sgd(1e-2, momentum=0.9).init(jnp.ones((64, 64)))
     converted = convert_state(state, mu_dtype="8bit")
