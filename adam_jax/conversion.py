@@ -11,6 +11,12 @@ from adam_jax.transforms import MomentsState
 from adam_jax.updates import TraceState
 
 
+def find_moments(state: Any) -> list[MomentsState]:
+    """Return every `MomentsState` in an optimizer state, in order."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MomentsState))
+    return [node for node in nodes if isinstance(node, MomentsState)]
+
+
 def load_moments(state: Any) -> tuple[Any, Any]:
     """Return mu and nu of an optimizer state as arrays, whatever they are stored in.
 
@@ -23,8 +29,7 @@ def load_moments(state: Any) -> tuple[Any, Any]:
     Raises:
       ValueError: if it holds none, or several.
     """
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MomentsState))
-    nodes = [node for node in nodes if isinstance(node, MomentsState)]
+    nodes = find_moments(state)
     if len(nodes) != 1:
         raise ValueError(f"expected one MomentsState in the state, found {len(nodes)}.")
     (node,) = nodes

@@ -3,9 +3,6 @@
 The arguments are explained in `adam_jax.optimizers`.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import optax
 
 from adam_jax.accumulators import (
@@ -19,13 +16,12 @@ from adam_jax.formats import Storage
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.transforms import bias_correct, running_max, scale_by_moments
 from adam_jax.updates import (
+    Mask,
     add_decayed_weights,
     precondition,
     rectified_precondition,
     scale_by_lr,
 )
-
-Mask = Any | Callable[[Any], Any] | None
 
 
 def amsgrad(

@@ -16,8 +16,7 @@ from jax.experimental import checkify
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
-from adam_jax.conversion import load_moments
-from adam_jax.transforms import MomentsState
+from adam_jax.conversion import find_moments, load_moments
 
 
 class SkipState(NamedTuple):
@@ -202,7 +201,7 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
                         f"parameter {own}: end the chain with scale_by_lr() or "
                         "cast_to_params()."
                     )
-        before, after = _moments_states(state), _moments_states(new_state)
+        before, after = find_moments(state), find_moments(new_state)
         for old, new in zip(before, after, strict=True):
             for path, nu in jax.tree_util.tree_leaves_with_path(load_moments(new)[1]):
                 name, negative = f"nu{jax.tree_util.keystr(path)}", jnp.sum(nu < 0)
@@ -228,11 +227,6 @@ def _check_finite(tree: Any, name: str) -> None:
         bad = jnp.sum(~jnp.isfinite(leaf))
         text = f"{name}{jax.tree_util.keystr(path)}"
         checkify.check(bad == 0, text + " has {n} elements that are not finite", n=bad)
-
-
-def _moments_states(state: Any) -> list[MomentsState]:
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MomentsState))
-    return [node for node in nodes if isinstance(node, MomentsState)]
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -26,7 +26,6 @@ gradients whose structure or shapes are not the parameters'.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import optax
 
@@ -44,9 +43,7 @@ from adam_jax.followups import (
 from adam_jax.formats import Storage
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.transforms import bias_correct, scale_by_moments
-from adam_jax.updates import add_decayed_weights, precondition, scale_by_lr
-
-Mask = Any | Callable[[Any], Any] | None
+from adam_jax.updates import Mask, add_decayed_weights, precondition, scale_by_lr
 
 
 def adam(

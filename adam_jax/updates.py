@@ -26,6 +26,9 @@ from adam_jax.hyperparams import (
 )
 from adam_jax.transforms import Moments, expect_moments, expect_updates
 
+Mask = Any | Callable[[Any], Any] | None
+"""Booleans in a pytree, a prefix of params, or a function of params that gives one."""
+
 
 def precondition(
     eps: Hyperparam = exact(1e-8),
@@ -191,7 +194,7 @@ def scale_by_trace(
 
 def add_decayed_weights(
     weight_decay: Any = 0.0,
-    mask: Any | Callable[[Any], Any] | None = None,
+    mask: Mask = None,
 ) -> optax.GradientTransformation:
     """Add `weight_decay * params` to the updates.
 

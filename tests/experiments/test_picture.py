@@ -50,3 +50,5 @@ def test_sgd_has_no_ratio(tmp_path):
 def test_a_diverged_run_can_be_drawn(tmp_path, loss):
     figure = draw_run(TrainConfig(), epochs(NOTHING, NOTHING, loss))
     figure.savefig(tmp_path / "run.png")
+    assert titles(figure)[0] == "Loss"
+    assert (tmp_path / "run.png").stat().st_size > 0
