@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+NATIVE := $(addprefix adam_jax/fused/,CMakeLists.txt *.cc *.h)
 
 .PHONY: help train test optax-suite bench figures check format clean
 
@@ -36,7 +37,7 @@ format: .venv/ready  ## Format the code, and mend what the linter can.
 clean:  ## Remove the virtual environment and the caches.
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
 
-.venv/ready: requirements.txt pyproject.toml
+.venv/ready: requirements.txt pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "adam_jax needs Python 3.11 or newer, and '$(PYTHON)' is older or missing:" \
 	       "make PYTHON=python3.12"; exit 1; }

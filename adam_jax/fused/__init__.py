@@ -1,0 +1,1 @@
+"""The Adam step in one pass over memory."""

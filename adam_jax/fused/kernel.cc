@@ -1,0 +1,369 @@
+// Compiled once for each instruction set, into the namespace ADAM_JAX_ISA.
+//
+// No code of the standard library's may be instantiated here: the linker keeps one copy
+// of an inline function, and it could be that of a machine with more instructions.
+
+#include "kernel.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined(__clang__)
+#define ADAM_JAX_SIMD _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define ADAM_JAX_SIMD _Pragma("GCC ivdep")
+#else
+#define ADAM_JAX_SIMD
+#endif
+
+namespace adam_jax {
+namespace ADAM_JAX_ISA {
+namespace {
+
+// Read and write in one loop: arrays that are updated in place alias exactly.
+
+inline uint32_t to_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+inline float from_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+constexpr uint32_t kMagnitude = 0x7FFFFFFF;
+constexpr uint32_t kInfinity = 0x7F800000;
+
+// x * y + z, rounded once where the machine can: LLVM fuses them in XLA's code as well.
+inline float multiply_add(float x, float y, float z) {
+#if defined(__FMA__) || defined(__AVX2__) || defined(__aarch64__) || defined(_M_ARM64)
+  return fmaf(x, y, z);
+#else
+  return x * y + z;
+#endif
+}
+
+// numerics.bound
+inline float bound(float x) {
+  constexpr float kLimit = 0x1p60f;
+  const float size = from_bits(to_bits(x) & kMagnitude);
+  const float limit = x < 0 ? -kLimit : kLimit;
+  return (size > kLimit) & (to_bits(size) != kInfinity) ? limit : x;
+}
+
+struct Arrays {
+  const float *param, *grad, *mu, *nu;
+  float *out, *new_mu, *new_nu;
+};
+
+template <bool kNesterov, bool kDecays, bool kAddsToParam>
+void compute(const Arrays& arrays, const Scalars& scalars, int64_t n) {
+  const Arrays a = arrays;  // copies, which stores to float cannot change
+  const Scalars s = scalars;
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    const float grad = bound(a.grad[i]);
+    const float first = s.one_minus_b1 * grad;
+    const float mu = multiply_add(s.b1, a.mu[i], first);
+    const float nu = multiply_add(s.b2, a.nu[i], s.one_minus_b2 * (grad * grad));
+    const float read = kNesterov ? multiply_add(s.b1 * mu, s.look_ahead, first) : mu;
+    const float divisor = sqrtf(nu / s.nu_weight + s.eps_root) + s.eps;
+    // XLA rewrites (mu / weight) / divisor to this.
+    const float ratio = read / (s.mu_weight * divisor);
+    float update = divisor == 0 ? 0 : ratio;
+    const float param = kDecays || kAddsToParam ? a.param[i] : 0;
+    if (kDecays) update = multiply_add(s.weight_decay, param, update);
+    const float rate = -s.learning_rate;
+    a.out[i] = kAddsToParam ? multiply_add(rate, update, param) : rate * update;
+    a.new_mu[i] = mu;
+    a.new_nu[i] = nu;
+  }
+}
+
+using Compute = void (*)(const Arrays&, const Scalars&, int64_t);
+
+Compute choose_compute(bool nesterov, bool decays, bool adds_to_param) {
+  static constexpr Compute kTable[] = {
+      compute<false, false, false>, compute<false, false, true>,
+      compute<false, true, false>,  compute<false, true, true>,
+      compute<true, false, false>,  compute<true, false, true>,
+      compute<true, true, false>,   compute<true, true, true>,
+  };
+  return kTable[nesterov * 4 + decays * 2 + adds_to_param];
+}
+
+// Loops over arrays of one width become the best code: what is stored narrower goes
+// through a buffer of 32 bits, as bits in floats.
+
+template <typename Narrow>
+void widen_bits(const Narrow* in, int64_t n, float* buffer) {
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    buffer[i] = from_bits(static_cast<uint32_t>(static_cast<int>(in[i])));
+  }
+}
+
+template <typename Narrow>
+void narrow_bits(const float* buffer, int64_t n, Narrow* out) {
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<Narrow>(to_bits(buffer[i]));
+}
+
+// To the nearest, of what is finite `up` places higher; NaN stays NaN.
+inline uint32_t to_bfloat16(float x, uint32_t up) {
+  const uint32_t bits = to_bits(x);
+  const uint32_t size = bits & kMagnitude;
+  const uint32_t quiet = size > kInfinity ? bits | 0x400000 : bits;
+  return (size < kInfinity ? bits + up : quiet) >> 16;
+}
+
+inline uint32_t to_nearest_bfloat16(float x) {
+  return to_bfloat16(x, 0x7FFF + ((to_bits(x) >> 16) & 1));
+}
+
+// numerics.round_to_bfloat16
+inline uint32_t to_random_bfloat16(float x, uint32_t random) {
+  return to_bfloat16(x, random >> 16);
+}
+
+inline float from_bfloat16(uint32_t x) { return from_bits(x << 16); }
+
+const float* load(const void* in, Dtype dtype, Chunk chunk, float* buffer) {
+  if (dtype == Dtype::kFloat32) return static_cast<const float*>(in) + chunk.begin;
+  const auto* values = static_cast<const uint16_t*>(in) + chunk.begin;
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < chunk.size; ++i) buffer[i] = from_bfloat16(values[i]);
+  return buffer;
+}
+
+// The two kinds of codes of formats.encode_blocks.
+struct Signed {
+  using Code = int8_t;
+  static constexpr int kTopField = 7;
+};
+struct Unsigned {
+  using Code = uint8_t;
+  static constexpr int kTopField = 15;
+};
+constexpr int kMantissaBits = 4;
+constexpr int kLeastExponent = 20;
+
+template <typename Kind>
+inline void decode_block(int64_t n, int exponent, float* values) {
+  const int lowest = exponent - Kind::kTopField - kMantissaBits;
+  const uint32_t unknown = exponent == 255 ? 0x7FC00000 : 0;
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    const int code = static_cast<int>(to_bits(values[i]));
+    const int size = code < 0 ? -code : code;
+    const int field = size >> kMantissaBits > 1 ? size >> kMantissaBits : 1;
+    const int mantissa = size - ((field - 1) << kMantissaBits);
+    const float scale = from_bits(static_cast<uint32_t>(lowest + field) << 23);
+    const float value = static_cast<float>(code < 0 ? -mantissa : mantissa) * scale;
+    values[i] = unknown ? from_bits(unknown) : value;
+  }
+}
+
+template <typename Kind, bool kFinite>
+inline void encode_values(int64_t n, uint32_t key, int exponent, float* values) {
+  constexpr int kTop = Kind::kTopField;
+  constexpr bool kSigned = kTop == Signed::kTopField;
+  constexpr int kLargest = ((kTop + 1) << kMantissaBits) - 1;
+  const int lowest = exponent - kTop;
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = values[i];
+    const uint32_t bits = to_bits(value) & kMagnitude;
+    // At most kTop: no element's exponent is above the block's.
+    int field = static_cast<int>(bits >> 23) - lowest;
+    field = field < 1 ? 1 : field;
+    const int shift = 254 - (lowest + field - kMantissaBits);
+    const float steps = from_bits(bits) * from_bits(static_cast<uint32_t>(shift) << 23);
+    const uint32_t random = mix(key + static_cast<uint32_t>(i));
+    // The product is exact: fused or not, the sum is the same.
+    const float sum = multiply_add(
+        static_cast<float>(static_cast<int>(random >> 8)), 0x1p-24f, steps);
+    uint32_t mantissa;
+    if (kFinite) {
+      mantissa = static_cast<uint32_t>(static_cast<int>(sum));
+    } else {  // as XLA converts: NaN to 0, infinity to the largest
+      mantissa = static_cast<uint32_t>(static_cast<int>(bits < kInfinity ? sum : 0.0f));
+      mantissa = bits == kInfinity ? 0x7FFFFFFFu : mantissa;
+    }
+    const uint32_t base = static_cast<uint32_t>(field - 1) << kMantissaBits;
+    int code = static_cast<int>(base + mantissa);  // wraps for infinity, as in XLA
+    code = code < kLargest ? code : kLargest;
+    if (kSigned) {
+      code = steps < 0.25f ? 0 : code;
+      code = value < 0 ? -code : code;
+    } else {
+      code = code > 1 ? code : 1;
+      code = from_bits(bits) > 0 ? code : 0;
+    }
+    values[i] = from_bits(static_cast<uint32_t>(code));
+  }
+}
+
+template <typename Kind>
+inline void encode_block(int64_t n, uint32_t key, float* values, uint8_t* scale) {
+  constexpr float kRoom = 1 + 0x1p-5f;
+  uint32_t largest = 0;  // magnitudes are ordered as their bits are, NaN above all
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t size = to_bits(values[i]) & kMagnitude;
+    largest = size > largest ? size : largest;
+  }
+  const int peak = static_cast<int>(to_bits(from_bits(largest) * kRoom) >> 23);
+  const int exponent = peak > kLeastExponent ? peak : kLeastExponent;
+  if (exponent < 255) {
+    encode_values<Kind, true>(n, key, exponent, values);
+  } else {
+    encode_values<Kind, false>(n, key, exponent, values);
+  }
+  *scale = static_cast<uint8_t>(exponent);
+}
+
+// Calls visit(offset in the chunk, size, number of the block) for each block.
+template <typename Visit>
+inline void for_blocks(const Leaf& leaf, int64_t blocks, Chunk chunk, Visit visit) {
+  const int64_t block = (leaf.columns + blocks - 1) / blocks;
+  int64_t column = chunk.begin % leaf.columns;
+  int64_t number = chunk.begin / leaf.columns * blocks + column / block;
+  for (int64_t i = 0; i < chunk.size;) {
+    const int64_t left = leaf.columns - column;
+    const int64_t size = block < left ? block : left;
+    visit(i, size, number++);
+    i += size;
+    column += size;
+    if (column == leaf.columns) {
+      column = 0;
+      // A row may have more blocks than are needed: they hold nothing.
+      while (number % blocks) visit(i, 0, number++);
+    }
+  }
+}
+
+// The default block: its size, known to the compiler, makes loops without remainders.
+constexpr int64_t kUsualBlock = 32;
+
+template <typename Kind>
+void decode(const Leaf& leaf, const Moment& moment, Chunk chunk, float* buffer) {
+  const auto* codes = static_cast<const typename Kind::Code*>(moment.in) + chunk.begin;
+  widen_bits(codes, chunk.size, buffer);
+  for_blocks(leaf, moment.blocks, chunk, [&](int64_t i, int64_t n, int64_t number) {
+    const int exponent = moment.scales_in[number];
+    if (n == kUsualBlock) {
+      decode_block<Kind>(kUsualBlock, exponent, buffer + i);
+    } else {
+      decode_block<Kind>(n, exponent, buffer + i);
+    }
+  });
+}
+
+template <typename Kind>
+void encode(const Leaf& leaf, const Moment& moment, Chunk chunk, float* buffer) {
+  const uint32_t key = moment.key + static_cast<uint32_t>(chunk.begin);
+  for_blocks(leaf, moment.blocks, chunk, [&](int64_t i, int64_t n, int64_t number) {
+    const uint32_t block_key = key + static_cast<uint32_t>(i);
+    uint8_t* scale = moment.scales_out + number;
+    if (n == kUsualBlock) {
+      encode_block<Kind>(kUsualBlock, block_key, buffer + i, scale);
+    } else {
+      encode_block<Kind>(n, block_key, buffer + i, scale);
+    }
+  });
+  auto* codes = static_cast<typename Kind::Code*>(moment.out) + chunk.begin;
+  narrow_bits(buffer, chunk.size, codes);
+}
+
+const float* load_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
+                         float* buffer) {
+  if (moment.dtype == Dtype::kInt8) {
+    decode<Signed>(leaf, moment, chunk, buffer);
+  } else if (moment.dtype == Dtype::kUint8) {
+    decode<Unsigned>(leaf, moment, chunk, buffer);
+  } else {
+    return load(moment.in, moment.dtype, chunk, buffer);
+  }
+  return buffer;
+}
+
+void store_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
+                  float* buffer) {
+  if (moment.dtype == Dtype::kInt8) {
+    encode<Signed>(leaf, moment, chunk, buffer);
+  } else if (moment.dtype == Dtype::kUint8) {
+    encode<Unsigned>(leaf, moment, chunk, buffer);
+  } else if (moment.dtype == Dtype::kBfloat16) {
+    const uint32_t key = moment.key + static_cast<uint32_t>(chunk.begin);
+    ADAM_JAX_SIMD
+    for (int64_t i = 0; i < chunk.size; ++i) {
+      buffer[i] = from_bits(
+          to_random_bfloat16(buffer[i], mix(key + static_cast<uint32_t>(i))));
+    }
+    narrow_bits(buffer, chunk.size,
+                static_cast<uint16_t*>(moment.out) + chunk.begin);
+  }
+}
+
+// Writes bfloat16 of an update or, for kStochastic, of a new parameter.
+void store_bfloat16(const Leaf& leaf, Output output, Chunk chunk, const float* param,
+                    float* buffer) {
+  const int64_t n = chunk.size;
+  if (output == Output::kUpdate) {
+    ADAM_JAX_SIMD
+    for (int64_t i = 0; i < n; ++i) buffer[i] = from_bits(to_nearest_bfloat16(buffer[i]));
+  } else if (output == Output::kNearest) {
+    ADAM_JAX_SIMD
+    for (int64_t i = 0; i < n; ++i) {
+      // Twice, as where an update in bfloat16 is added to the parameter.
+      const float update = from_bfloat16(to_nearest_bfloat16(buffer[i]));
+      buffer[i] = from_bits(to_nearest_bfloat16(param[i] + update));
+    }
+  } else {
+    const uint32_t key = leaf.param_key + static_cast<uint32_t>(chunk.begin);
+    ADAM_JAX_SIMD
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t random = mix(key + static_cast<uint32_t>(i));
+      const float chosen = from_bfloat16(to_random_bfloat16(buffer[i], random));
+      // round_to_params emits the difference; adding it rounds where they lie apart.
+      buffer[i] = from_bits(to_nearest_bfloat16(param[i] + (chosen - param[i])));
+    }
+  }
+  narrow_bits(buffer, n, static_cast<uint16_t*>(leaf.out) + chunk.begin);
+}
+
+float* destination(void* out, Dtype dtype, Chunk chunk, float* buffer) {
+  return dtype == Dtype::kFloat32 ? static_cast<float*>(out) + chunk.begin : buffer;
+}
+
+}  // namespace
+
+void step_chunk(const Leaf& leaf, const Scalars& scalars, Output output, bool nesterov,
+                Chunk chunk, float* buffers, int64_t stride) {
+  float* const mu = buffers;
+  float* const nu = buffers + stride;
+  float* const grad = buffers + 2 * stride;
+  float* const param = buffers + 3 * stride;
+  float* const out = buffers + 4 * stride;
+  Arrays arrays;
+  arrays.param = leaf.param ? load(leaf.param, leaf.param_dtype, chunk, param) : nullptr;
+  arrays.grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
+  arrays.mu = load_moment(leaf, leaf.mu, chunk, mu);
+  arrays.nu = load_moment(leaf, leaf.nu, chunk, nu);
+  arrays.out = destination(leaf.out, leaf.out_dtype, chunk, out);
+  arrays.new_mu = destination(leaf.mu.out, leaf.mu.dtype, chunk, mu);
+  arrays.new_nu = destination(leaf.nu.out, leaf.nu.dtype, chunk, nu);
+  const bool rounds = leaf.out_dtype == Dtype::kBfloat16;
+  const bool adds = output == Output::kStochastic ||
+                    (output == Output::kNearest && !rounds);
+  choose_compute(nesterov, leaf.decays, adds)(arrays, scalars, chunk.size);
+  store_moment(leaf, leaf.mu, chunk, mu);
+  store_moment(leaf, leaf.nu, chunk, nu);
+  if (rounds) store_bfloat16(leaf, output, chunk, arrays.param, out);
+}
+
+}  // namespace ADAM_JAX_ISA
+}  // namespace adam_jax

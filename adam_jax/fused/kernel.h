@@ -1,0 +1,35 @@
+// The innermost loops, of which there is one build for each instruction set.
+
+#ifndef ADAM_JAX_FUSED_KERNEL_H_
+#define ADAM_JAX_FUSED_KERNEL_H_
+
+#include "step.h"
+
+namespace adam_jax {
+
+// Elements of a leaf, row by row: whole rows, or whole blocks of one row.
+struct Chunk {
+  int64_t begin, size;
+};
+
+constexpr int kBuffers = 5;
+
+// Steps one chunk. `buffers` holds kBuffers times `stride` floats, stride >= size.
+using Kernel = void(const Leaf& leaf, const Scalars& scalars, Output output,
+                    bool nesterov, Chunk chunk, float* buffers, int64_t stride);
+
+namespace portable { Kernel step_chunk; }
+namespace avx2 { Kernel step_chunk; }
+namespace avx512 { Kernel step_chunk; }
+
+// The finalizer of MurmurHash3, as numerics._mix.
+inline uint32_t mix(uint32_t x) {
+  x += 0x9E3779B9u;
+  x = (x ^ (x >> 16)) * 0x85EBCA6Bu;
+  x = (x ^ (x >> 13)) * 0xC2B2AE35u;
+  return x ^ (x >> 16);
+}
+
+}  // namespace adam_jax
+
+#endif  // ADAM_JAX_FUSED_KERNEL_H_

@@ -1,0 +1,111 @@
+// One Adam step over arrays: the arithmetic on plain pointers, without XLA.
+//
+// The reference is the composed chain, adam_jax.adamw; operations, their order and
+// their roundings are those of XLA's CPU backend for it.
+
+#ifndef ADAM_JAX_FUSED_STEP_H_
+#define ADAM_JAX_FUSED_STEP_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace adam_jax {
+
+enum class Dtype { kFloat32, kBfloat16, kInt8, kUint8 };
+
+// What is written for a leaf: the update, or the parameter with the update added.
+enum class Output { kUpdate, kNearest, kStochastic };
+
+// The run-time numbers of one step. native.py packs them in this order.
+struct Scalars {
+  float b1, one_minus_b1;
+  float b2, one_minus_b2;
+  float learning_rate;
+  float eps, eps_root;
+  float weight_decay;
+  float mu_weight, nu_weight;  // 1 without bias correction
+  float look_ahead;            // nesterov: the weight of mu over its next one
+};
+
+// A moment before and after the step; `out` may be `in`.
+struct Moment {
+  const void* in = nullptr;
+  void* out = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  // Of 8-bit codes: exponents, `blocks` of them in each row.
+  const uint8_t* scales_in = nullptr;
+  uint8_t* scales_out = nullptr;
+  int64_t blocks = 0;
+  uint32_t key = 0;  // of the random bits, from random_key
+};
+
+struct Leaf {
+  // Blocks of 8-bit codes run along the columns; other leaves may be one row.
+  int64_t rows = 0, columns = 0;
+  const void* param = nullptr;  // nullptr: none, for Output::kUpdate without decay
+  Dtype param_dtype = Dtype::kFloat32;
+  const void* grad = nullptr;
+  Dtype grad_dtype = Dtype::kFloat32;
+  Moment mu, nu;
+  void* out = nullptr;  // may be `param` or, for an update, `grad`
+  Dtype out_dtype = Dtype::kFloat32;
+  bool decays = false;
+  uint32_t param_key = 0;  // for Output::kStochastic
+};
+
+// Folds the words into the key that random bits are hashed with.
+uint32_t random_key(const uint32_t* words, size_t count);
+
+// A step over many leaves, cut into tasks that may run in any order on any thread.
+class Step {
+ public:
+  Step(std::vector<Leaf> leaves, const Scalars& scalars, Output output, bool nesterov);
+
+  int64_t tasks() const { return tasks_; }
+  int64_t elements() const { return elements_; }
+
+  // Runs tasks as `next()` numbers them, until it returns a number out of range.
+  // Returns how many it ran.
+  template <typename Next>
+  int64_t run(Next next) const {
+    Worker worker(*this);
+    int64_t done = 0;
+    for (int64_t task = next(); task < tasks_; task = next(), ++done) worker.run(task);
+    return done;
+  }
+
+ private:
+  // How a leaf is cut: chunks of whole rows, or each row into `pieces` chunks.
+  struct Cut {
+    int64_t first_chunk, size, pieces;
+  };
+
+  // One thread's buffers, and its floating-point mode while they exist.
+  class Worker {
+   public:
+    explicit Worker(const Step& step);
+    ~Worker();
+    Worker(const Worker&) = delete;
+    Worker& operator=(const Worker&) = delete;
+    void run(int64_t task);
+
+   private:
+    const Step& step_;
+    std::unique_ptr<float[]> buffers_;
+    uint64_t mode_;
+  };
+
+  std::vector<Leaf> leaves_;
+  std::vector<Cut> cuts_;
+  Scalars scalars_;
+  Output output_;
+  bool nesterov_;
+  int64_t chunks_ = 0, tasks_ = 0, elements_ = 0;
+  int64_t largest_chunk_ = 0;
+};
+
+}  // namespace adam_jax
+
+#endif  // ADAM_JAX_FUSED_STEP_H_
