@@ -233,12 +233,15 @@ def decode_blocks(stored: Stored) -> jax.Array:
 
 
 def _block_max(x: jax.Array, blocks: int) -> jax.Array:
-    """Return the maximum of each block of the last axis."""
+    """Return the maximum of each block of the last axis, for x >= 0; NaN for NaN."""
+    # As integers, whose order is the same: XLA's loops for floats lose some NaN.
+    x = lax.bitcast_convert_type(x, jnp.int32)
     block = -(-x.shape[-1] // max(blocks, 1))
     padding = blocks * block - x.shape[-1]
     if padding:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
-    return x.reshape(*x.shape[:-1], blocks, block).max(axis=-1, initial=0)
+    peaks = x.reshape(*x.shape[:-1], blocks, block).max(axis=-1, initial=0)
+    return lax.bitcast_convert_type(peaks, jnp.float32)
 
 
 def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
