@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(addprefix adam_jax/fused/,CMakeLists.txt *.cc *.h)
 
-.PHONY: help train test optax-suite bench figures check format clean
+.PHONY: help train test sanitize optax-suite bench figures check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,11 @@ train: .venv/ready  ## Train an MLP on real digits with Adam; ends with a table 
 
 test: .venv/ready  ## Run the tests and the doctests.
 	$(BIN)/python -m pytest $(ARGS)
+
+sanitize: .venv/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).
+	$(BIN)/cmake -S adam_jax/fused -B build/sanitize -DADAM_JAX_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize --parallel 2
+	build/sanitize/step_test $(ARGS)
 
 bench: .venv/ready  ## Measure moments, and the time and memory of a step beside optax (5 min).
 	$(BIN)/python benchmarks/moment_accuracy.py

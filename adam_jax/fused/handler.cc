@@ -184,15 +184,18 @@ class Reader {
     const ffi::AnyBuffer scales = operand();
     moment.scales_in = static_cast<const uint8_t*>(scales.untyped_data());
     moment.scales_out = static_cast<uint8_t*>(result_like(what, scales));
-    if (scales.element_type() != ffi::U8) return fail(what, scales, "uint8");
+    if (scales.element_type() != ffi::U8) fail(what, scales, "uint8");
+    if (!error_.empty()) return;
+    const auto shape = values.dimensions(), of_scales = scales.dimensions();
+    const size_t rank = shape.size();
     if (moment.dtype == Dtype::kFloat32 || moment.dtype == Dtype::kBfloat16) {
-      if (scales.element_count() != 0) {
+      if (rank == 0 && of_scales.size() == 0) {
+        *moment.scales_out = *moment.scales_in;  // a scalar's mean nothing, but are there
+      } else if (scales.element_count() != 0) {
         fail(what, scales, "no elements beside " + describe(values));
       }
       return;
     }
-    const auto shape = values.dimensions(), of_scales = scales.dimensions();
-    const size_t rank = shape.size();
     if (rank == 0 || of_scales.size() != rank || of_scales.back() < 1 ||
         !std::equal(shape.begin(), shape.end() - 1, of_scales.begin())) {
       return fail(what, scales,

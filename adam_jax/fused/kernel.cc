@@ -112,12 +112,11 @@ void narrow_bits(const float* buffer, int64_t n, Narrow* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<Narrow>(to_bits(buffer[i]));
 }
 
-// To the nearest, of what is finite `up` places higher; NaN stays NaN.
+// Raises what is finite by `up` and truncates it. NaN stays NaN: any that arithmetic
+// returns is quiet, which shows in the upper half.
 inline uint32_t to_bfloat16(float x, uint32_t up) {
   const uint32_t bits = to_bits(x);
-  const uint32_t size = bits & kMagnitude;
-  const uint32_t quiet = size > kInfinity ? bits | 0x400000 : bits;
-  return (size < kInfinity ? bits + up : quiet) >> 16;
+  return ((bits & kMagnitude) < kInfinity ? bits + up : bits) >> 16;
 }
 
 inline uint32_t to_nearest_bfloat16(float x) {

@@ -19,7 +19,9 @@ from jax.typing import ArrayLike
 import adam_jax.fused
 
 _TARGET = "adam_jax_fused_step"
-_LEAVES_IN_A_CALL = 64
+# 1,000 leaves of 64 elements compile in 1.2 s in calls of 32, in 1.5 s one by one, in
+# 4.8 s by 256, in 64 s at once (jaxlib 0.12). The step takes equally long.
+_LEAVES_IN_A_CALL = 32
 
 
 class Leaf(NamedTuple):
@@ -31,7 +33,8 @@ class Leaf(NamedTuple):
       mu: the first moment as it is stored: float32, bfloat16 or int8 codes.
       nu: the second moment as it is stored: float32, bfloat16 or uint8 codes.
       mu_scales: uint8, the exponents of the blocks of codes, of no elements beside a
-        moment that is not coded; None if the format has no scales.
+        moment that is not coded (a scalar beside a scalar); None if the format has no
+        scales.
       nu_scales: the same for nu.
     """
 

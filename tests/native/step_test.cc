@@ -1,0 +1,518 @@
+// Random steps against a scalar reference, bit for bit. `make sanitize` runs it under
+// AddressSanitizer and UndefinedBehaviorSanitizer.
+//
+// Usage: step_test [trials] [seed]. Prints the trial that differs and exits with 1.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernel.h"
+#include "step.h"
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+namespace adam_jax {
+namespace {
+
+std::mt19937_64 generator;
+uint64_t current_seed;
+
+int64_t draw(int64_t low, int64_t high) {  // both are drawn
+  return std::uniform_int_distribution<int64_t>(low, high)(generator);
+}
+bool chance(int percent) { return draw(1, 100) <= percent; }
+
+size_t width(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? 4 : dtype == Dtype::kBfloat16 ? 2 : 1;
+}
+
+// Memory that ends where the array ends, and starts where vectors do not.
+class Array {
+ public:
+  Array() = default;
+  Array(int64_t size, Dtype dtype)
+      : dtype_(dtype), size_(size), offset_(draw(0, 9)),
+        bytes_(static_cast<size_t>(offset_ + size) * width(dtype), 0x5A) {}
+
+  void* data() { return bytes_.data() + static_cast<size_t>(offset_) * width(dtype_); }
+  int64_t size() const { return size_; }
+  Dtype dtype() const { return dtype_; }
+  template <typename T>
+  T* as() {
+    return reinterpret_cast<T*>(data());
+  }
+  bool border_untouched() const {
+    const auto end = bytes_.begin() + static_cast<int64_t>(offset_ * width(dtype_));
+    return std::all_of(bytes_.begin(), end, [](uint8_t byte) { return byte == 0x5A; });
+  }
+
+ private:
+  Dtype dtype_ = Dtype::kFloat32;
+  int64_t size_ = 0, offset_ = 0;
+  std::vector<uint8_t> bytes_;
+};
+
+float bfloat16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+bool is_code(Dtype dtype) { return dtype == Dtype::kInt8 || dtype == Dtype::kUint8; }
+
+// ------------------------------------------------------------------ the reference
+
+uint32_t reference_mix(uint32_t x) {
+  x += 2654435769u;
+  x ^= x >> 16;
+  x *= 2246822507u;
+  x ^= x >> 13;
+  x *= 3266489909u;
+  x ^= x >> 16;
+  return x;
+}
+
+// Truncates |x| to a bfloat16 after adding `up`, a fraction of its last place.
+uint16_t reference_bfloat16(float x, double up, bool nearest) {
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  if (std::isnan(x)) return 0x7FC0;
+  if (std::isinf(x)) return sign | 0x7F80;
+  if (x == 0) return sign;
+  const int exponent = std::ilogb(x);  // no subnormals: they have been flushed
+  const double places = std::ldexp(std::fabs(static_cast<double>(x)), 7 - exponent);
+  const double kept = nearest ? std::nearbyint(places) : std::floor(places + up);
+  const double value = std::ldexp(kept, exponent - 7);
+  if (value > 3.3961e38) return sign | 0x7F80;
+  const float narrow = static_cast<float>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &narrow, 4);
+  return static_cast<uint16_t>(sign | (bits >> 16));
+}
+
+uint16_t reference_random_bfloat16(float x, uint32_t random) {
+  return reference_bfloat16(x, (random >> 16) / 65536.0, false);
+}
+
+int exponent_field(float x) {
+  if (!std::isfinite(x)) return 255;
+  return x == 0 ? 0 : std::ilogb(x) + 127;
+}
+
+int64_t block_size(const Leaf& leaf, const Moment& moment) {
+  return (leaf.columns + moment.blocks - 1) / moment.blocks;
+}
+
+std::vector<float> reference_load(const Leaf& leaf, const Moment& moment, Array& values,
+                                  Array& scales) {
+  std::vector<float> loaded(static_cast<size_t>(values.size()));
+  for (int64_t i = 0; i < values.size(); ++i) {
+    float& x = loaded[static_cast<size_t>(i)];
+    if (moment.dtype == Dtype::kFloat32) x = values.as<float>()[i];
+    if (moment.dtype == Dtype::kBfloat16) x = bfloat16(values.as<uint16_t>()[i]);
+    if (!is_code(moment.dtype)) continue;
+    const bool is_signed = moment.dtype == Dtype::kInt8;
+    const int code = is_signed ? values.as<int8_t>()[i] : values.as<uint8_t>()[i];
+    const int64_t row = i / leaf.columns, column = i % leaf.columns;
+    const int exponent =
+        scales.as<uint8_t>()[row * moment.blocks + column / block_size(leaf, moment)];
+    const int size = std::abs(code);
+    const int field = std::max(1, size / 16);
+    const int place = exponent - (is_signed ? 7 : 15) + field - 4 - 127;
+    x = static_cast<float>(std::ldexp(size - 16 * (field - 1), place));
+    if (code < 0) x = -x;
+    if (exponent == 255) x = std::numeric_limits<float>::quiet_NaN();
+  }
+  return loaded;
+}
+
+void reference_store(const Leaf& leaf, const Moment& moment,
+                     const std::vector<float>& moments, Array& values, Array& scales) {
+  const int64_t n = values.size();
+  if (is_code(moment.dtype)) {
+    // Blocks without elements are as blocks of zeros.
+    std::fill_n(scales.as<uint8_t>(), scales.size(), 20);
+  }
+  const bool is_signed = moment.dtype == Dtype::kInt8;
+  const int top = is_signed ? 7 : 15;
+  for (int64_t i = 0; i < n; ++i) {
+    const float x = moments[static_cast<size_t>(i)];
+    const uint32_t random = reference_mix(static_cast<uint32_t>(i) + moment.key);
+    if (moment.dtype == Dtype::kFloat32) values.as<float>()[i] = x;
+    if (moment.dtype == Dtype::kBfloat16) {
+      values.as<uint16_t>()[i] = reference_random_bfloat16(x, random);
+    }
+    if (!is_code(moment.dtype)) continue;
+    const int64_t row = i / leaf.columns, column = i % leaf.columns;
+    const int64_t block = block_size(leaf, moment);
+    const int64_t first = row * leaf.columns + column / block * block;
+    const int64_t last = std::min(first + block, (row + 1) * leaf.columns);
+    float peak = 0;
+    for (int64_t j = first; j < last; ++j) {
+      const float size = std::fabs(moments[static_cast<size_t>(j)]);
+      peak = std::isnan(size) || size > peak ? size : peak;
+      if (std::isnan(peak)) break;
+    }
+    const int exponent = std::max(20, exponent_field(peak * 1.03125f));
+    scales.as<uint8_t>()[row * moment.blocks + column / block] =
+        static_cast<uint8_t>(exponent);
+    const float size = std::fabs(x);
+    const int field = std::clamp(exponent_field(size) - (exponent - top), 1, top);
+    int code;
+    if (std::isnan(x)) {
+      code = is_signed ? 96 : 0;
+    } else if (std::isinf(x)) {
+      code = is_signed ? 95 : 1;
+    } else {
+      const auto steps = static_cast<float>(
+          std::ldexp(size, 127 + 4 - (exponent - top) - field));
+      const float sum = steps + static_cast<float>((random >> 8) / 16777216.0);
+      code = std::min(16 * (field - 1) + static_cast<int>(std::floor(sum)),
+                      16 * top + 15);
+      if (is_signed && steps < 0.25f) code = 0;
+      if (!is_signed) code = size > 0 ? std::max(code, 1) : 0;
+    }
+    if (is_signed) values.as<int8_t>()[i] = static_cast<int8_t>(x < 0 ? -code : code);
+    if (!is_signed) values.as<uint8_t>()[i] = static_cast<uint8_t>(code);
+  }
+}
+
+float sum_of_product(bool fused, float x, float y, float z) {
+  volatile float product = x * y;  // not to be fused by the compiler
+  return fused ? std::fma(x, y, z) : product + z;
+}
+
+// ----------------------------------------------------------------------- one trial
+
+struct LeafArrays {
+  Array param, grad, mu, nu, mu_scales, nu_scales;
+};
+
+struct Trial {
+  std::vector<Leaf> leaves;
+  std::vector<LeafArrays> before;
+  Scalars scalars;
+  Output output;
+  bool nesterov, in_place;
+};
+
+float random_value(bool positive) {
+  static const float special[] = {0,
+                                  std::numeric_limits<float>::infinity(),
+                                  std::numeric_limits<float>::quiet_NaN(),
+                                  1e30f,
+                                  3e38f,
+                                  1e-30f,
+                                  2e-38f,
+                                  1,
+                                  // These, or their squares, are at most rounded up
+                                  // beyond the largest code.
+                                  0x1.f05p3f,
+                                  0x1.6475p0f};
+  std::normal_distribution<float> normal;
+  float x = normal(generator) * std::pow(10.0f, static_cast<float>(draw(-6, 2)));
+  if (chance(3)) x = special[draw(0, 9)];
+  if (!positive && chance(50)) x = -x;
+  return positive ? std::fabs(x) : x;
+}
+
+void fill(Array& array, bool positive) {
+  for (int64_t i = 0; i < array.size(); ++i) {
+    if (array.dtype() == Dtype::kFloat32) array.as<float>()[i] = random_value(positive);
+    if (array.dtype() == Dtype::kBfloat16) {
+      array.as<uint16_t>()[i] = reference_bfloat16(random_value(positive), 0, true);
+    }
+    if (array.dtype() == Dtype::kInt8) {
+      array.as<int8_t>()[i] = static_cast<int8_t>(draw(-127, 127));
+    }
+    if (array.dtype() == Dtype::kUint8) {
+      array.as<uint8_t>()[i] = static_cast<uint8_t>(draw(0, 255));
+    }
+  }
+}
+
+Dtype draw_float() { return chance(50) ? Dtype::kFloat32 : Dtype::kBfloat16; }
+
+void draw_moment(Leaf& leaf, Moment& moment, Dtype codes, Array& values, Array& scales) {
+  static const int64_t blocks[] = {1, 2, 7, 31, 32, 32, 32, 33, 64, 1000};
+  const int64_t n = leaf.rows * leaf.columns;
+  const Dtype choices[] = {Dtype::kFloat32, Dtype::kBfloat16, codes};
+  moment.dtype = n == 0 ? Dtype::kFloat32 : choices[draw(0, 2)];
+  moment.key = static_cast<uint32_t>(generator());
+  values = Array(n, moment.dtype);
+  fill(values, codes == Dtype::kUint8);
+  if (!is_code(moment.dtype)) return;
+  const int64_t block = blocks[draw(0, 9)];
+  moment.blocks = (leaf.columns + block - 1) / block + (chance(5) ? draw(0, 3) : 0);
+  scales = Array(leaf.rows * moment.blocks, Dtype::kUint8);
+  for (int64_t i = 0; i < scales.size(); ++i) {
+    scales.as<uint8_t>()[i] = static_cast<uint8_t>(chance(2) ? 255 : draw(20, 180));
+  }
+}
+
+Trial draw_trial() {
+  Trial trial;
+  const float weights[] = {1, 0.1f, 0.40951f};
+  trial.scalars = {0.9f, 0.1f, 0.999f, 0.001f, 1e-3f, 1e-8f, 0, 0.01f,
+                   weights[draw(0, 2)], weights[draw(0, 2)], 0.87f};
+  if (chance(10)) trial.scalars.b1 = trial.scalars.b2 = 0;
+  if (trial.scalars.b1 == 0) trial.scalars.one_minus_b1 = trial.scalars.one_minus_b2 = 1;
+  if (chance(20)) trial.scalars.eps = 0;
+  if (chance(30)) trial.scalars.eps_root = 1e-10f;
+  trial.output = static_cast<Output>(draw(0, 2));
+  trial.nesterov = chance(50);
+  trial.in_place = chance(50);
+  const int64_t count = chance(30) ? draw(1, 40) : 1;
+  for (int64_t i = 0; i < count; ++i) {
+    Leaf leaf;
+    leaf.rows = chance(50) ? 1 : draw(0, 40);
+    const int64_t most = 10000 / std::max<int64_t>(1, leaf.rows * count);
+    leaf.columns = chance(5) ? 0 : draw(1, std::max<int64_t>(1, most));
+    const int64_t n = leaf.rows * leaf.columns;
+    LeafArrays arrays;
+    const bool has_param = trial.output != Output::kUpdate || chance(70);
+    leaf.grad_dtype = draw_float();
+    leaf.param_dtype = has_param ? draw_float() : leaf.grad_dtype;
+    leaf.out_dtype = leaf.param_dtype;
+    leaf.decays = has_param && chance(50);
+    leaf.param_key = static_cast<uint32_t>(generator());
+    arrays.grad = Array(n, leaf.grad_dtype);
+    fill(arrays.grad, false);
+    if (has_param) {
+      arrays.param = Array(n, leaf.param_dtype);
+      fill(arrays.param, false);
+    }
+    leaf.param = has_param ? &leaf : nullptr;  // set for good by bind()
+    draw_moment(leaf, leaf.mu, Dtype::kInt8, arrays.mu, arrays.mu_scales);
+    draw_moment(leaf, leaf.nu, Dtype::kUint8, arrays.nu, arrays.nu_scales);
+    trial.leaves.push_back(leaf);
+    trial.before.push_back(std::move(arrays));
+  }
+  return trial;
+}
+
+// What a step writes.
+struct Results {
+  Array out, mu, nu, mu_scales, nu_scales;
+};
+
+void reference_step(const Trial& trial, size_t i, bool fused, Results& results) {
+  const Leaf& leaf = trial.leaves[i];
+  const Scalars& s = trial.scalars;
+  LeafArrays before = trial.before[i];
+  const int64_t n = leaf.rows * leaf.columns;
+  auto mu = reference_load(leaf, leaf.mu, before.mu, before.mu_scales);
+  auto nu = reference_load(leaf, leaf.nu, before.nu, before.nu_scales);
+  for (int64_t j = 0; j < n; ++j) {
+    const auto at = [j](Array& array) {
+      return array.dtype() == Dtype::kFloat32 ? array.as<float>()[j]
+                                              : bfloat16(array.as<uint16_t>()[j]);
+    };
+    float grad = at(before.grad);
+    if (std::isfinite(grad)) grad = std::clamp(grad, -std::exp2(60.0f), std::exp2(60.0f));
+    float& m = mu[static_cast<size_t>(j)];
+    float& v = nu[static_cast<size_t>(j)];
+    const float first = s.one_minus_b1 * grad;
+    m = sum_of_product(fused, s.b1, m, first);
+    v = sum_of_product(fused, s.b2, v, s.one_minus_b2 * (grad * grad));
+    const float read =
+        trial.nesterov ? sum_of_product(fused, s.b1 * m, s.look_ahead, first) : m;
+    const float divisor = std::sqrt(v / s.nu_weight + s.eps_root) + s.eps;
+    float update = divisor == 0 ? 0 : read / (s.mu_weight * divisor);
+    const float param = leaf.param ? at(before.param) : 0;
+    if (leaf.decays) update = sum_of_product(fused, s.weight_decay, param, update);
+    const float rate = -s.learning_rate;
+    const float scaled = rate * update;
+    const float added = sum_of_product(fused, rate, update, param);
+    const bool narrow = leaf.out_dtype == Dtype::kBfloat16;
+    if (!narrow) {
+      results.out.as<float>()[j] = trial.output == Output::kUpdate ? scaled : added;
+      continue;
+    }
+    uint16_t& out = results.out.as<uint16_t>()[j];
+    const uint16_t rounded = reference_bfloat16(scaled, 0, true);
+    if (trial.output == Output::kUpdate) {
+      out = rounded;
+    } else if (trial.output == Output::kNearest) {
+      out = reference_bfloat16(param + bfloat16(rounded), 0, true);
+    } else {
+      const uint32_t random =
+          reference_mix(static_cast<uint32_t>(j) + leaf.param_key);
+      const float chosen = bfloat16(reference_random_bfloat16(added, random));
+      out = reference_bfloat16(param + (chosen - param), 0, true);
+    }
+  }
+  reference_store(leaf, leaf.mu, mu, results.mu, results.mu_scales);
+  reference_store(leaf, leaf.nu, nu, results.nu, results.nu_scales);
+}
+
+Results make_results(const Trial& trial, size_t i) {
+  const Leaf& leaf = trial.leaves[i];
+  const int64_t n = leaf.rows * leaf.columns;
+  Results results;
+  results.out = Array(n, leaf.out_dtype);
+  results.mu = Array(n, leaf.mu.dtype);
+  results.nu = Array(n, leaf.nu.dtype);
+  results.mu_scales = Array(leaf.rows * leaf.mu.blocks, Dtype::kUint8);
+  results.nu_scales = Array(leaf.rows * leaf.nu.blocks, Dtype::kUint8);
+  return results;
+}
+
+void check(bool condition, const std::string& what) {
+  if (condition) return;
+  std::printf("FAILED: step_test 1 %llu: %s\n",
+              static_cast<unsigned long long>(current_seed), what.c_str());
+  std::exit(1);
+}
+
+void compare(Array& found, Array& expected, const std::string& what) {
+  check(found.border_untouched(), what + ": written before its start");
+  for (int64_t i = 0; i < found.size(); ++i) {
+    const size_t bytes = width(found.dtype());
+    const auto at = [&](Array& array) { return array.as<uint8_t>() + i * bytes; };
+    bool same = std::memcmp(at(found), at(expected), bytes) == 0;
+    if (found.dtype() == Dtype::kFloat32) {
+      same |= std::isnan(found.as<float>()[i]) && std::isnan(expected.as<float>()[i]);
+    }
+    if (found.dtype() == Dtype::kBfloat16) {
+      same |= std::isnan(bfloat16(found.as<uint16_t>()[i])) &&
+              std::isnan(bfloat16(expected.as<uint16_t>()[i]));
+    }
+    check(same, what + " differs at " + std::to_string(i) + " of " +
+                    std::to_string(found.size()));
+  }
+}
+
+// Flushes subnormals, as a step does by itself and kernel and reference do not.
+struct Flushing {
+#if defined(__SSE2__)
+  Flushing() { _mm_setcsr(before | 0x8040); }
+  ~Flushing() { _mm_setcsr(before); }
+  const unsigned before = _mm_getcsr();
+#endif
+};
+
+// Makes arrays for one run, has `run` step them, and compares with the reference.
+template <typename Run>
+void test(const Trial& trial, const std::string& name, bool fused, Run run) {
+  std::vector<LeafArrays> inputs = trial.before;
+  std::vector<Results> results;
+  std::vector<Leaf> leaves = trial.leaves;
+  for (size_t i = 0; i < leaves.size(); ++i) results.push_back(make_results(trial, i));
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    Leaf& leaf = leaves[i];
+    LeafArrays& in = inputs[i];
+    Results& out = results[i];
+    const auto bind = [&](Moment& moment, Array& values, Array& scales, Array& new_values,
+                          Array& new_scales) {
+      if (trial.in_place) {
+        new_values = values;
+        new_scales = scales;
+      }
+      moment.in = trial.in_place ? new_values.data() : values.data();
+      moment.out = new_values.data();
+      moment.scales_in = trial.in_place ? new_scales.as<uint8_t>() : scales.as<uint8_t>();
+      moment.scales_out = new_scales.as<uint8_t>();
+    };
+    bind(leaf.mu, in.mu, in.mu_scales, out.mu, out.mu_scales);
+    bind(leaf.nu, in.nu, in.nu_scales, out.nu, out.nu_scales);
+    leaf.grad = in.grad.data();
+    if (leaf.param) {
+      if (trial.in_place) out.out = in.param;
+      leaf.param = trial.in_place ? out.out.data() : in.param.data();
+    }
+    leaf.out = out.out.data();
+  }
+  run(leaves);
+  const Flushing flushing;
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    Results expected = make_results(trial, i);
+    reference_step(trial, i, fused, expected);
+    const std::string where = name + ", leaf " + std::to_string(i) + " of " +
+                              std::to_string(leaves.size()) + ": ";
+    compare(results[i].out, expected.out, where + "out");
+    compare(results[i].mu, expected.mu, where + "mu");
+    compare(results[i].nu, expected.nu, where + "nu");
+    compare(results[i].mu_scales, expected.mu_scales, where + "mu_scales");
+    compare(results[i].nu_scales, expected.nu_scales, where + "nu_scales");
+  }
+}
+
+// Each leaf as one chunk, whatever its size.
+void test_kernel(const Trial& trial, const char* name, bool fused, Kernel* kernel) {
+  test(trial, name, fused, [&](const std::vector<Leaf>& leaves) {
+    const Flushing flushing;
+    for (const Leaf& leaf : leaves) {
+      const int64_t n = leaf.rows * leaf.columns;
+      std::vector<float> buffers(static_cast<size_t>(kBuffers * n));
+      if (n == 0) continue;
+      kernel(leaf, trial.scalars, trial.output, trial.nesterov, {0, n}, buffers.data(),
+             n);
+    }
+  });
+}
+
+void test_threads(const Trial& trial, bool fused, int threads) {
+  const std::string name = std::to_string(threads) + " threads";
+  test(trial, name, fused, [&](const std::vector<Leaf>& leaves) {
+    const Step step(leaves, trial.scalars, trial.output, trial.nesterov);
+    std::atomic<int64_t> next{0}, done{0};
+    const auto work = [&] { done += step.run([&] { return next++; }); };
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(work);
+    work();
+    for (std::thread& thread : others) thread.join();
+    check(done == step.tasks(), name + ": a task was left out, or done twice");
+  });
+}
+
+bool has_fma() {
+#if defined(ADAM_JAX_MULTIVERSION)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+  return true;
+#else
+  return false;
+#endif
+}
+
+void run_trials(int64_t trials, uint64_t seed) {
+  for (int64_t i = 0; i < trials; ++i) {
+    current_seed = seed + static_cast<uint64_t>(i);
+    generator.seed(current_seed);
+    const Trial trial = draw_trial();
+#if defined(ADAM_JAX_MULTIVERSION)
+    test_kernel(trial, "portable", false, portable::step_chunk);
+    if (has_fma()) test_kernel(trial, "avx2", true, avx2::step_chunk);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      test_kernel(trial, "avx512", true, avx512::step_chunk);
+    }
+#else
+    test_kernel(trial, "portable", has_fma(), portable::step_chunk);
+#endif
+    for (const int threads : {1, 2, 8}) test_threads(trial, has_fma(), threads);
+  }
+  std::printf("%lld trials passed.\n", static_cast<long long>(trials));
+}
+
+}  // namespace
+}  // namespace adam_jax
+
+int main(int argc, char** argv) {
+  const int64_t trials = argc > 1 ? std::atoll(argv[1]) : 1000;
+  const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0;
+  adam_jax::run_trials(trials, seed);
+}
