@@ -282,6 +282,7 @@ def test_zero_gradients_move_nothing():
         0,
         output="nearest",
         decays=[True],
+        seeds=native.Seeds(),
     )
     for x in stepped[:3]:
         assert not x.any()
@@ -314,13 +315,20 @@ def one_step(leaf, output="update", **options):
         0,
         output=output,
         decays=[False],
+        seeds=native.Seeds(),
         leaf_numbers=[17],
         **options,
     )
     return stepped
 
 
-CODES = {"mu": jnp.zeros((4, 40), jnp.int8), "mu_scales": jnp.zeros((4, 2), jnp.uint8)}
+CODES = {"mu": jnp.zeros((4, 40), "int8"), "mu_scales": jnp.zeros((4, 2), "uint8")}
+
+
+def codes(mu_scales):
+    return {"mu": jnp.zeros((4, 40), "int8"), "mu_scales": mu_scales}
+
+
 WRONG = {
     "mu is F32.4,41., expected the shape of grad": {"mu": jnp.zeros((4, 41))},
     "nu is F32.160., expected the shape of grad": {"nu": jnp.zeros(160)},
@@ -328,12 +336,15 @@ WRONG = {
     "param is F16.4,40., expected float32": {"param": jnp.zeros((4, 40), "float16")},
     "grad is S32.4,40., expected float32": {"grad": jnp.zeros((4, 40), "int32")},
     "nu is F16.4,40., expected float32": {"nu": jnp.zeros((4, 40), "float16")},
-    "mu is S8.4,40., expected float32": {"mu": CODES["mu"]},
-    "mu is U8.4,40., expected float32": {**CODES, "mu": jnp.zeros((4, 40), "uint8")},
-    "mu_scales is U8.4., expected": {**CODES, "mu_scales": jnp.zeros(4, "uint8")},
-    "mu_scales is U8.3,2., expected": {**CODES, "mu_scales": jnp.zeros((3, 2), "uint8")},
-    "mu_scales is U8.4,0., expected": {**CODES, "mu_scales": jnp.zeros((4, 0), "uint8")},
-    "mu_scales is S8.4,2., expected": {**CODES, "mu_scales": jnp.zeros((4, 2), "int8")},
+    "mu is S8.4,40., expected float32": {"mu": jnp.zeros((4, 40), "int8")},
+    "mu is U8.4,40., expected float32": {
+        "mu": jnp.zeros((4, 40), "uint8"),
+        "mu_scales": jnp.zeros((4, 2), "uint8"),
+    },
+    "mu_scales is U8.4., expected": codes(jnp.zeros(4, "uint8")),
+    "mu_scales is U8.3,2., expected": codes(jnp.zeros((3, 2), "uint8")),
+    "mu_scales is U8.4,0., expected": codes(jnp.zeros((4, 0), "uint8")),
+    "mu_scales is S8.4,2., expected": codes(jnp.zeros((4, 2), "int8")),
     "nu_scales is U8.4,2., expected no": {"nu_scales": jnp.zeros((4, 2), "uint8")},
 }
 
@@ -349,7 +360,7 @@ def test_new_params_without_params_are_an_error():
     leaf = native.Leaf(None, *[jnp.zeros(4)] * 3)
     assert one_step(leaf).out.shape == (4,)
     with pytest.raises(jax.errors.JaxRuntimeError, match="no params"):
-        jax.block_until_ready(one_step(leaf, output="nearest", in_place=False))
+        jax.block_until_ready(one_step(leaf, output="nearest"))
 
 
 def test_unknown_output_is_an_error():
@@ -366,7 +377,8 @@ for storage in ("float32", "bfloat16", "8bit"):
     for *_, got in t.run(t.USUAL, storage, storage, params="bfloat16"):
         for x in jax.tree.leaves(got):
             digest.update(t.bits(x).tobytes())
-names = [open(f"/proc/self/task/{i}/comm").read() for i in os.listdir("/proc/self/task")]
+tasks = "/proc/self/task"
+names = [open(f"{tasks}/{i}/comm").read() for i in os.listdir(tasks)]
 print(digest.hexdigest(), sum("XLAEigen" in name for name in names))
 """
 

@@ -129,8 +129,8 @@ def call(
     *,
     output: Literal["update", "nearest", "stochastic"],
     decays: Sequence[bool],
+    seeds: Seeds,
     nesterov: bool = False,
-    seeds: Seeds = Seeds(),
     leaf_numbers: Sequence[int] | None = None,
     in_place: bool = True,
     reuse_grads: bool = False,
@@ -145,8 +145,8 @@ def call(
         parameters, which differ where they are bfloat16: updates rounded to bfloat16
         and added, or the sum rounded as `round_to_params` does.
       decays: for each leaf, whether `weight_decay * param` is added to its update.
-      nesterov: whether mu is read one step ahead.
       seeds: of the random bits.
+      nesterov: whether mu is read one step ahead.
       leaf_numbers: for each leaf, its place in the whole tree, of which random bits
         are a hash as well; None: its place in `leaves`.
       in_place: whether new moments and new parameters take the memory of the old. XLA
@@ -203,7 +203,7 @@ def _call_group(
                 operands.append(operand)
         like = leaf.grad if leaf.param is None else leaf.param
         if output != "update":
-            source = "param" if in_place else None
+            source = "param" if in_place and leaf.param is not None else None
         else:
             reuse = reuse_grads and leaf.grad.dtype == like.dtype
             source = "grad" if reuse else None
