@@ -273,8 +273,8 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     # What a figure is read with besides its sums: of each leaf, and of the whole tree.
     scalars: dict[str, Any] = {"size": np.array([leaf.size for leaf in leaves], dtype)}
     whole: dict[str, Any] = {"size": scalars["size"].sum()}
-    if step.moments:
-        for name in ("mu_weight", "nu_weight"):
+    for name in ("mu_weight", "nu_weight"):
+        if step.moments and name in vars(leaves[0]):
             weights = [jnp.asarray(getattr(leaf, name), dtype) for leaf in leaves]
             scalars[name] = jnp.stack(weights)
             whole[name] = jnp.asarray(getattr(step.moments[0], name), dtype)
@@ -293,19 +293,20 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
 
 def _leaves(step: Step) -> list[Leaf]:
     """Return the leaves of a step, in the order of its trees."""
-    moments = {}
-    for m in step.moments:
-        mu, nu = (dict(jax.tree_util.tree_leaves_with_path(x)) for x in (m.mu, m.nu))
-        for path in mu.keys() & nu.keys():
-            moments[path] = (mu[path], nu[path], m.mu_weight, m.nu_weight)
     trees = {"grad": step.grads, "update": step.updates, "param": step.params}
-    trees = {
-        name: dict(jax.tree_util.tree_leaves_with_path(tree))
-        for name, tree in trees.items()
-        if tree is not None
-    }
-    paths = next(iter(trees.values()), moments)
+    trees = {name: _by_path(tree) for name, tree in trees.items() if tree is not None}
+    moments = {"mu": {}, "nu": {}}
+    for m in step.moments:
+        for path, mu in _by_path(m.mu).items():
+            moments["mu"][path] = {"mu": mu, "mu_weight": m.mu_weight}
+        for path, nu in _by_path(m.nu).items():
+            moments["nu"][path] = {"nu": nu, "nu_weight": m.nu_weight}
+    paths = next(iter(trees.values()), moments["mu"] or moments["nu"])
     return [_leaf(step, path, trees, moments) for path in paths]
+
+
+def _by_path(tree: Any) -> dict[Any, Any]:
+    return dict(jax.tree_util.tree_leaves_with_path(tree))
 
 
 def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
@@ -314,11 +315,11 @@ def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
     if "update" in raw and "param" in raw:
         landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
         parts["landed"] = numerics.widen(landed)
-    if step.moments:
-        names = ("mu", "nu", "mu_weight", "nu_weight")
-        none = jnp.zeros(jnp.shape(next(iter(raw.values()), 0)))  # of a masked leaf
-        found = moments.get(path, (none, none, 1.0, 1.0))
-        parts |= dict(zip(names, map(numerics.widen, found), strict=True))
+    for name, found in moments.items():
+        if found:  # a masked leaf is without: as if it were 0
+            zeros = jnp.zeros(jnp.shape(next(iter(raw.values()), 0)))
+            moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
+            parts |= {key: numerics.widen(x) for key, x in moment.items()}
     if step.learning_rate is not None:
         parts["learning_rate"] = jnp.asarray(step.learning_rate)
     size = next(x.size for x in parts.values())
