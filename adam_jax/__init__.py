@@ -21,6 +21,17 @@ from adam_jax.ancestors import rmsprop as rmsprop
 from adam_jax.ancestors import sgd as sgd
 from adam_jax.conversion import convert_state as convert_state
 from adam_jax.conversion import load_moments as load_moments
+from adam_jax.diagnostics import first_nonfinite as first_nonfinite
+from adam_jax.diagnostics import named_figures as named_figures
+from adam_jax.diagnostics import record as record
+from adam_jax.figures import FIGURES as FIGURES
+from adam_jax.figures import QUANTILES as QUANTILES
+from adam_jax.figures import Figure as Figure
+from adam_jax.figures import Leaf as Leaf
+from adam_jax.figures import Measured as Measured
+from adam_jax.figures import Step as Step
+from adam_jax.figures import measure as measure
+from adam_jax.figures import step_bound as step_bound
 from adam_jax.followups import adabelief as adabelief
 from adam_jax.followups import adamax as adamax
 from adam_jax.followups import adamaxw as adamaxw

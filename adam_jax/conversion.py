@@ -32,7 +32,11 @@ def load_moments(state: Any) -> tuple[Any, Any]:
     nodes = find_moments(state)
     if len(nodes) != 1:
         raise ValueError(f"expected one MomentsState in the state, found {len(nodes)}.")
-    (node,) = nodes
+    return decode_moments(nodes[0])
+
+
+def decode_moments(node: MomentsState) -> tuple[Any, Any]:
+    """Return mu and nu of one `MomentsState` as arrays, as `load_moments` does."""
     ours = eight_bit()  # its decoding leaves other values as they are
     return (
         gathering.load(ours, Stored(node.mu, node.mu_scales)),

@@ -16,7 +16,7 @@ from jax.experimental import checkify
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
-from adam_jax.conversion import find_moments, load_moments
+from adam_jax.conversion import decode_moments, find_moments
 
 
 class SkipState(NamedTuple):
@@ -203,7 +203,7 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
                     )
         before, after = find_moments(state), find_moments(new_state)
         for old, new in zip(before, after, strict=True):
-            for path, nu in jax.tree_util.tree_leaves_with_path(load_moments(new)[1]):
+            for path, nu in jax.tree_util.tree_leaves_with_path(decode_moments(new)[1]):
                 name, negative = f"nu{jax.tree_util.keystr(path)}", jnp.sum(nu < 0)
                 checkify.check(
                     negative == 0, name + " has {n} negative elements", n=negative
@@ -214,7 +214,7 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
             )
         _check_finite(updates, "updates")
         for new in after:
-            mu, nu = load_moments(new)
+            mu, nu = decode_moments(new)
             _check_finite(mu, "mu")
             _check_finite(nu, "nu")
         return updates, new_state

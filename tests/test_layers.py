@@ -21,6 +21,8 @@ LAYERS = [
     "conversion",
     "rounding",
     "guards",
+    "figures",
+    "diagnostics",
     "ancestors",
     "followups",
     "optimizers",
