@@ -8,6 +8,7 @@
 ... )
 """
 
+from adam_jax import fused as fused
 from adam_jax.accumulators import Accumulator as Accumulator
 from adam_jax.accumulators import ema as ema
 from adam_jax.accumulators import infinity_norm as infinity_norm

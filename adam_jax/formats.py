@@ -88,7 +88,12 @@ def dense(dtype: DTypeLike | None = None, seed: int = 0) -> Format:
             x = numerics.round_to_bfloat16(x.astype(jnp.float32), noise(x.shape))
         return Stored(numerics.cast(x, old.values.dtype))
 
-    return Format(init, encode, lambda stored: stored.values, seed=seed)
+    return Format(init, encode, decode_dense, seed=seed)
+
+
+def decode_dense(stored: Stored) -> jax.Array:
+    """Return the array, which is stored as it is."""
+    return stored.values
 
 
 def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:

@@ -1,0 +1,430 @@
+"""The fused optimizers: which leaves take the native step, and what the others do.
+
+The composed chain of `adam_jax.optimizers` is the reference and the way out. It is
+always traced; where the native step computes a leaf, XLA drops what the chain does for
+it. So counts, weights, checks and errors are the chain's, and so is every leaf of
+another platform, dtype or format, under vmap, differentiated, or on a mesh.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType
+
+from adam_jax import numerics
+from adam_jax.accumulators import ema
+from adam_jax.formats import Format, Storage, as_format, decode_blocks, decode_dense
+from adam_jax.fused import native
+from adam_jax.hyperparams import (
+    Hyperparam,
+    at,
+    check_decay,
+    check_non_negative,
+    exact,
+)
+from adam_jax.rounding import RoundToParamsState, round_to_params
+from adam_jax.transforms import bias_correct, scale_by_moments
+from adam_jax.updates import Mask, add_decayed_weights, precondition, scale_by_lr
+
+
+class Fused(optax.GradientTransformation):
+    """An Optax transformation that has a step of its own.
+
+    Attributes:
+      init: as of any transformation; the state is that of the composed optimizer.
+      update: as of any transformation.
+      step: (params, grads, state) -> (params, state), in one pass: in place where the
+        arguments are donated to the jitted function that calls it.
+    """
+
+    step: Callable[[Any, Any, Any], tuple[Any, Any]]
+
+    def __new__(cls, init: Any, update: Any, step: Any):
+        """Make the pair that Optax knows, and give it the step."""
+        self = super().__new__(cls, init, update)
+        self.step = step
+        return self
+
+
+def adam(
+    learning_rate: Hyperparam,
+    b1: Hyperparam = exact(0.9),
+    b2: Hyperparam = exact(0.999),
+    eps: Hyperparam = exact(1e-8),
+    eps_root: Hyperparam = exact(0.0),
+    mu_dtype: Storage = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: Storage = None,
+    bias_correction: bool = True,
+    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    seed: int = 0,
+) -> Fused:
+    """Adam in one pass; arguments as in `adam_jax.adam`, and those of `adamw` below."""
+    return _fuse(
+        {
+            "learning_rate": learning_rate,
+            "b1": b1,
+            "b2": b2,
+            "eps": eps,
+            "eps_root": eps_root,
+        },
+        mu_dtype,
+        nu_dtype,
+        None,
+        nesterov,
+        bias_correction,
+        rounding,
+        seed,
+    )
+
+
+def adamw(
+    learning_rate: Hyperparam,
+    b1: Hyperparam = exact(0.9),
+    b2: Hyperparam = exact(0.999),
+    eps: Hyperparam = exact(1e-8),
+    eps_root: Hyperparam = exact(0.0),
+    mu_dtype: Storage = None,
+    weight_decay: Hyperparam = exact(1e-4),
+    mask: Mask = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: Storage = None,
+    bias_correction: bool = True,
+    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    seed: int = 0,
+) -> Fused:
+    """AdamW in one pass; arguments as in `adam_jax.adamw`, and these:
+
+    Args:
+      bias_correction: False leaves `bias_correct()` out of the chain.
+      rounding: how `step` rounds new bfloat16 parameters: as `round_to_params` does, or
+        to the nearest, which loses updates smaller than 1/512 of their parameter.
+        `update` emits updates, which `round_to_params(fused.adamw(...))` can round.
+      seed: of the stochastic rounding of parameters.
+
+    Example: a training step that donates what it replaces.
+
+      >>> tx = adamw(1e-3)
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> step = jax.jit(tx.step, donate_argnums=(0, 2))
+      >>> params, state = step(params, {"w": jnp.ones((64, 64))}, tx.init(params))
+      >>> print(f"{params['w'][0, 0]:.7f}")  # 1 - 1e-3 * (1 + 1e-4)
+      0.9989999
+
+    Reference: Loshchilov & Hutter 2017, Algorithm 2.
+    """
+    return _fuse(
+        {
+            "learning_rate": learning_rate,
+            "b1": b1,
+            "b2": b2,
+            "eps": eps,
+            "eps_root": eps_root,
+            "weight_decay": weight_decay,
+        },
+        mu_dtype,
+        nu_dtype,
+        mask,
+        nesterov,
+        bias_correction,
+        rounding,
+        seed,
+    )
+
+
+def backend() -> Literal["native", "xla"]:
+    """Return what computes fused steps here: native code, or XLA.
+
+    It is XLA on other platforms than CPU, and where the package was installed without
+    a C++ compiler.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    return "native" if on_cpu and native.available() else "xla"
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        "adam_jax was installed without its native library, so fused optimizers run "
+        "through XLA, with the same results. With a C++ compiler, pip install "
+        "--force-reinstall adam_jax builds it.",
+        stacklevel=4,
+    )
+
+
+class _Options(NamedTuple):
+    """What of a fused optimizer is fixed when it is traced.
+
+    Attributes:
+      fixed: the hyperparameters that are floats or schedules, by name.
+      mu_format: how mu is stored.
+      nu_format: how nu is stored.
+      mask: which parameters decay, as in `add_decayed_weights`.
+      nesterov: whether mu looks one step ahead.
+      bias_correction: whether moments are corrected.
+      rounding: of new bfloat16 parameters.
+      seed: of that rounding.
+    """
+
+    fixed: dict[str, Any]
+    mu_format: Format
+    nu_format: Format
+    mask: Mask
+    nesterov: bool
+    bias_correction: bool
+    rounding: str
+    seed: int
+
+
+def _fuse(
+    hyperparams: dict[str, Any],
+    mu_dtype: Storage,
+    nu_dtype: Storage,
+    mask: Mask,
+    nesterov: bool,
+    bias_correction: bool,
+    rounding: str,
+    seed: int,
+) -> Fused:
+    if rounding not in ("stochastic", "nearest"):
+        raise ValueError(
+            f"rounding must be 'stochastic' or 'nearest', got {rounding!r}."
+        )
+    checked = {}
+    for name, value in hyperparams.items():
+        if name in ("b1", "b2"):
+            checked[name] = check_decay(name, value)
+        else:
+            half = name in ("learning_rate", "weight_decay")
+            checked[name] = check_non_negative(name, value, half_precision=half)
+    # Arrays may be tracers, which no function below may close over.
+    arrays = {k: v for k, v in checked.items() if isinstance(v, jax.Array)}
+    options = _Options(
+        {k: v for k, v in checked.items() if k not in arrays},
+        as_format("mu_dtype", mu_dtype),
+        as_format("nu_dtype", nu_dtype),
+        mask,
+        nesterov,
+        bias_correction,
+        rounding,
+        seed,
+    )
+    if not native.available() and jax.default_backend() == "cpu":
+        _warn_once()
+    init = _compose(options, arrays).init
+    run_update = _dispatch(options, in_place=False)
+    run_step = _dispatch(options, in_place=True)
+
+    def update(updates, state, params=None):
+        return run_update(arrays, params, updates, state)
+
+    def step(params, grads, state):
+        return run_step(arrays, params, grads, state)
+
+    return Fused(init, update, step)
+
+
+def _compose(options: _Options, arrays: Any) -> optax.GradientTransformation:
+    """Return the chain that the native step computes."""
+    h = options.fixed | arrays
+    stages = [
+        scale_by_moments(
+            b1=ema(h["b1"], nesterov=options.nesterov),
+            b2=h["b2"],
+            mu_dtype=options.mu_format,
+            nu_dtype=options.nu_format,
+        )
+    ]
+    if options.bias_correction:
+        stages += [bias_correct()]
+    stages += [precondition(eps=h["eps"], eps_root=h["eps_root"])]
+    if "weight_decay" in h:
+        stages += [add_decayed_weights(h["weight_decay"], options.mask)]
+    return optax.chain(*stages, scale_by_lr(h["learning_rate"]))
+
+
+def _dispatch(options: _Options, in_place: bool) -> Callable[..., Any]:
+    """Return (arrays, params, grads, state) -> (updates or new params, new state)."""
+    composed = functools.partial(_composed, options, in_place)
+    fused = functools.partial(_native, options, in_place)
+
+    @custom_vmap
+    def switch(*operands):
+        return jax.lax.platform_dependent(*operands, cpu=fused, default=composed)
+
+    @switch.def_vmap
+    def vectorise(axis_size, batched, *operands):
+        axes = jax.tree.map(lambda b: 0 if b else None, batched)
+        mapped = jax.vmap(composed, in_axes=axes, axis_size=axis_size)(*operands)
+        return mapped, jax.tree.map(lambda _: True, mapped)
+
+    choose = jax.custom_jvp(switch)
+
+    @choose.defjvp
+    def differentiate(primals, tangents):
+        return jax.jvp(composed, primals, tangents)
+
+    @jax.jit
+    def run(*operands):
+        known = _storable(options) and native.available()
+        return (choose if known and not _on_mesh(operands) else composed)(*operands)
+
+    return run
+
+
+def _composed(
+    options: _Options, in_place: bool, arrays: Any, params: Any, grads: Any, state: Any
+) -> tuple[Any, Any]:
+    """Do it with the chain."""
+    tx = _compose(options, arrays)
+    if not in_place:
+        return tx.update(grads, state, params)
+    if options.rounding == "nearest" or not _has_bfloat16(params):
+        updates, state = tx.update(grads, state, params)
+    else:
+        rounding = round_to_params(tx, seed=options.seed)
+        updates, rounded = rounding.update(
+            grads, RoundToParamsState(state, state[0].count), params
+        )
+        state = rounded.inner_state
+    return optax.apply_updates(params, updates), state
+
+
+def _native(
+    options: _Options, in_place: bool, arrays: Any, params: Any, grads: Any, state: Any
+) -> tuple[Any, Any]:
+    """Do it with the chain, but for the leaves that the native step can do."""
+    out, new_state = _composed(options, in_place, arrays, params, grads, state)
+    outs, structure = jax.tree.flatten(out)
+    before, after = state[0], new_state[0]
+    columns = {
+        "param": params,
+        "grad": grads,
+        "mu": before.mu,
+        "nu": before.nu,
+        "mu_scales": before.mu_scales,
+        "nu_scales": before.nu_scales,
+    }
+    rows = zip(
+        *(
+            [None] * len(outs)
+            if tree is None
+            else [jnp.asarray(x) for x in structure.flatten_up_to(tree)]
+            for tree in columns.values()
+        ),
+        strict=True,
+    )
+    leaves = [native.Leaf(*row) for row in rows]
+    h = options.fixed | arrays
+    decays = _decays(options, grads if params is None else params, "weight_decay" in h)
+    chosen = [i for i, leaf in enumerate(leaves) if _suits(leaf)]
+    if not chosen or decays is None:
+        return out, new_state
+    rounding = options.rounding if in_place else "update"
+    stepped = native.call(
+        [leaves[i] for i in chosen],
+        _scalars(h, options, state, after.weights[:, 0]),
+        before.count,
+        output=rounding,
+        decays=[decays[i] for i in chosen],
+        nesterov=options.nesterov,
+        seeds=native.Seeds(
+            options.mu_format.seed, options.nu_format.seed, options.seed
+        ),
+        leaf_numbers=chosen,
+        reuse_grads=True,
+    )
+    moments = {}
+    for name in ("mu", "nu", "mu_scales", "nu_scales"):
+        tree = getattr(after, name)
+        if tree is not None:
+            values = structure.flatten_up_to(tree)
+            for i, leaf in zip(chosen, stepped, strict=True):
+                values[i] = getattr(leaf, name)
+            moments[name] = structure.unflatten(values)
+    for i, leaf in zip(chosen, stepped, strict=True):
+        outs[i] = leaf.out
+    return structure.unflatten(outs), (after._replace(**moments), *new_state[1:])
+
+
+def _scalars(
+    h: dict[str, Any], options: _Options, state: Any, weights: jax.Array
+) -> native.Scalars:
+    """Return the numbers of this step, as the stages of the chain come to them."""
+    past = state[0].count
+
+    def scheduled(name, stage_state):
+        # A stage that follows a schedule keeps its count, and nothing else.
+        counts = jax.tree.leaves(stage_state)
+        return at(h[name], counts[0] if counts else past, jnp.float32)
+
+    b1, b2 = (at(h[name], past, jnp.float32) for name in ("b1", "b2"))
+    one = jnp.ones([], jnp.float32)
+    mu_weight, nu_weight = weights if options.bias_correction else (one, one)
+    decay = scheduled("weight_decay", state[-2]) if "weight_decay" in h else 0.0
+    return native.Scalars(
+        b1=b1,
+        one_minus_b1=1 - b1,
+        b2=b2,
+        one_minus_b2=1 - b2,
+        learning_rate=scheduled("learning_rate", state[-1]),
+        eps=at(h["eps"], past, jnp.float32),
+        eps_root=at(h["eps_root"], past, jnp.float32),
+        weight_decay=decay,
+        mu_weight=mu_weight,
+        nu_weight=nu_weight,
+        look_ahead=weights[0] / (b1 * weights[0] + (1 - b1)),
+    )
+
+
+def _decays(options: _Options, params: Any, decay: bool) -> list[bool] | None:
+    """Return which leaves decay; None if the mask is known at run time only."""
+    if not decay:
+        return [False] * len(jax.tree.leaves(params))
+    mask = True if options.mask is None else options.mask
+    mask = mask(params) if callable(mask) else mask
+    try:
+        return [bool(x) for x in jax.tree.leaves(jax.tree.broadcast(mask, params))]
+    except jax.errors.TracerBoolConversionError:
+        return None
+
+
+def _has_bfloat16(params: Any) -> bool:
+    leaves = jax.tree.leaves(params)
+    return any(numerics.dtype_of(leaf) == jnp.bfloat16 for leaf in leaves)
+
+
+def _storable(options: _Options) -> bool:
+    """Return whether the native step knows the formats."""
+    known = (decode_dense, decode_blocks)
+    return options.mu_format.decode in known and options.nu_format.decode in known
+
+
+def _on_mesh(operands: Any) -> bool:
+    """Return whether a leaf may be sharded behind the tracer's back."""
+    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(operands)]
+    return any(
+        kind != AxisType.Manual
+        for mesh in meshes
+        if not mesh.empty
+        for kind in mesh.axis_types
+    )
+
+
+def _suits(leaf: native.Leaf) -> bool:
+    """Return whether the native step can do a leaf."""
+    floats = (jnp.float32, jnp.bfloat16)
+    return (
+        leaf.grad.dtype in floats
+        and (leaf.param is None or leaf.param.dtype in floats)
+        and leaf.mu.dtype in (*floats, jnp.int8)
+        and leaf.nu.dtype in (*floats, jnp.uint8)
+    )
