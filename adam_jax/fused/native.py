@@ -209,12 +209,12 @@ def _call_group(
             source = "grad" if reuse else None
         if source:
             aliases[places[source]] = len(results)
-        results.append(jax.ShapeDtypeStruct(like.shape, like.dtype))
+        results.append(_type(like, [leaf.param, leaf.grad, leaf.mu, leaf.nu]))
         for name in _stored(leaf):
             if in_place:
                 aliases[places[name]] = len(results)
             moment = getattr(leaf, name)
-            results.append(jax.ShapeDtypeStruct(moment.shape, moment.dtype))
+            results.append(_type(moment, [moment, leaf.grad]))
     first = leaves[0]
     flat = iter(
         jax.ffi.ffi_call(_TARGET, results, input_output_aliases=aliases)(
@@ -230,6 +230,16 @@ def _call_group(
         Stepped(next(flat), **{name: next(flat) for name in _stored(leaf)})
         for leaf in leaves
     ]
+
+
+def _type(like: jax.Array, sources: Sequence[jax.Array | None]) -> Any:
+    """Return the type of a result, which in a shard_map varies as its sources do."""
+    if jax.typeof(like).sharding.mesh.empty:
+        return jax.ShapeDtypeStruct(like.shape, like.dtype)
+    present = [x for x in sources if x is not None and x.shape == like.shape]
+    return jax.eval_shape(
+        lambda *xs: sum(x.astype(jnp.float32) for x in xs).astype(like.dtype), *present
+    )
 
 
 def _stored(leaf: Leaf) -> list[str]:

@@ -64,7 +64,6 @@ def adam(
     nu_dtype: Storage = None,
     bias_correction: bool = True,
     rounding: Literal["stochastic", "nearest"] = "stochastic",
-    seed: int = 0,
 ) -> Fused:
     """Adam in one pass; arguments as in `adam_jax.adam`, and those of `adamw` below."""
     return _fuse(
@@ -81,7 +80,6 @@ def adam(
         nesterov,
         bias_correction,
         rounding,
-        seed,
     )
 
 
@@ -99,7 +97,6 @@ def adamw(
     nu_dtype: Storage = None,
     bias_correction: bool = True,
     rounding: Literal["stochastic", "nearest"] = "stochastic",
-    seed: int = 0,
 ) -> Fused:
     """AdamW in one pass; arguments as in `adam_jax.adamw`, and these:
 
@@ -108,7 +105,6 @@ def adamw(
       rounding: how `step` rounds new bfloat16 parameters: as `round_to_params` does, or
         to the nearest, which loses updates smaller than 1/512 of their parameter.
         `update` emits updates, which `round_to_params(fused.adamw(...))` can round.
-      seed: of the stochastic rounding of parameters.
 
     Example: a training step that donates what it replaces.
 
@@ -136,7 +132,6 @@ def adamw(
         nesterov,
         bias_correction,
         rounding,
-        seed,
     )
 
 
@@ -171,7 +166,6 @@ class _Options(NamedTuple):
       nesterov: whether mu looks one step ahead.
       bias_correction: whether moments are corrected.
       rounding: of new bfloat16 parameters.
-      seed: of that rounding.
     """
 
     fixed: dict[str, Any]
@@ -181,7 +175,6 @@ class _Options(NamedTuple):
     nesterov: bool
     bias_correction: bool
     rounding: str
-    seed: int
 
 
 def _fuse(
@@ -192,7 +185,6 @@ def _fuse(
     nesterov: bool,
     bias_correction: bool,
     rounding: str,
-    seed: int,
 ) -> Fused:
     if rounding not in ("stochastic", "nearest"):
         raise ValueError(
@@ -215,7 +207,6 @@ def _fuse(
         nesterov,
         bias_correction,
         rounding,
-        seed,
     )
     if not native.available() and jax.default_backend() == "cpu":
         _warn_once()
@@ -290,7 +281,7 @@ def _composed(
     if options.rounding == "nearest" or not _has_bfloat16(params):
         updates, state = tx.update(grads, state, params)
     else:
-        rounding = round_to_params(tx, seed=options.seed)
+        rounding = round_to_params(tx)
         updates, rounded = rounding.update(
             grads, RoundToParamsState(state, state[0].count), params
         )
@@ -336,9 +327,7 @@ def _native(
         output=rounding,
         decays=[decays[i] for i in chosen],
         nesterov=options.nesterov,
-        seeds=native.Seeds(
-            options.mu_format.seed, options.nu_format.seed, options.seed
-        ),
+        seeds=native.Seeds(options.mu_format.seed, options.nu_format.seed),
         leaf_numbers=chosen,
         reuse_grads=True,
     )
