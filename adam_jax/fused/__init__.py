@@ -4,9 +4,9 @@
 other's run. Its `step` updates parameters in place, which moves the least memory.
 """
 
+from adam_jax.fused.training import apply_gradients as apply_gradients
+from adam_jax.fused.training import update_model as update_model
 from adam_jax.fused.transformation import Fused as Fused
 from adam_jax.fused.transformation import adam as adam
 from adam_jax.fused.transformation import adamw as adamw
 from adam_jax.fused.transformation import backend as backend
-from adam_jax.fused.training import apply_gradients as apply_gradients
-from adam_jax.fused.training import update_model as update_model

@@ -1,9 +1,8 @@
 """The fused optimizers: which leaves take the native step, and what the others do.
 
-The composed chain of `adam_jax.optimizers` is the reference and the way out. It is
-always traced; where the native step computes a leaf, XLA drops what the chain does for
-it. So counts, weights, checks and errors are the chain's, and so is every leaf of
-another platform, dtype or format, under vmap, differentiated, or on a mesh.
+The composed chain of stages is the reference, and the way out: on other platforms, for
+other dtypes and formats, under vmap, differentiated, or on a mesh. Its are also the
+errors, and, run on no leaves, the counts and weights.
 """
 
 import functools
@@ -29,7 +28,7 @@ from adam_jax.hyperparams import (
     exact,
 )
 from adam_jax.rounding import RoundToParamsState, round_to_params
-from adam_jax.transforms import bias_correct, scale_by_moments
+from adam_jax.transforms import MomentsState, bias_correct, scale_by_moments
 from adam_jax.updates import Mask, add_decayed_weights, precondition, scale_by_lr
 
 
@@ -265,8 +264,7 @@ def _dispatch(options: _Options, in_place: bool) -> Callable[..., Any]:
 
     @jax.jit
     def run(*operands):
-        known = _storable(options) and native.available()
-        return (choose if known and not _on_mesh(operands) else composed)(*operands)
+        return (choose if _suit(options, in_place, *operands) else composed)(*operands)
 
     return run
 
@@ -292,56 +290,46 @@ def _composed(
 def _native(
     options: _Options, in_place: bool, arrays: Any, params: Any, grads: Any, state: Any
 ) -> tuple[Any, Any]:
-    """Do it with the chain, but for the leaves that the native step can do."""
-    out, new_state = _composed(options, in_place, arrays, params, grads, state)
-    outs, structure = jax.tree.flatten(out)
-    before, after = state[0], new_state[0]
-    columns = {
-        "param": params,
-        "grad": grads,
-        "mu": before.mu,
-        "nu": before.nu,
-        "mu_scales": before.mu_scales,
-        "nu_scales": before.nu_scales,
-    }
-    rows = zip(
-        *(
-            [None] * len(outs)
-            if tree is None
-            else [jnp.asarray(x) for x in structure.flatten_up_to(tree)]
-            for tree in columns.values()
-        ),
-        strict=True,
-    )
-    leaves = [native.Leaf(*row) for row in rows]
+    """Do it in native code. The chain, given no leaves, says what else it keeps."""
+    before, structure = state[0], jax.tree.structure(grads)
+    names = ("mu", "nu", "mu_scales", "nu_scales")
+    kept = {k: getattr(before, k) for k in names if getattr(before, k) is not None}
+    nothing = (before._replace(**dict.fromkeys(kept, ())), *state[1:])
+    no_mask = None if options.mask is None else ()
+    tx = _compose(options._replace(mask=no_mask), arrays)
+    _, (after, *others) = tx.update((), nothing, None if params is None else ())
     h = options.fixed | arrays
-    decays = _decays(options, grads if params is None else params, "weight_decay" in h)
-    chosen = [i for i, leaf in enumerate(leaves) if _suits(leaf)]
-    if not chosen or decays is None:
-        return out, new_state
-    rounding = options.rounding if in_place else "update"
     stepped = native.call(
-        [leaves[i] for i in chosen],
+        _leaves(params, grads, before),
         _scalars(h, options, state, after.weights[:, 0]),
         before.count,
-        output=rounding,
-        decays=[decays[i] for i in chosen],
+        output=options.rounding if in_place else "update",
+        decays=_decays(options, params, structure),
         nesterov=options.nesterov,
         seeds=native.Seeds(options.mu_format.seed, options.nu_format.seed),
-        leaf_numbers=chosen,
         reuse_grads=True,
     )
-    moments = {}
-    for name in ("mu", "nu", "mu_scales", "nu_scales"):
-        tree = getattr(after, name)
-        if tree is not None:
-            values = structure.flatten_up_to(tree)
-            for i, leaf in zip(chosen, stepped, strict=True):
-                values[i] = getattr(leaf, name)
-            moments[name] = structure.unflatten(values)
-    for i, leaf in zip(chosen, stepped, strict=True):
-        outs[i] = leaf.out
-    return structure.unflatten(outs), (after._replace(**moments), *new_state[1:])
+    moments = {k: structure.unflatten([getattr(x, k) for x in stepped]) for k in kept}
+    out = structure.unflatten([leaf.out for leaf in stepped])
+    return out, (after._replace(**moments), *others)
+
+
+def _leaves(params: Any, grads: Any, moments: MomentsState) -> list[native.Leaf]:
+    """Return what the native step takes of each leaf; float16 gradients widened.
+
+    Raises:
+      ValueError: if the trees differ in structure.
+    """
+    leaves, structure = jax.tree.flatten(grads)
+    trees = (params, *moments[1:3], *moments[4:])
+    columns = [
+        [None] * len(leaves) if tree is None else structure.flatten_up_to(tree)
+        for tree in trees
+    ]
+    narrow = [jnp.asarray(x) for x in leaves]
+    wide = [numerics.widen(x) if x.dtype == jnp.float16 else x for x in narrow]
+    rows = zip(columns[0], wide, *columns[1:], strict=True)
+    return [native.Leaf(*row) for row in rows]
 
 
 def _scalars(
@@ -374,16 +362,13 @@ def _scalars(
     )
 
 
-def _decays(options: _Options, params: Any, decay: bool) -> list[bool] | None:
-    """Return which leaves decay; None if the mask is known at run time only."""
-    if not decay:
-        return [False] * len(jax.tree.leaves(params))
+def _decays(options: _Options, params: Any, structure: Any) -> list[bool]:
+    """Return which leaves decay."""
+    if params is None:
+        return [False] * structure.num_leaves
     mask = True if options.mask is None else options.mask
     mask = mask(params) if callable(mask) else mask
-    try:
-        return [bool(x) for x in jax.tree.leaves(jax.tree.broadcast(mask, params))]
-    except jax.errors.TracerBoolConversionError:
-        return None
+    return [bool(x) for x in jax.tree.leaves(jax.tree.broadcast(mask, params))]
 
 
 def _has_bfloat16(params: Any) -> bool:
@@ -391,29 +376,43 @@ def _has_bfloat16(params: Any) -> bool:
     return any(numerics.dtype_of(leaf) == jnp.bfloat16 for leaf in leaves)
 
 
-def _storable(options: _Options) -> bool:
-    """Return whether the native step knows the formats."""
-    known = (decode_dense, decode_blocks)
-    return options.mu_format.decode in known and options.nu_format.decode in known
-
-
-def _on_mesh(operands: Any) -> bool:
-    """Return whether a leaf may be sharded behind the tracer's back."""
-    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(operands)]
-    return any(
-        kind != AxisType.Manual
-        for mesh in meshes
-        if not mesh.empty
-        for kind in mesh.axis_types
+def _suit(
+    options: _Options, in_place: bool, arrays: Any, params: Any, grads: Any, state: Any
+) -> bool:
+    """Return whether native code can step these leaves, and is faster."""
+    formats = {options.mu_format.decode, options.nu_format.decode}
+    if not native.available() or not formats <= {decode_dense, decode_blocks}:
+        return False
+    if params is None and "weight_decay" in options.fixed | arrays:
+        return False  # the chain has a word to say
+    operands = jax.tree.leaves((params, grads, state))
+    if any(map(_on_mesh, operands)):
+        return False
+    try:
+        leaves = _leaves(params, grads, state[0])
+    except ValueError:
+        return False  # as above
+    # Updates that fill memory of their own cost float32 moments what the pass saves.
+    narrow = in_place or any(
+        x.mu.dtype.itemsize * x.nu.dtype.itemsize < 16 for x in leaves
     )
+    return narrow and all(map(_suits, leaves))
+
+
+def _on_mesh(operand: Any) -> bool:
+    """Return whether a leaf may be sharded by XLA, which does not know how."""
+    mesh = jax.typeof(operand).sharding.mesh
+    return not mesh.empty and any(t != AxisType.Manual for t in mesh.axis_types)
 
 
 def _suits(leaf: native.Leaf) -> bool:
-    """Return whether the native step can do a leaf."""
+    """Return whether the native step knows the dtypes of a leaf."""
     floats = (jnp.float32, jnp.bfloat16)
+    shapes = {jnp.shape(x) for x in leaf[:4] if x is not None}
     return (
-        leaf.grad.dtype in floats
-        and (leaf.param is None or leaf.param.dtype in floats)
+        len(shapes) == 1
+        and leaf.grad.dtype in floats
+        and (leaf.param is None or numerics.dtype_of(leaf.param) in floats)
         and leaf.mu.dtype in (*floats, jnp.int8)
         and leaf.nu.dtype in (*floats, jnp.uint8)
     )
