@@ -236,9 +236,10 @@ def _type(like: jax.Array, sources: Sequence[jax.Array | None]) -> Any:
     """Return the type of a result, which in a shard_map varies as its sources do."""
     if jax.typeof(like).sharding.mesh.empty:
         return jax.ShapeDtypeStruct(like.shape, like.dtype)
-    present = [x for x in sources if x is not None and x.shape == like.shape]
+    wide = [x.astype(jnp.float32) for x in sources if x is not None]
+    wide = [x for x in wide if x.shape == like.shape]  # scales have another
     return jax.eval_shape(
-        lambda *xs: sum(x.astype(jnp.float32) for x in xs).astype(like.dtype), *present
+        lambda *xs: functools.reduce(jnp.add, xs).astype(like.dtype), *wide
     )
 
 

@@ -31,6 +31,8 @@ from adam_jax.rounding import RoundToParamsState, round_to_params
 from adam_jax.transforms import MomentsState, bias_correct, scale_by_moments
 from adam_jax.updates import Mask, add_decayed_weights, precondition, scale_by_lr
 
+Rounding = Literal["stochastic", "nearest"]
+
 
 class Fused(optax.GradientTransformation):
     """An Optax transformation that has a step of its own.
@@ -62,7 +64,7 @@ def adam(
     nesterov: bool = False,
     nu_dtype: Storage = None,
     bias_correction: bool = True,
-    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    rounding: Rounding = "stochastic",
 ) -> Fused:
     """Adam in one pass; arguments as in `adam_jax.adam`, and those of `adamw` below."""
     return _fuse(
@@ -95,7 +97,7 @@ def adamw(
     nesterov: bool = False,
     nu_dtype: Storage = None,
     bias_correction: bool = True,
-    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    rounding: Rounding = "stochastic",
 ) -> Fused:
     """AdamW in one pass; arguments as in `adam_jax.adamw`, and these:
 
@@ -173,7 +175,7 @@ class _Options(NamedTuple):
     mask: Mask
     nesterov: bool
     bias_correction: bool
-    rounding: str
+    rounding: Rounding
 
 
 def _fuse(
@@ -183,7 +185,7 @@ def _fuse(
     mask: Mask,
     nesterov: bool,
     bias_correction: bool,
-    rounding: str,
+    rounding: Rounding,
 ) -> Fused:
     if rounding not in ("stochastic", "nearest"):
         raise ValueError(
@@ -280,9 +282,8 @@ def _composed(
         updates, state = tx.update(grads, state, params)
     else:
         rounding = round_to_params(tx)
-        updates, rounded = rounding.update(
-            grads, RoundToParamsState(state, state[0].count), params
-        )
+        rounded: Any = RoundToParamsState(state, state[0].count)
+        updates, rounded = rounding.update(grads, rounded, params)
         state = rounded.inner_state
     return optax.apply_updates(params, updates), state
 
@@ -297,7 +298,8 @@ def _native(
     nothing = (before._replace(**dict.fromkeys(kept, ())), *state[1:])
     no_mask = None if options.mask is None else ()
     tx = _compose(options._replace(mask=no_mask), arrays)
-    _, (after, *others) = tx.update((), nothing, None if params is None else ())
+    state_after: Any = tx.update((), nothing, None if params is None else ())[1]
+    after, *others = state_after
     h = options.fixed | arrays
     stepped = native.call(
         _leaves(params, grads, before),
