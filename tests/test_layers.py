@@ -8,7 +8,8 @@ import pytest
 import adam_jax
 
 ROOT = pathlib.Path(adam_jax.__file__).parent
-# Each module may import from those before it, experiments/ from all of them.
+# Each module may import from those before it, fused/ from all of them, and experiments/
+# from these and fused/.
 LAYERS = [
     "numerics",
     "hyperparams",
@@ -49,6 +50,11 @@ def test_every_module_has_a_layer():
 def test_imports_point_down(module):
     below = set(LAYERS[: LAYERS.index(module)])
     assert imported(ROOT / f"{module}.py") <= below
+
+
+def test_fused_knows_nothing_of_experiments():
+    for path in (ROOT / "fused").glob("*.py"):
+        assert imported(path) <= {*LAYERS, "fused"}
 
 
 def test_every_optimizer_and_stage_is_exported_and_documented():
