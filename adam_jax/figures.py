@@ -311,10 +311,10 @@ def _by_path(tree: Any) -> dict[Any, Any]:
 
 def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
     raw = {name: jnp.asarray(tree[path]) for name, tree in trees.items()}
-    parts = {name: numerics.widen(x) for name, x in raw.items()}
+    parts = {name: _as_stored(x) for name, x in raw.items()}
     if "update" in raw and "param" in raw:
         landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
-        parts["landed"] = numerics.widen(landed)
+        parts["landed"] = _as_stored(landed)
     for name, found in moments.items():
         if found:  # a masked leaf is without: as if it were 0
             zeros = jnp.zeros(jnp.shape(next(iter(raw.values()), 0)))
@@ -324,6 +324,14 @@ def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
         parts["learning_rate"] = jnp.asarray(step.learning_rate)
     size = next(x.size for x in parts.values())
     return Leaf(size=size, bound=step.bound, **parts)
+
+
+def _as_stored(x: jax.Array) -> jax.Array:
+    """Widen an array, with the rounding of its dtype, which XLA else leaves out."""
+    info = jnp.finfo(x.dtype)
+    if info.bits < 32:  # a jitted bfloat16 -> float32 may skip the bfloat16
+        return lax.reduce_precision(numerics.widen(x), info.nexp, info.nmant)
+    return numerics.widen(x)
 
 
 def _sum_all(arrays: list[jax.Array]) -> jax.Array:
