@@ -189,7 +189,9 @@ def quantiles(value: Callable[[Leaf], jax.Array]) -> Figure:
         upper = jnp.sum(below[:, None] <= ranks, axis=0).clip(1, len(_EDGES) - 1)
         start = below[upper - 1]
         part = numerics.divide_or_zero(ranks - start, below[upper] - start).clip(0, 1)
-        return jnp.where(present > 0, _EDGES[0] * jnp.exp2(upper - 1 + part), 0)
+        part = jnp.where(ranks >= below[-1], 1, part)  # above the last edge
+        octaves = (upper - 1).astype(part.dtype) + part
+        return jnp.where(present > 0, float(_EDGES[0]) * jnp.exp2(octaves), 0)
 
     return Figure(count, read)
 
