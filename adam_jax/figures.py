@@ -149,7 +149,18 @@ def step_size(leaf: Leaf) -> jax.Array:
 def signal_to_noise(leaf: Leaf) -> jax.Array:
     """Return |mu_hat| / sqrt(nu_hat) of each element; 0 where nu is 0."""
     ratio = numerics.divide_or_zero(jnp.abs(leaf.mu), numerics.sqrt(leaf.nu))
-    return ratio * (jnp.sqrt(leaf.nu_weight) / leaf.mu_weight).astype(ratio.dtype)
+    factor = numerics.divide_or_zero(jnp.sqrt(leaf.nu_weight), leaf.mu_weight)
+    return ratio * factor.astype(ratio.dtype)
+
+
+def correction(weight: str) -> Figure:
+    """Return the figure of the factor of bias correction, 1 / weight."""
+
+    def read(sums, leaf):
+        seen = getattr(leaf, weight)
+        return numerics.divide_or_zero(jnp.ones_like(seen), seen)
+
+    return Figure(lambda leaf: (), read)
 
 
 def norm(part: str) -> Figure:
@@ -209,12 +220,8 @@ FIGURES: dict[str, Figure] = {
     "at_step_bound": Figure(lambda leaf: (step_size(leaf) >= 0.99 * leaf.bound,), mean),
     "signal_to_noise": Figure(lambda leaf: (signal_to_noise(leaf), leaf.nu > 0), ratio),
     "signal_to_noise_quantiles": quantiles(signal_to_noise),
-    "bias_correction_mu": Figure(
-        lambda leaf: (), lambda sums, leaf: 1 / leaf.mu_weight
-    ),
-    "bias_correction_nu": Figure(
-        lambda leaf: (), lambda sums, leaf: 1 / leaf.nu_weight
-    ),
+    "bias_correction_mu": correction("mu_weight"),
+    "bias_correction_nu": correction("nu_weight"),
     "swallowed": Figure(
         lambda leaf: (
             (leaf.landed == leaf.param) & (leaf.update != 0),
@@ -237,7 +244,8 @@ FIGURES: dict[str, Figure] = {
     0: 1 where gradients agree, 0 where they cancel, 0.18 for pure noise at b1 = 0.9
     (Kingma & Ba 2014, section 2.1). Not for adamax, whose nu is not of squares.
   signal_to_noise_quantiles: `QUANTILES` of the same.
-  bias_correction_mu, bias_correction_nu: the factor in force, 1 / (1 - b^t).
+  bias_correction_mu, bias_correction_nu: the factor in force, 1 / (1 - b^t); 0 before
+    the first step, where a guard skipped it or MultiSteps gathers.
   swallowed: the share of updates, of those that are not 0, that `params + updates`
     loses to rounding.
   nonfinite: how many elements of the gradients are infinite or NaN.
