@@ -271,11 +271,7 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
       >>> print(measured.total, measured.leaves)
       13.0 [12.  5.]
     """
-    leaves = _leaves(step)
-    number = len(leaves)
-    if not leaves:  # measure a leaf of no elements, and show none
-        parts = dict.fromkeys(Leaf.__annotations__, jnp.zeros([0]))
-        leaves = [Leaf(**parts | {"size": 0, "mu_weight": 1.0, "nu_weight": 1.0})]
+    leaves, number = _leaves(step)
     sums = [[figure.sums(leaf) for figure in figures.values()] for leaf in leaves]
     rows = [_sum_all([x for columns in row for x in columns]) for row in sums]
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
@@ -284,10 +280,11 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     scalars: dict[str, Any] = {"size": np.array([leaf.size for leaf in leaves], dtype)}
     whole: dict[str, Any] = {"size": scalars["size"].sum()}
     for name in ("mu_weight", "nu_weight"):
-        if step.moments and name in vars(leaves[0]):
+        if name in vars(leaves[0]):
             weights = [jnp.asarray(getattr(leaf, name), dtype) for leaf in leaves]
             scalars[name] = jnp.stack(weights)
-            whole[name] = jnp.asarray(getattr(step.moments[0], name), dtype)
+            kept = (m for m in step.moments if getattr(m, name[:2]) is not None)
+            whole[name] = jnp.asarray(getattr(next(kept), name), dtype)
     measured, end = {}, 0
     for (name, figure), columns in zip(figures.items(), sums[0], strict=True):
         start, end = end, end + len(columns)
@@ -301,18 +298,24 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     return measured
 
 
-def _leaves(step: Step) -> list[Leaf]:
-    """Return the leaves of a step, in the order of its trees."""
+def _leaves(step: Step) -> tuple[list[Leaf], int]:
+    """Return the leaves of a step, in the order of its trees, and their number.
+
+    Of a tree without leaves, one of no elements: it tells which figures can be had.
+    """
     trees = {"grad": step.grads, "update": step.updates, "param": step.params}
     trees = {name: _by_path(tree) for name, tree in trees.items() if tree is not None}
-    moments = {"mu": {}, "nu": {}}
-    for m in step.moments:
-        for path, mu in _by_path(m.mu).items():
-            moments["mu"][path] = {"mu": mu, "mu_weight": m.mu_weight}
-        for path, nu in _by_path(m.nu).items():
-            moments["nu"][path] = {"nu": nu, "nu_weight": m.nu_weight}
-    paths = next(iter(trees.values()), moments["mu"] or moments["nu"])
-    return [_leaf(step, path, trees, moments) for path in paths]
+    moments = {}
+    for name in ("mu", "nu"):
+        kept = [m for m in step.moments if getattr(m, name) is not None]
+        if kept:
+            moments[name] = {
+                path: {name: x, f"{name}_weight": getattr(m, f"{name}_weight")}
+                for m in kept
+                for path, x in _by_path(getattr(m, name)).items()
+            }
+    paths = list(next(iter((trees | moments).values()), ()))
+    return [_leaf(step, path, trees, moments) for path in paths or [None]], len(paths)
 
 
 def _by_path(tree: Any) -> dict[Any, Any]:
@@ -320,28 +323,31 @@ def _by_path(tree: Any) -> dict[Any, Any]:
 
 
 def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
-    raw = {name: jnp.asarray(tree[path]) for name, tree in trees.items()}
+    none = np.zeros([0], np.float32)
+    raw = {
+        name: jnp.asarray(tree[path] if tree else none) for name, tree in trees.items()
+    }
     parts = {name: _as_stored(x) for name, x in raw.items()}
     if "update" in raw and "param" in raw:
         landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
         parts["landed"] = _as_stored(landed)
-    for name, found in moments.items():
-        if found:  # a masked leaf is without: as if it were 0
-            zeros = jnp.zeros(jnp.shape(next(iter(raw.values()), 0)))
-            moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
-            parts |= {key: numerics.widen(x) for key, x in moment.items()}
+    for name, found in moments.items():  # a masked leaf is without: as if it were 0
+        zeros = jnp.zeros(jnp.shape(next(iter(parts.values()), none)))
+        moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
+        parts |= {key: numerics.widen(x) for key, x in moment.items()}
     if step.learning_rate is not None:
         parts["learning_rate"] = jnp.asarray(step.learning_rate)
-    size = next(x.size for x in parts.values())
+    size = next((x.size for x in parts.values()), 0)
     return Leaf(size=size, bound=step.bound, **parts)
 
 
 def _as_stored(x: jax.Array) -> jax.Array:
     """Widen an array, with the rounding of its dtype, which XLA else leaves out."""
-    info = jnp.finfo(x.dtype)
-    if info.bits < 32:  # a jitted bfloat16 -> float32 may skip the bfloat16
-        return lax.reduce_precision(numerics.widen(x), info.nexp, info.nmant)
-    return numerics.widen(x)
+    wide = numerics.widen(x)
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
+        info = jnp.finfo(x.dtype)
+        return lax.reduce_precision(wide, info.nexp, info.nmant)
+    return wide
 
 
 def _sum_all(arrays: list[jax.Array]) -> jax.Array:
