@@ -369,26 +369,29 @@ def _sum_alike(arrays: list[jax.Array], dtype: Any) -> list[jax.Array]:
         return []
     # Row by row: one float32 would stand still at 2^24 times what is added to it.
     parts = [jnp.stack(_sum_rows(part)) for part in _cut_rows(arrays)]
-    sums = [part.astype(dtype).sum(axis=1) for part in parts]
+    sums = [part.astype(dtype).sum(axis=range(1, part.ndim)) for part in parts]
     return list(functools.reduce(jnp.add, sums))
 
 
 def _cut_rows(arrays: list[jax.Array]) -> list[list[jax.Array]]:
-    """Cut vectors into rows of a moderate length, and a rest; leave the others."""
-    (length, *more), row = arrays[0].shape, 1024
-    if more or length <= row:
+    """Cut a long last axis into rows of a moderate length, and perhaps a rest."""
+    *_, length = arrays[0].shape
+    if length <= 1024:
         return [arrays]
+    # A shard is to be a whole number of rows: few powers of two in a row leave many
+    # to their number. A length that has no such divisor is hardly ever sharded.
+    fits = [row for row in range(256, 2049) if length % row == 0]
+    row = min(fits, key=lambda row: (row & -row, row), default=1024)
     whole = length // row * row
-    cut = [[x[:whole].reshape(-1, row) for x in arrays]]
-    return cut if whole == length else [*cut, [x[whole:] for x in arrays]]
+    cut = [[x[..., :whole].reshape(*x.shape[:-1], -1, row) for x in arrays]]
+    return cut if whole == length else [*cut, [x[..., whole:] for x in arrays]]
 
 
 def _sum_rows(arrays: list[jax.Array]) -> list[jax.Array]:
-    """Return the sums over the last axis, in one pass, each a vector."""
+    """Return the sums over the last axis, in one pass."""
 
     def add(left, right):
         return [x + y for x, y in zip(left, right, strict=True)]
 
     zeros = [np.zeros([], x.dtype) for x in arrays]
-    sums = lax.reduce(arrays, zeros, add, [arrays[0].ndim - 1])
-    return [x.reshape(-1) for x in sums]
+    return lax.reduce(arrays, zeros, add, [arrays[0].ndim - 1])
