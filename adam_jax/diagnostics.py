@@ -99,15 +99,16 @@ def record(
         past = nodes[0].count if nodes else calls
         rate = None
         if learning_rate is not None:
-            rate = jnp.asarray(at(learning_rate, past, jnp.float32))
-        return Step(
+            rate = jnp.asarray(at(learning_rate, past, float))
+        step = Step(
             grads=None if tx is None else grads,
             moments=[_moments(node) for node in find_moments(after)],
             updates=updates,
             params=params,
             learning_rate=rate,
-            bound=bound,
         )
+        # Nobody differentiates a figure: their roots have no derivative at 0.
+        return lax.stop_gradient(step)._replace(bound=bound)
 
     def init_fn(params):
         inner_state = inner.init(params)
