@@ -346,7 +346,9 @@ def _as_stored(x: jax.Array) -> jax.Array:
     wide = numerics.widen(x)
     if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
         info = jnp.finfo(x.dtype)
-        return lax.reduce_precision(wide, info.nexp, info.nmant)
+        rounded = lax.reduce_precision(wide, info.nexp, info.nmant)
+        # It makes 0 of what is below the normal range.
+        return jnp.where(jnp.abs(wide) < float(info.tiny), wide, rounded)
     return wide
 
 
