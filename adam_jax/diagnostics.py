@@ -99,15 +99,16 @@ def record(
         past = nodes[0].count if nodes else calls
         rate = None
         if learning_rate is not None:
-            rate = jnp.asarray(at(learning_rate, past, jnp.float32))
-        return Step(
+            rate = jnp.asarray(at(learning_rate, past, float))
+        step = Step(
             grads=None if tx is None else grads,
             moments=[_moments(node) for node in find_moments(after)],
             updates=updates,
             params=params,
             learning_rate=rate,
-            bound=bound,
         )
+        # Nobody differentiates a figure: their roots have no derivative at 0.
+        return lax.stop_gradient(step)._replace(bound=bound)
 
     def init_fn(params):
         inner_state = inner.init(params)
@@ -170,11 +171,13 @@ def named_figures(state: Any, params: Any) -> dict[str, float]:
       params: the parameters, for their paths.
 
     Raises:
-      ValueError: if the state holds none, or several.
+      ValueError: if the state holds none, several or a batch of them, or one of other
+        leaves than these (inside `optax.masked` it is of those that the mask leaves).
     """
-    paths = _paths(params)
+    recorded = _recorded(state)
+    paths = _paths(params, recorded)
     flat = {}
-    for name, measured in jax.device_get(_recorded(state).figures).items():
+    for name, measured in jax.device_get(recorded.figures).items():
         total, leaves = np.asarray(measured.total), np.asarray(measured.leaves)
         parts = [f"/{quantile}" for quantile in QUANTILES] if total.ndim else [""]
         columns = leaves.reshape(len(paths), len(parts)).T
@@ -193,13 +196,13 @@ def first_nonfinite(state: Any, params: Any) -> str | None:
       params: the parameters, for their paths.
 
     Raises:
-      ValueError: if it does not.
+      ValueError: if it does not; or as `named_figures` does.
     """
-    figures = _recorded(state).figures
-    if "nonfinite" not in figures:
+    recorded = _recorded(state)
+    if "nonfinite" not in recorded.figures:
         raise ValueError("the state records no 'nonfinite': name it in record().")
-    counts = np.asarray(figures["nonfinite"].leaves)
-    bad = (path for path, n in zip(_paths(params), counts, strict=True) if n)
+    counts = np.asarray(recorded.figures["nonfinite"].leaves)
+    bad = (path for path, n in zip(_paths(params, recorded), counts, strict=True) if n)
     return next(bad, None)
 
 
@@ -211,12 +214,24 @@ def _recorded(state: Any) -> RecordState:
             f"expected one RecordState in the state, found {len(nodes)}: wrap the "
             "optimizer in record()."
         )
+    if np.ndim(nodes[0].count):
+        raise ValueError(
+            "the state is a batch of states (vmap): take one, as in "
+            "jax.tree.map(lambda x: x[0], state)."
+        )
     return nodes[0]
 
 
-def _paths(tree: Any) -> list[str]:
+def _paths(params: Any, recorded: RecordState) -> list[str]:
     name = jax.tree_util.keystr
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for measured in recorded.figures.values():
+        if len(measured.leaves) != len(leaves):
+            raise ValueError(
+                f"record() saw {len(measured.leaves)} leaves, these parameters have "
+                f"{len(leaves)}: pass the tree that it saw; inside a mask, with "
+                "optax.MaskedNode() in the place of masked leaves."
+            )
     return [name(path, simple=True, separator="/") for path, _ in leaves]
 
 

@@ -149,7 +149,18 @@ def step_size(leaf: Leaf) -> jax.Array:
 def signal_to_noise(leaf: Leaf) -> jax.Array:
     """Return |mu_hat| / sqrt(nu_hat) of each element; 0 where nu is 0."""
     ratio = numerics.divide_or_zero(jnp.abs(leaf.mu), numerics.sqrt(leaf.nu))
-    return ratio * (jnp.sqrt(leaf.nu_weight) / leaf.mu_weight).astype(ratio.dtype)
+    factor = numerics.divide_or_zero(jnp.sqrt(leaf.nu_weight), leaf.mu_weight)
+    return ratio * factor.astype(ratio.dtype)
+
+
+def correction(weight: str) -> Figure:
+    """Return the figure of the factor of bias correction, 1 / weight."""
+
+    def read(sums, leaf):
+        seen = getattr(leaf, weight)
+        return numerics.divide_or_zero(jnp.ones_like(seen), seen)
+
+    return Figure(lambda leaf: (), read)
 
 
 def norm(part: str) -> Figure:
@@ -189,7 +200,9 @@ def quantiles(value: Callable[[Leaf], jax.Array]) -> Figure:
         upper = jnp.sum(below[:, None] <= ranks, axis=0).clip(1, len(_EDGES) - 1)
         start = below[upper - 1]
         part = numerics.divide_or_zero(ranks - start, below[upper] - start).clip(0, 1)
-        return jnp.where(present > 0, _EDGES[0] * jnp.exp2(upper - 1 + part), 0)
+        part = jnp.where(ranks >= below[-1], 1, part)  # above the last edge
+        octaves = (upper - 1).astype(part.dtype) + part
+        return jnp.where(present > 0, float(_EDGES[0]) * jnp.exp2(octaves), 0)
 
     return Figure(count, read)
 
@@ -207,12 +220,8 @@ FIGURES: dict[str, Figure] = {
     "at_step_bound": Figure(lambda leaf: (step_size(leaf) >= 0.99 * leaf.bound,), mean),
     "signal_to_noise": Figure(lambda leaf: (signal_to_noise(leaf), leaf.nu > 0), ratio),
     "signal_to_noise_quantiles": quantiles(signal_to_noise),
-    "bias_correction_mu": Figure(
-        lambda leaf: (), lambda sums, leaf: 1 / leaf.mu_weight
-    ),
-    "bias_correction_nu": Figure(
-        lambda leaf: (), lambda sums, leaf: 1 / leaf.nu_weight
-    ),
+    "bias_correction_mu": correction("mu_weight"),
+    "bias_correction_nu": correction("nu_weight"),
     "swallowed": Figure(
         lambda leaf: (
             (leaf.landed == leaf.param) & (leaf.update != 0),
@@ -235,7 +244,8 @@ FIGURES: dict[str, Figure] = {
     0: 1 where gradients agree, 0 where they cancel, 0.18 for pure noise at b1 = 0.9
     (Kingma & Ba 2014, section 2.1). Not for adamax, whose nu is not of squares.
   signal_to_noise_quantiles: `QUANTILES` of the same.
-  bias_correction_mu, bias_correction_nu: the factor in force, 1 / (1 - b^t).
+  bias_correction_mu, bias_correction_nu: the factor in force, 1 / (1 - b^t); 0 before
+    the first step, where a guard skipped it or MultiSteps gathers.
   swallowed: the share of updates, of those that are not 0, that `params + updates`
     loses to rounding.
   nonfinite: how many elements of the gradients are infinite or NaN.
@@ -261,11 +271,7 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
       >>> print(measured.total, measured.leaves)
       13.0 [12.  5.]
     """
-    leaves = _leaves(step)
-    number = len(leaves)
-    if not leaves:  # measure a leaf of no elements, and show none
-        parts = dict.fromkeys(Leaf.__annotations__, jnp.zeros([0]))
-        leaves = [Leaf(**parts | {"size": 0, "mu_weight": 1.0, "nu_weight": 1.0})]
+    leaves, number = _leaves(step)
     sums = [[figure.sums(leaf) for figure in figures.values()] for leaf in leaves]
     rows = [_sum_all([x for columns in row for x in columns]) for row in sums]
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
@@ -274,10 +280,11 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     scalars: dict[str, Any] = {"size": np.array([leaf.size for leaf in leaves], dtype)}
     whole: dict[str, Any] = {"size": scalars["size"].sum()}
     for name in ("mu_weight", "nu_weight"):
-        if step.moments and name in vars(leaves[0]):
+        if name in vars(leaves[0]):
             weights = [jnp.asarray(getattr(leaf, name), dtype) for leaf in leaves]
             scalars[name] = jnp.stack(weights)
-            whole[name] = jnp.asarray(getattr(step.moments[0], name), dtype)
+            kept = (m for m in step.moments if getattr(m, name[:2]) is not None)
+            whole[name] = jnp.asarray(getattr(next(kept), name), dtype)
     measured, end = {}, 0
     for (name, figure), columns in zip(figures.items(), sums[0], strict=True):
         start, end = end, end + len(columns)
@@ -291,18 +298,24 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     return measured
 
 
-def _leaves(step: Step) -> list[Leaf]:
-    """Return the leaves of a step, in the order of its trees."""
+def _leaves(step: Step) -> tuple[list[Leaf], int]:
+    """Return the leaves of a step, in the order of its trees, and their number.
+
+    Of a tree without leaves, one of no elements: it tells which figures can be had.
+    """
     trees = {"grad": step.grads, "update": step.updates, "param": step.params}
     trees = {name: _by_path(tree) for name, tree in trees.items() if tree is not None}
-    moments = {"mu": {}, "nu": {}}
-    for m in step.moments:
-        for path, mu in _by_path(m.mu).items():
-            moments["mu"][path] = {"mu": mu, "mu_weight": m.mu_weight}
-        for path, nu in _by_path(m.nu).items():
-            moments["nu"][path] = {"nu": nu, "nu_weight": m.nu_weight}
-    paths = next(iter(trees.values()), moments["mu"] or moments["nu"])
-    return [_leaf(step, path, trees, moments) for path in paths]
+    moments = {}
+    for name in ("mu", "nu"):
+        kept = [m for m in step.moments if getattr(m, name) is not None]
+        if kept:
+            moments[name] = {
+                path: {name: x, f"{name}_weight": getattr(m, f"{name}_weight")}
+                for m in kept
+                for path, x in _by_path(getattr(m, name)).items()
+            }
+    paths = list(next(iter((trees | moments).values()), ()))
+    return [_leaf(step, path, trees, moments) for path in paths or [None]], len(paths)
 
 
 def _by_path(tree: Any) -> dict[Any, Any]:
@@ -310,20 +323,33 @@ def _by_path(tree: Any) -> dict[Any, Any]:
 
 
 def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
-    raw = {name: jnp.asarray(tree[path]) for name, tree in trees.items()}
-    parts = {name: numerics.widen(x) for name, x in raw.items()}
+    none = np.zeros([0], np.float32)
+    raw = {
+        name: jnp.asarray(tree[path] if tree else none) for name, tree in trees.items()
+    }
+    parts = {name: _as_stored(x) for name, x in raw.items()}
     if "update" in raw and "param" in raw:
         landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
-        parts["landed"] = numerics.widen(landed)
-    for name, found in moments.items():
-        if found:  # a masked leaf is without: as if it were 0
-            zeros = jnp.zeros(jnp.shape(next(iter(raw.values()), 0)))
-            moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
-            parts |= {key: numerics.widen(x) for key, x in moment.items()}
+        parts["landed"] = _as_stored(landed)
+    for name, found in moments.items():  # a masked leaf is without: as if it were 0
+        zeros = jnp.zeros(jnp.shape(next(iter(parts.values()), none)))
+        moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
+        parts |= {key: numerics.widen(x) for key, x in moment.items()}
     if step.learning_rate is not None:
         parts["learning_rate"] = jnp.asarray(step.learning_rate)
-    size = next(x.size for x in parts.values())
+    size = next((x.size for x in parts.values()), 0)
     return Leaf(size=size, bound=step.bound, **parts)
+
+
+def _as_stored(x: jax.Array) -> jax.Array:
+    """Widen an array, with the rounding of its dtype, which XLA else leaves out."""
+    wide = numerics.widen(x)
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
+        info = jnp.finfo(x.dtype)
+        rounded = lax.reduce_precision(wide, info.nexp, info.nmant)
+        # It makes 0 of what is below the normal range.
+        return jnp.where(jnp.abs(wide) < float(info.tiny), wide, rounded)
+    return wide
 
 
 def _sum_all(arrays: list[jax.Array]) -> jax.Array:
@@ -345,26 +371,29 @@ def _sum_alike(arrays: list[jax.Array], dtype: Any) -> list[jax.Array]:
         return []
     # Row by row: one float32 would stand still at 2^24 times what is added to it.
     parts = [jnp.stack(_sum_rows(part)) for part in _cut_rows(arrays)]
-    sums = [part.astype(dtype).sum(axis=1) for part in parts]
+    sums = [part.astype(dtype).sum(axis=range(1, part.ndim)) for part in parts]
     return list(functools.reduce(jnp.add, sums))
 
 
 def _cut_rows(arrays: list[jax.Array]) -> list[list[jax.Array]]:
-    """Cut vectors into rows of a moderate length, and a rest; leave the others."""
-    (length, *more), row = arrays[0].shape, 1024
-    if more or length <= row:
+    """Cut a long last axis into rows of a moderate length, and perhaps a rest."""
+    *_, length = arrays[0].shape
+    if length <= 1024:
         return [arrays]
+    # A shard is to be a whole number of rows: few powers of two in a row leave many
+    # to their number. A length that has no such divisor is hardly ever sharded.
+    fits = [row for row in range(256, 2049) if length % row == 0]
+    row = min(fits, key=lambda row: (row & -row, row), default=1024)
     whole = length // row * row
-    cut = [[x[:whole].reshape(-1, row) for x in arrays]]
-    return cut if whole == length else [*cut, [x[whole:] for x in arrays]]
+    cut = [[x[..., :whole].reshape(*x.shape[:-1], -1, row) for x in arrays]]
+    return cut if whole == length else [*cut, [x[..., whole:] for x in arrays]]
 
 
 def _sum_rows(arrays: list[jax.Array]) -> list[jax.Array]:
-    """Return the sums over the last axis, in one pass, each a vector."""
+    """Return the sums over the last axis, in one pass."""
 
     def add(left, right):
         return [x + y for x, y in zip(left, right, strict=True)]
 
     zeros = [np.zeros([], x.dtype) for x in arrays]
-    sums = lax.reduce(arrays, zeros, add, [arrays[0].ndim - 1])
-    return [x.reshape(-1) for x in sums]
+    return lax.reduce(arrays, zeros, add, [arrays[0].ndim - 1])
