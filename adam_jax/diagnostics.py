@@ -53,8 +53,13 @@ def record(
 ) -> optax.GradientTransformationExtraArgs:
     """Keep figures of the latest step of an optimizer in its state.
 
-    Updates and inner state are those of `tx`, bit for bit. Read one figure with
-    `optax.tree.get(state, "update_norm").total`, all of them with `named_figures`.
+    Updates and inner state are those of `tx` (XLA may contract other products, in the
+    last bit). Read one figure with `optax.tree.get(state, "update_norm").total`, all of
+    them with `named_figures`.
+
+    A measured call runs `tx` twice under jit, once for the figures alone: XLA then needs
+    no memory for what both share. So put what is costly, or calls back, outside of it;
+    and guards inside, `record(skip_nonfinite(tx))`, to see what they skip.
 
     Args:
       tx: the optimizer to watch, or a chain of stages; extra arguments of `update`
