@@ -315,6 +315,12 @@ def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
     if "update" in raw and "param" in raw:
         landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
         parts["landed"] = numerics.widen(landed)
+        if parts["landed"].dtype != landed.dtype:
+            # XLA leaves out a rounding whose result is widened again, but not this one.
+            kept = jnp.finfo(landed.dtype)
+            parts["landed"] = lax.reduce_precision(
+                parts["landed"], kept.nexp, kept.nmant
+            )
     for name, found in moments.items():
         if found:  # a masked leaf is without: as if it were 0
             zeros = jnp.zeros(jnp.shape(next(iter(raw.values()), 0)))
