@@ -65,6 +65,8 @@ class OptimizerConfig:
       nu_dtype: How the second moment is stored.
       rounding: How bfloat16 parameters take an update: to the nearest, stochastic,
         or compensated (with what was cut off kept as state).
+      guard: Skip steps whose gradients are not finite, or those and spikes: steps
+        whose gradient is more than 5 times as long as usual.
     """
 
     name: str = "adam"
@@ -82,6 +84,7 @@ class OptimizerConfig:
     mu_dtype: str | None = None
     nu_dtype: str | None = None
     rounding: Literal["nearest", "stochastic", "compensated"] = "nearest"
+    guard: Literal["none", "nonfinite", "spikes"] = "none"
 
     def __post_init__(self) -> None:
         """Refuse values out of range; the optimizer itself checks the others."""
