@@ -46,7 +46,9 @@ def print_run(folder: Path, as_json: bool) -> None:
         return
     console.print(tabulate_epochs(epochs), "", tabulate_groups(epochs[-1]), "")
     for words, groups in (("most", most), ("least", least)):
-        console.print(f"moved {words}: {', '.join(groups)}", soft_wrap=True)
+        distances = epochs[-1].moved
+        named = ", ".join(f"{group} {to_text(distances[group])}" for group in groups)
+        console.print(f"moved {words}: {named}")
 
 
 def choose_epochs(epochs: Sequence[Epoch]) -> list[Epoch]:

@@ -73,7 +73,9 @@ def _draw_loss(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> None
     losses = [epoch.train_loss for epoch in epochs]
     panel.plot(numbers, losses, ".-", label="training")
     panel.plot(numbers, [epoch.test_loss for epoch in epochs], ".-", label="test")
-    _scale_log(panel, losses)
+    shown = _scale_log(panel, losses)
+    if shown and max(shown) < 1.05 * min(shown):  # nor is the last digit of a loss
+        panel.set_ylim(min(shown) / 1.05, max(shown) * 1.05)
     panel.legend()
 
 
@@ -82,6 +84,9 @@ def _draw_accuracy(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> 
     panel.set(title=f"Test accuracy: {accuracies[-1]:.2%} at the end")
     panel.set(ylabel="test labels found")
     panel.plot(numbers, accuracies, ".-", color="C2")
+    low, high = min(accuracies), max(accuracies)
+    if high - low < 0.02:  # a test image more or less is no climb
+        panel.set_ylim((low + high) / 2 - 0.02, (low + high) / 2 + 0.02)
     panel.yaxis.set_major_formatter(PercentFormatter(1))
 
 
@@ -134,6 +139,7 @@ def _draw_groups(
         low = max(min(shown), 1e-5 * max(shown))
         if 0 in values:  # a group that stands still must be seen
             panel.set_yscale("symlog", linthresh=low)
+            panel.yaxis.set_major_formatter("{x:g}")
             panel.set_ylim(bottom=-0.1 * low)
         else:
             panel.set_ylim(bottom=low / 2)

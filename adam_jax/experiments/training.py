@@ -148,7 +148,8 @@ def measure_moved(start: Any, params: Any) -> dict[str, float]:
     """Give the root mean square of params - start of each leaf, by its path."""
 
     def distance(before: Any, after: Any) -> float:
-        moved = np.asarray(after, np.float32) - np.asarray(before, np.float32)
+        # The squares of a run that diverges need the range.
+        moved = np.asarray(after, np.float64) - np.asarray(before, np.float64)
         return float(np.sqrt(np.mean(np.square(moved))))
 
     distances = jax.tree.map(distance, start, params)
