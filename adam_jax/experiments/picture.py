@@ -138,6 +138,7 @@ def _draw_groups(
         # A rate that falls to zero would take all the room at its end.
         low = max(min(shown), 1e-5 * max(shown))
         if 0 in values:  # a group that stands still must be seen
+            low = 10.0 ** math.floor(math.log10(low))
             panel.set_yscale("symlog", linthresh=low)
             panel.yaxis.set_major_formatter("{x:g}")
             panel.set_ylim(bottom=-0.1 * low)

@@ -85,10 +85,6 @@ MISTAKES = {
         "--model.name=transformer",
         r"model.widths is \[128, 64\], but must be equal in a transformer",
     ),
-    "an endless bias": (
-        "--model.hidden_bias=inf",
-        r"hidden_bias is inf, but must be a finite number",
-    ),
     "an unknown guard": (
         "--optimizer.guard=spike",
         r"guard: expected one of 'none', 'nonfinite', 'spikes', got spike ",
@@ -106,6 +102,10 @@ BAD_FILES = {
     "a wrong type": ("seed = 'x'", r"seed: expected int, got x"),
     "a wrong optional type": ("optimizer.eps = 'x'", r"eps: expected float, got x"),
     "no TOML": ("seed = = 1", r"bad.toml: .*Invalid value \(at line 1, column 8\)"),
+    "an endless bias": (
+        "model.hidden_bias = inf",
+        r"hidden_bias is inf, but must be a finite number",
+    ),
     "a value out of range": ("epochs = -1", r"epochs is -1, but must be 1 or more"),
 }
 

@@ -91,10 +91,8 @@ def test_two_tables_and_the_ranks(make_run, capfd):
     assert ["parameter", "group", "swallowed", "moved"] in rows  # no other is there
     assert ["b", "0", "0.0625"] in rows
     assert ["w", "nan", "0.0312"] in rows
-    assert rows[-2:] == [
-        ["moved", "most:", "b", "0.0625"],
-        ["moved", "least:", "w", "0.0312"],
-    ]
+    assert rows[-2] == ["moved", "most:", "b", "0.0625"]
+    assert rows[-1] == ["moved", "least:", "w", "0.0312"]
 
 
 def test_json(make_run, capfd):
@@ -113,20 +111,6 @@ def test_first_some_and_last_epoch(make_run):
     assert [epoch.epoch for epoch in choose_epochs(epochs)] == [1, 15, 30, 45, 60]
     assert [epoch.epoch for epoch in choose_epochs(epochs[:3])] == [1, 2, 3]
     assert [epoch.epoch for epoch in choose_epochs(epochs[:1])] == [1]
-
-
-def test_a_run_of_ours(train, runs_dir, capfd):
-    assert train("--optimizer.b2=0.9") == 0
-    capfd.readouterr()
-    assert main(["inspect", str(runs_dir / "digits")]) == 0
-    rows = dict(
-        line.rsplit(maxsplit=2)[::2]
-        for line in capfd.readouterr().out.splitlines()
-        if line
-    )
-    assert float(rows["bias_correction_nu"]) == pytest.approx(
-        1 / (1 - 0.9**4), rel=1e-2
-    )
 
 
 def test_help_has_an_example(capfd):

@@ -118,7 +118,7 @@ def test_no_run_is_overwritten(tmp_path):
 
 
 def read_events(folder):
-    """Give {(name, step): value} of the event file; each record is framed by lengths."""
+    """Give {(name, step): value} of the event file, record by record."""
     (path,) = folder.glob("events.out.tfevents.*")
     data, scalars = path.read_bytes(), {}
     while data:
@@ -182,34 +182,18 @@ def nan_gradient(self, params, examples):
 
 def test_bfloat16_rounded_to_the_nearest_swallows_updates(train, runs_dir):
     small = ("--model.param_dtype=bfloat16", "--optimizer.learning_rate=1e-5")
-    assert train(*small, "--name=nearest") == 0
-    assert train(*small, "--name=stochastic", "--optimizer.rounding=stochastic") == 0
-    nearest, stochastic = (
-        records(runs_dir / name)[-1] for name in ("nearest", "stochastic")
-    )
-    kernel = "layers/1/kernel"
-    assert nearest["figures"][f"swallowed/{kernel}"] > 0.9
-    assert stochastic["figures"]["swallowed"] == 0
-    # What is swallowed has not moved; nor is a tenth of the others' way lost.
-    assert nearest["moved"][kernel] < 0.5 * stochastic["moved"][kernel]
+    assert train(*small) == 0
+    last = records(runs_dir / "digits")[-1]
+    assert last["figures"]["swallowed/layers/1/kernel"] > 0.9
+    assert last["figures"]["swallowed/layers/1/bias"] < 0.1  # near 0 it is not coarse
+    # Four steps of 1e-5, of which next to nothing arrived.
+    assert last["moved"]["layers/1/kernel"] < 1e-5 < last["moved"]["layers/1/bias"]
 
 
-@pytest.mark.parametrize(
-    ("name", "lacks"),
-    [
-        ("sgd", {"signal_to_noise", "bias_correction_mu", "at_step_bound"}),
-        ("adamax", {"signal_to_noise", "signal_to_noise_quantiles/q50"}),
-        ("rmsprop", {"signal_to_noise", "bias_correction_mu", "at_step_bound"}),
-        ("lion", {"signal_to_noise", "bias_correction_nu"}),
-    ],
-)
-def test_an_optimizer_has_the_figures_that_it_can(name, lacks, train, runs_dir, capfd):
-    assert train(f"--optimizer.name={name}") == 0
+def test_a_run_without_moments_is_inspected(train, runs_dir, capfd):
+    assert train("--optimizer.name=sgd") == 0
     capfd.readouterr()
-    figures = records(runs_dir / "digits")[-1]["figures"]
-    assert not lacks & set(figures)
-    assert {"update_ratio", "effective_step", "effective_step_quantiles/q50"} <= set(
-        figures
-    )
     assert main(["inspect", str(runs_dir / "digits")]) == 0
-    assert "signal_to_noise" not in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "effective_step_quantiles/q50" in out
+    assert "signal_to_noise" not in out and "SNR" not in out

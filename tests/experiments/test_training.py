@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adam_jax import OPTIMIZERS
+from adam_jax import FIGURES, OPTIMIZERS
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
 from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
 from adam_jax.experiments.training import Trainer
@@ -151,3 +151,25 @@ def test_the_step_bound_is_that_of_the_decays(config, bound):
         bound * weight, rel=1e-3
     )
     assert state.figures["at_step_bound"].total == (weight > 0.99)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_figure_is_recorded_that_the_optimizer_has(name):
+    config, params = OptimizerConfig(name=name), {"w": jnp.ones(4)}
+    tx = watch(build_optimizer(config, 0.1), config, 0.1, params, every=1)
+    of_moments = {
+        "sgd": set(),
+        "rmsprop": {"bias_correction_nu"},
+        "adagrad": {"bias_correction_nu"},
+        "lion": {"bias_correction_mu", "at_step_bound"},
+        "adamax": {"bias_correction_mu", "bias_correction_nu"},
+        "adamaxw": {"bias_correction_mu", "bias_correction_nu"},
+    }
+    others = {figure for figure in FIGURES if reads_moments(figure)}
+    without = others - of_moments.get(name, others)
+    assert set(jax.eval_shape(tx.init, params).figures) == {*FIGURES} - without
+
+
+def reads_moments(figure):
+    """Tell whether a figure speaks of Adam's moments."""
+    return figure.startswith(("signal_to_noise", "bias_correction", "at_step_bound"))
