@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(addprefix adam_jax/fused/,CMakeLists.txt *.cc *.h)
 
-.PHONY: help train test sanitize optax-suite bench figures check format clean
+.PHONY: help train test sanitize optax-suite bench figures pictures check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,15 @@ bench: .venv/ready  ## Measure moments, and the time and memory of a step beside
 
 figures: .venv/ready  ## Train the transformer in every format, from five seeds (25 min).
 	$(BIN)/python benchmarks/training_loss.py
+
+pictures: .venv/ready  ## Draw the pictures in docs/ anew, and print their figures (1 min).
+	rm -rf runs/pictures
+	for name in digits_mlp diagnose_healthy diagnose_large_lr diagnose_dead_layer \
+	    diagnose_noisy_batch; do \
+	  $(BIN)/adam-jax train --config configs/$$name.toml --runs_dir runs/pictures && \
+	  $(BIN)/adam-jax inspect runs/pictures/$$name && \
+	  cp runs/pictures/$$name/run.png docs/$$name.png || exit; \
+	done
 
 optax-suite: .venv/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).
 	$(BIN)/python tests/optax_suite.py $(ARGS)

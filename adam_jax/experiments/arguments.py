@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jsonargparse import (
@@ -23,6 +23,14 @@ examples:
   adam-jax train --config configs/digits_mlp.toml
   adam-jax train --config configs/digits_mlp.toml --optimizer.learning_rate 3e-4
   adam-jax train --model.name cnn --model.widths "[32, 64]" --optimizer.name lion
+  adam-jax inspect runs/digits_mlp
+"""
+INSPECT_EXAMPLES = """\
+examples:
+  adam-jax inspect runs/digits_mlp
+  adam-jax inspect runs/digits_mlp --json | jq '.epochs[-1].figures.update_ratio'
+
+docs/diagnostics.md tells how to read the figures.
 """
 NAMES = textwrap.fill(
     ", ".join(sorted(OPTIMIZERS)), 78, initial_indent="  ", subsequent_indent="  "
@@ -52,6 +60,20 @@ class _ConfigFile(ActionConfigFile):
             raise argparse.ArgumentError(None, f"{values}: {error}") from error
 
 
+class Train(NamedTuple):
+    """Say what to train: a config, and the same as TOML."""
+
+    config: TrainConfig
+    resolved: str
+
+
+class Inspect(NamedTuple):
+    """Say which run to inspect, and whether to print JSON."""
+
+    run: Path
+    as_json: bool
+
+
 def build_parsers() -> tuple[ArgumentParser, ArgumentParser]:
     """Build the parser of `adam-jax`, and that of its command `train`."""
     parser = ArgumentParser(
@@ -77,8 +99,22 @@ def build_parsers() -> tuple[ArgumentParser, ArgumentParser]:
         help="TOML file with any of the options below; the command line overrides it.",
     )
     train.add_class_arguments(TrainConfig)
+    inspect = ArgumentParser(
+        description="Print what the optimizer did in a run: its figures over the "
+        "epochs, and by parameter group after the last one.",
+        epilog=INSPECT_EXAMPLES,
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+    )
+    inspect.add_argument("run", type=str, help="folder of the run, as in runs/NAME")
+    inspect.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON, with null for NaN and infinity",
+    )
     commands = parser.add_subcommands(required=False, dest="command")
     commands.add_subcommand("train", train, help="train a model")
+    commands.add_subcommand("inspect", inspect, help="print the figures of a run")
     return parser, train
 
 
@@ -89,8 +125,8 @@ def _installed_version() -> str:
         return "(not installed)"
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[TrainConfig, str] | None:
-    """Read a command line: the config of `train`, and the same as TOML.
+def parse_arguments(argv: Sequence[str] | None) -> Train | Inspect | None:
+    """Read a command line.
 
     Gives None where no command is named, after printing the help.
 
@@ -107,10 +143,12 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[TrainConfig, str] | Non
     if namespace.command is None:
         parser.print_help()
         return None
+    if namespace.command == "inspect":
+        return Inspect(Path(namespace.inspect.run), namespace.inspect.json)
     resolved = train.dump(namespace.train)
     del namespace.train.config  # where the values came from is not one of them
     try:
-        return TrainConfig(**train.instantiate(namespace.train)), resolved
+        return Train(TrainConfig(**train.instantiate(namespace.train)), resolved)
     except TypeError as error:
         raise ValueError(NO_TABLE) from error
 
@@ -126,7 +164,8 @@ def in_one_sentence(message: str) -> str:
         (r"<class '(\w+)'>", r"\1"),
         (r"typing\.Literal\[(.*?)\]", r"one of \1"),
         (r"expected tuple", "expected a list"),
+        (r"required: inspect\.", "required: "),
         (r"^Subcommand '(\w+)' does not accept option '(.*?)'", r"'\2' is no option"),
     ):
         message = re.sub(pattern, words, message)
-    return f"{message} (see adam-jax train --help)"
+    return f"{message} (see adam-jax --help)"

@@ -12,8 +12,8 @@ INTERRUPTED = 130  # what shells report of a program that Ctrl-C has ended
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and give the exit code.
 
-    It is 0 after success, 1 if training diverged, 2 if the command line, the config
-    or the output folder is unusable, 130 after Ctrl-C.
+    It is 0 after success, 1 if training diverged, 2 if the command line, the config,
+    the run or the output folder is unusable, 130 after Ctrl-C.
     """
     try:
         with on_interrupt(_exit_at_once):
@@ -24,21 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        from adam_jax.experiments.arguments import parse_arguments
-        from adam_jax.experiments.run import Diverged, run_training
-        from adam_jax.experiments.training import Trainer
+        from adam_jax.experiments.arguments import Inspect, parse_arguments
+        from adam_jax.experiments.inspection import print_run
+        from adam_jax.experiments.run import run_training
+        from adam_jax.experiments.training import Diverged, Trainer
     except ModuleNotFoundError as error:
         return _fail(2, f"{error}: pip install 'adam_jax[experiments]' brings it")
     try:
         parsed = parse_arguments(argv)
         if parsed is None:
             return 2
-        config, resolved = parsed
-        trainer = Trainer(config)
+        if isinstance(parsed, Inspect):
+            print_run(parsed.run, parsed.as_json)
+            return 0
+        trainer = Trainer(parsed.config)
     except ValueError as error:
         return _fail(2, str(error))
     try:
-        run_training(trainer, resolved)
+        run_training(trainer, parsed.resolved)
     except OSError as error:
         return _fail(2, f"cannot write the run: {error}")
     except Diverged as error:

@@ -23,18 +23,22 @@ class ModelConfig:
       widths: Units (mlp), channels (cnn) or, all equal, the width of each block
         (transformer).
       heads: Heads of attention in each block of the transformer.
+      hidden_bias: Bias with which the hidden layers of mlp and cnn start.
       param_dtype: In which the parameters are kept; the arithmetic is float32.
     """
 
     name: Literal["mlp", "cnn", "transformer"] = "mlp"
     widths: tuple[int, ...] = (128, 64)
     heads: int = 4
+    hidden_bias: float = 0.0
     param_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         positive = all(width > 0 for width in self.widths)
         _require(positive, "model.widths", list(self.widths), "positive numbers")
+        finite = math.isfinite(self.hidden_bias)
+        _require(finite, "model.hidden_bias", self.hidden_bias, "a finite number")
         if self.name == "transformer":
             widths, heads = list(self.widths), self.heads
             equal = len(set(widths)) == 1
@@ -65,6 +69,8 @@ class OptimizerConfig:
       nu_dtype: How the second moment is stored.
       rounding: How bfloat16 parameters take an update: to the nearest, stochastic,
         or compensated (with what was cut off kept as state).
+      guard: Skip steps whose gradients are not finite, or those and spikes: steps
+        whose gradient is more than 5 times as long as usual.
     """
 
     name: str = "adam"
@@ -82,6 +88,7 @@ class OptimizerConfig:
     mu_dtype: str | None = None
     nu_dtype: str | None = None
     rounding: Literal["nearest", "stochastic", "compensated"] = "nearest"
+    guard: Literal["none", "nonfinite", "spikes"] = "none"
 
     def __post_init__(self) -> None:
         """Refuse values out of range; the optimizer itself checks the others."""

@@ -1,6 +1,7 @@
 """The Flax NNX models: from a batch of inputs to the logits of their labels."""
 
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,30 +37,40 @@ def build_model(
             classes, context, config.widths, config.heads, param_dtype, rngs
         )
     build = {"mlp": build_mlp, "cnn": build_cnn}[config.name]
-    return build(config.widths, classes, param_dtype, rngs)
+    return build(config.widths, classes, config.hidden_bias, param_dtype, rngs)
 
 
 def build_mlp(
-    widths: tuple[int, ...], classes: int, param_dtype: DTypeLike, rngs: nnx.Rngs
+    widths: tuple[int, ...],
+    classes: int,
+    hidden_bias: float,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
 ) -> nnx.Sequential:
     """Build dense layers with a relu after each but the last: images to logits."""
     options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
+    hidden: Any = options | {"bias_init": nnx.initializers.constant(hidden_bias)}
     layers = []
     inputs = SIDE * SIDE
     for width in widths:
-        layers += [nnx.Linear(inputs, width, **options), jax.nn.relu]
+        layers += [nnx.Linear(inputs, width, **hidden), jax.nn.relu]
         inputs = width
     return nnx.Sequential(_flatten, *layers, nnx.Linear(inputs, classes, **options))
 
 
 def build_cnn(
-    widths: tuple[int, ...], classes: int, param_dtype: DTypeLike, rngs: nnx.Rngs
+    widths: tuple[int, ...],
+    classes: int,
+    hidden_bias: float,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
 ) -> nnx.Sequential:
     """Build 3x3 convolutions of stride 2, each with a relu, and a dense layer."""
     options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
+    hidden: Any = options | {"bias_init": nnx.initializers.constant(hidden_bias)}
     layers = []
     for inputs, width in pairwise((1, *widths)):
-        layers += [nnx.Conv(inputs, width, (3, 3), strides=2, **options), jax.nn.relu]
+        layers += [nnx.Conv(inputs, width, (3, 3), strides=2, **hidden), jax.nn.relu]
     channels = (1, *widths)[-1]
     # An odd side is padded: 8, 4, 2, 1, 1, ...
     side = max(1, SIDE >> len(widths))

@@ -2,11 +2,25 @@
 
 import dataclasses
 import inspect
+from typing import Any
 
+import jax
 import optax
 
-from adam_jax import OPTIMIZERS, compensate_params, round_to_params
+from adam_jax import (
+    FIGURES,
+    OPTIMIZERS,
+    compensate_params,
+    record,
+    round_to_params,
+    skip_nonfinite,
+    skip_spikes,
+    step_bound,
+)
 from adam_jax.experiments.config import OptimizerConfig
+
+# Options of the run, not of one of OPTIMIZERS.
+OURS = ("name", "learning_rate", "schedule", "warmup_steps", "rounding", "guard")
 
 
 def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -40,7 +54,7 @@ def build_optimizer(
       ValueError: if it does not take one of them, or refuses its value.
     """
     options = dataclasses.asdict(config)
-    for ours in ("name", "learning_rate", "schedule", "warmup_steps", "rounding"):
+    for ours in OURS:
         del options[ours]
     factory = OPTIMIZERS[config.name]
     takes = [key for key in inspect.signature(factory).parameters if key in options]
@@ -52,5 +66,45 @@ def build_optimizer(
                 f"it takes {', '.join(takes)}"
             )
     tx = factory(learning_rate, **chosen)
-    wrap = {"stochastic": round_to_params, "compensated": compensate_params}
-    return wrap[config.rounding](tx) if config.rounding in wrap else tx
+    wrap = {
+        "stochastic": round_to_params,
+        "compensated": compensate_params,
+        "nonfinite": skip_nonfinite,
+        "spikes": skip_spikes,
+    }
+    # The guard is outermost: what rounding keeps as state is then guarded too.
+    for name in (config.rounding, config.guard):
+        tx = wrap[name](tx) if name in wrap else tx
+    return tx
+
+
+def watch(
+    tx: optax.GradientTransformation,
+    config: OptimizerConfig,
+    learning_rate: optax.ScalarOrSchedule,
+    params: Any,
+    every: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Record every figure that the optimizer of a config has, once in `every` steps.
+
+    It stands around the guard: of a skipped step, too, the gradients are seen.
+    """
+    b1, b2 = (_get_decay(config, key) for key in ("b1", "b2"))
+    bound = step_bound(b1, b2) if b1 and b2 else 1.0
+    state = jax.eval_shape(record(tx, learning_rate=learning_rate).init, params)
+    figures = set(state.figures)
+    if not (b1 and b2):
+        figures.discard("at_step_bound")
+    if config.name.startswith("adamax"):  # nu is no average of squares
+        figures -= {"signal_to_noise", "at_step_bound"}
+    chosen = [name for name in FIGURES if name.removesuffix("_quantiles") in figures]
+    return record(tx, chosen, learning_rate=learning_rate, bound=bound, every=every)
+
+
+def _get_decay(config: OptimizerConfig, key: str) -> float | None:
+    """Give b1 or b2, be it the optimizer's default; None if it takes none."""
+    value = getattr(config, key)
+    parameters = inspect.signature(OPTIMIZERS[config.name]).parameters
+    if value is None and key in parameters:
+        value = float(parameters[key].default)
+    return value

@@ -7,23 +7,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
+from adam_jax import QUANTILES
 from adam_jax.experiments.config import TrainConfig
-from adam_jax.experiments.training import Epoch
+from adam_jax.experiments.metrics import Epoch, rank_moved
 
 BANDS = (("q05", "q95", 0.2, "5-95%"), ("q25", "q75", 0.35, "25-75%"))
+STEP, RATIO = "effective_step_quantiles", "signal_to_noise_quantiles"
 
 
 def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
     """Draw the epochs of a run.
 
-    There is a panel each for loss, test accuracy, effective step and, if the
-    optimizer keeps both moments, signal-to-noise ratio.
+    There is a panel each for loss, test accuracy, effective step, signal-to-noise
+    ratio if the optimizer has one, relative update and gradient. The last two show the
+    parameter groups that moved most and least.
     """
     numbers = [epoch.epoch for epoch in epochs]
-    ratios = [epoch.signal_to_noise for epoch in epochs if epoch.signal_to_noise]
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    has_ratio = f"{RATIO}/q50" in epochs[-1].figures
+    figure = Figure(figsize=(11, 12), layout="constrained")
     panels = figure.subplot_mosaic(
-        [["loss", "accuracy"], ["step", "ratio" if ratios else "step"]]
+        [
+            ["loss", "accuracy"],
+            ["step", "ratio" if has_ratio else "step"],
+            ["update", "gradient"],
+        ]
     )
     optimizer = config.optimizer
     figure.suptitle(
@@ -35,15 +42,25 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
     _draw_accuracy(panels["accuracy"], numbers, epochs)
     panels["step"].set_title("Effective step: how far the parameters move")
     panels["step"].set_ylabel("|update| / learning rate")
-    bound = 1.0 if ratios else None  # of plain Adam's step, and of any ratio
-    steps = [epoch.effective_step for epoch in epochs]
-    _draw_distribution(panels["step"], numbers, steps, bound)
-    if ratios:
+    bound = 1.0 if has_ratio else None  # of plain Adam's step, and of any ratio
+    _draw_distribution(panels["step"], numbers, epochs, STEP, bound)
+    if has_ratio:
         panels["ratio"].set_title("Signal-to-noise ratio: how far the gradients agree")
         panels["ratio"].set_ylabel(r"$|\hat\mu|\,/\,\sqrt{\hat\nu}$")
-        _draw_distribution(panels["ratio"], numbers, ratios, bound)
+        _draw_distribution(panels["ratio"], numbers, epochs, RATIO, bound)
         # The step of plain Adam is its ratio: on one scale, what a variant adds shows.
         panels["step"].sharey(panels["ratio"])
+    panels["update"].set_title("Relative update: how fast a parameter group changes")
+    panels["update"].set_ylabel("norm of update / norm of parameters")
+    _draw_groups(panels["update"], numbers, epochs, "update_ratio")
+    panels["gradient"].set_title("Gradient: what reaches a parameter group")
+    panels["gradient"].set_ylabel("norm of gradient")
+    _draw_groups(panels["gradient"], numbers, epochs, "gradient_norm")
+    figure.legend(
+        *panels["update"].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+    )
     for panel in panels.values():
         panel.grid(alpha=0.3)
         panel.set(xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
@@ -56,7 +73,9 @@ def _draw_loss(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> None
     losses = [epoch.train_loss for epoch in epochs]
     panel.plot(numbers, losses, ".-", label="training")
     panel.plot(numbers, [epoch.test_loss for epoch in epochs], ".-", label="test")
-    _scale_log(panel, losses)
+    shown = _scale_log(panel, losses)
+    if shown and max(shown) < 1.05 * min(shown):  # nor is the last digit of a loss
+        panel.set_ylim(min(shown) / 1.05, max(shown) * 1.05)
     panel.legend()
 
 
@@ -65,16 +84,24 @@ def _draw_accuracy(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> 
     panel.set(title=f"Test accuracy: {accuracies[-1]:.2%} at the end")
     panel.set(ylabel="test labels found")
     panel.plot(numbers, accuracies, ".-", color="C2")
+    low, high = min(accuracies), max(accuracies)
+    if high - low < 0.02:  # a test image more or less is no climb
+        panel.set_ylim((low + high) / 2 - 0.02, (low + high) / 2 + 0.02)
     panel.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _draw_distribution(
     panel: Axes,
     numbers: list[int],
-    rows: Sequence[dict[str, float]],
+    epochs: Sequence[Epoch],
+    figure: str,
     bound: float | None,
 ) -> None:
-    lines = {key: [row[key] for row in rows] for key in rows[0]}
+    # Where nothing moves there is no quantile: 0 has no place on a log scale.
+    lines = {
+        key: [epoch.figures[f"{figure}/{key}"] or math.nan for epoch in epochs]
+        for key in QUANTILES
+    }
     for low, high, alpha, label in BANDS:
         style = {"color": "C0", "alpha": alpha, "lw": 0, "label": label}
         panel.fill_between(numbers, lines[low], lines[high], **style)
@@ -88,6 +115,35 @@ def _draw_distribution(
         low, high = min(shown), max(shown)
         panel.set_ylim(low / 2, high * (high / low) ** 0.25)  # room for the legend
         panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_groups(
+    panel: Axes, numbers: list[int], epochs: Sequence[Epoch], figure: str
+) -> None:
+    """Draw a figure of the whole tree, and of the groups that moved most and least."""
+
+    def draw(name, **style):
+        line = [epoch.figures[name] for epoch in epochs]
+        values.extend(line)
+        panel.plot(numbers, line, **style)
+
+    values: list[float] = []
+    draw(figure, color="0.2", lw=2, zorder=3, label="all parameters")
+    most, least = rank_moved(epochs[-1].moved)
+    for words, style, groups in (("most", "-", most), ("least", "--", least)):
+        for group in groups:
+            label = f"{group} (moved {words}: {epochs[-1].moved[group]:.2g})"
+            draw(f"{figure}/{group}", ls=style, marker=".", label=label)
+    if shown := _scale_log(panel, values):
+        # A rate that falls to zero would take all the room at its end.
+        low = max(min(shown), 1e-5 * max(shown))
+        if 0 in values:  # a group that stands still must be seen
+            low = 10.0 ** math.floor(math.log10(low))
+            panel.set_yscale("symlog", linthresh=low)
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.set_ylim(bottom=-0.1 * low)
+        else:
+            panel.set_ylim(bottom=low / 2)
 
 
 def _scale_log(panel: Axes, values: Sequence[float]) -> list[float]:

@@ -13,7 +13,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from adam_jax.experiments.training import Epoch, Trainer
+from adam_jax.experiments.metrics import Epoch, rank_moved
+from adam_jax.experiments.training import Trainer
 
 
 class Report:
@@ -57,7 +58,8 @@ class Report:
         """Print the table that closes the run."""
         trainer = self.trainer
         param_count = sum(leaf.size for leaf in jax.tree.leaves(trainer.params))
-        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.opt_state))
+        optimizer_state = trainer.opt_state.inner_state  # the figures left out
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer_state))
         table = Table(title=self.config.name, show_header=False)
         table.add_row("test accuracy", f"{last.test_accuracy:.2%}")
         table.add_row("test loss", f"{last.test_loss:.4f} nats")
@@ -66,6 +68,12 @@ class Report:
             "steps per second",
             f"{last.step / trainer.seconds:,.0f} (compilation left out)",
         )
+        if self.config.optimizer.guard != "none":
+            table.add_row("skipped", f"{last.skipped:,} of {last.step:,} steps")
+        most, least = rank_moved(last.moved)
+        for words, groups in (("most", most), ("least", least)):
+            lines = [f"{last.moved[group]:.3g} {group}" for group in groups]
+            table.add_row(f"moved {words}", "\n".join(lines))
         table.add_row("optimizer state", f"{state_bytes:,} bytes")
         table.add_row("parameters", f"{param_count:,}")
         table.add_row("run", str(self.folder))

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import math
 import threading
 from pathlib import Path
@@ -10,22 +9,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX import SummaryWriter
 
 from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.metrics import METRICS, Epoch, to_json, to_scalars
 from adam_jax.experiments.picture import draw_run
 from adam_jax.experiments.report import Report
-from adam_jax.experiments.training import Epoch, Trainer
-
-
-class Diverged(RuntimeError):
-    """Tell that the loss is no longer a finite number."""
+from adam_jax.experiments.training import Diverged, Trainer
 
 
 def run_training(trainer: Trainer, resolved: str) -> None:
     """Train, and leave everything in a new folder.
 
-    The folder holds config.toml and metrics.jsonl (one line an epoch); when training
-    ends, for whatever reason, params.npz and run.png are added.
+    The folder holds config.toml, metrics.jsonl (one line an epoch) and an event file
+    for TensorBoard; when training ends, for whatever reason, params.npz and run.png
+    are added.
 
     Args:
       trainer: Trains, as its config says.
@@ -33,7 +31,8 @@ def run_training(trainer: Trainer, resolved: str) -> None:
 
     Raises:
       OSError: if the folder cannot be made or written to.
-      Diverged: if the loss stops being finite. Everything has been saved then.
+      Diverged: if the loss stops being finite, or the guard skips one step after the
+        other. Everything has been saved then.
       KeyboardInterrupt: after Ctrl-C, at the end of the epoch. The same holds.
     """
     config = trainer.config
@@ -44,14 +43,22 @@ def run_training(trainer: Trainer, resolved: str) -> None:
     stop = threading.Event()
     with on_interrupt(stop.set):
         try:
-            with report, (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
+            with (
+                report,
+                (folder / METRICS).open("w", encoding="utf-8") as file,
+                SummaryWriter(str(folder)) as events,
+            ):
                 for epoch in trainer.epochs():
                     epochs.append(epoch)
                     print(to_json(epoch), file=file, flush=True)
+                    write_events(events, epoch)
                     report.show(epoch)
                     if stop.is_set():
                         raise KeyboardInterrupt
-                    if not math.isfinite(epoch.train_loss + epoch.test_loss):
+                    # A batch that the guard has skipped may have had any loss.
+                    guarded = config.optimizer.guard != "none"
+                    loss = epoch.test_loss + (0 if guarded else epoch.train_loss)
+                    if not math.isfinite(loss):
                         raise Diverged(
                             f"training diverged: the loss of epoch {epoch.epoch} is "
                             "not finite; try a smaller --optimizer.learning_rate"
@@ -74,13 +81,11 @@ def make_run_folder(runs_dir: Path, name: str) -> Path:
     raise AssertionError("unreachable: there is always a next number")
 
 
-def to_json(epoch: Epoch) -> str:
-    """Write an epoch as JSON, with null for what is not a finite number."""
-
-    def finite(value: Any) -> Any:
-        return value if math.isfinite(value) else None
-
-    return json.dumps(jax.tree.map(finite, epoch)._asdict(), allow_nan=False)
+def write_events(events: SummaryWriter, epoch: Epoch) -> None:
+    """Write the numbers of an epoch for TensorBoard, but for those not finite."""
+    for name, value in to_scalars(epoch).items():
+        if math.isfinite(value):
+            events.add_scalar(name, value, epoch.step)
 
 
 def save_params(path: Path, params: Any) -> None:

@@ -1,47 +1,28 @@
 """The training loop: one epoch is one compiled scan over its batches."""
 
-import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
 
-from adam_jax.experiments.anatomy import magnitude_quantiles, signal_to_noise
+from adam_jax import check_skips, named_figures
 from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.data import Dataset, Examples, load_dataset
+from adam_jax.experiments.metrics import Epoch
 from adam_jax.experiments.models import build_model
-from adam_jax.experiments.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
+
+STUCK = 100  # steps that a guard skips in a row before the run is given up
 
 
-class Epoch(NamedTuple):
-    """Report one epoch; what belongs to a step belongs to the epoch's last one.
-
-    Attributes:
-      epoch: Its number, from 1.
-      step: Steps taken since the start of the run.
-      learning_rate: Learning rate of the step.
-      train_loss: Mean loss of the epoch's batches, each before its step.
-      test_loss: Loss on the test examples after the epoch.
-      test_accuracy: Share of the test labels that are found, from 0 to 1.
-      effective_step: Quantiles of |update| / learning rate over the parameters
-        that had a gradient.
-      signal_to_noise: Quantiles of |mu_hat| / sqrt(nu_hat) over the same; None if
-        the optimizer lacks a moment.
-    """
-
-    epoch: int
-    step: int
-    learning_rate: float
-    train_loss: float
-    test_loss: float
-    test_accuracy: float
-    effective_step: dict[str, float]
-    signal_to_noise: dict[str, float] | None
+class Diverged(RuntimeError):
+    """Tell that a run cannot go on."""
 
 
 class Trainer:
@@ -72,14 +53,21 @@ class Trainer:
             )
         steps = config.epochs * self.steps_per_epoch
         self.schedule = build_schedule(config.optimizer, steps)
-        self.tx = build_optimizer(config.optimizer, self.schedule)
         self.graphdef, state = nnx.split(
             build_model(
                 config.model, self.dataset.train, self.dataset.classes, config.seed
             )
         )
         self.params = nnx.to_pure_dict(state)
-        self.opt_state = self.tx.init(self.params)
+        # The last step of an epoch is the one that is measured.
+        self.tx = watch(
+            build_optimizer(config.optimizer, self.schedule),
+            config.optimizer,
+            self.schedule,
+            self.params,
+            every=self.steps_per_epoch,
+        )
+        self.opt_state: Any = self.tx.init(self.params)
         self.key = jax.random.key(config.seed)
         self.seconds = 0.0
         # Compiled here, once: what the optimizer refuses at its first trace is then
@@ -91,18 +79,37 @@ class Trainer:
         )
 
     def epochs(self) -> Iterator[Epoch]:
-        """Train, and report each epoch when it is done."""
-        params, opt_state = jax.tree.map(jnp.copy, (self.params, self.opt_state))
+        """Train, and report each epoch when it is done.
+
+        Raises:
+          Diverged: if the guard skips one step after the other.
+        """
+        start = self.params
+        params, opt_state = jax.tree.map(jnp.copy, (start, self.opt_state))
         for epoch in range(1, self.config.epochs + 1):
-            start = time.perf_counter()
+            began = time.perf_counter()
             params, opt_state, measured = self._compiled_epoch(
                 params, opt_state, self.dataset, jax.random.fold_in(self.key, epoch)
             )
-            measured = jax.device_get(measured)
-            self.seconds += time.perf_counter() - start
+            measured = {key: x.item() for key, x in jax.device_get(measured).items()}
+            self.seconds += time.perf_counter() - began
             # A copy, because the next epoch overwrites its arguments.
             self.params = jax.tree.map(jnp.copy, params)
-            yield self._report(epoch, measured)
+            step = epoch * self.steps_per_epoch
+            figures = named_figures(opt_state, params)
+            taken = step - measured["skipped"]
+            yield Epoch(
+                epoch=epoch,
+                step=step,
+                learning_rate=jnp.asarray(self.schedule(max(0, taken - 1))).item(),
+                figures=figures,
+                moved=measure_moved(start, params),
+                **measured,
+            )
+            try:
+                check_skips(opt_state, limit=STUCK)
+            except RuntimeError as error:
+                raise Diverged(f"training is stuck: {error}") from error
 
     def _run_epoch(self, params: Any, opt_state: Any, dataset: Dataset, key: Array):
         train, size = dataset.train, self.config.batch_size
@@ -110,30 +117,21 @@ class Trainer:
         batches = order[: self.steps_per_epoch * size].reshape(-1, size)
 
         def step(carry, batch):
-            params, opt_state, *_ = carry
+            params, opt_state = carry
             examples = Examples(train.inputs[batch], train.labels[batch])
             (loss, _), grads = jax.value_and_grad(self._loss, has_aux=True)(
                 params, examples
             )
             updates, opt_state = self.tx.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, opt_state, grads, updates), loss
+            return (optax.apply_updates(params, updates), opt_state), loss
 
-        # Gradients and updates of no step: of their types, and never read.
-        updates, _ = jax.eval_shape(self.tx.update, params, opt_state, params)
-        start = (params, opt_state, params, jax.tree.map(jnp.zeros_like, updates))
-        last, losses = jax.lax.scan(step, start, batches)
-        params, opt_state, grads, updates = last
+        (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), batches)
         test_loss, test_accuracy = self._loss(params, dataset.test)
-        # What AdaMax keeps as nu is of the size of g, not of its square.
-        squares = not self.config.optimizer.name.startswith("adamax")
-        ratio = signal_to_noise(opt_state) if squares else None
         measured = {
             "train_loss": losses.mean(),
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
-            "update": magnitude_quantiles(updates, grads),
-            "signal_to_noise": ratio and magnitude_quantiles(ratio, grads),
+            "skipped": optax.tree.get(opt_state, "skipped", jnp.zeros([], jnp.int32)),
         }
         return params, opt_state, measured
 
@@ -145,19 +143,16 @@ class Trainer:
         accuracy = (logits.argmax(-1) == examples.labels).mean()
         return loss, accuracy
 
-    def _report(self, epoch: int, measured: dict[str, Any]) -> Epoch:
-        step = epoch * self.steps_per_epoch
-        learning_rate = jnp.asarray(self.schedule(step - 1)).item()
-        measured = jax.tree.map(float, measured)
-        # The end of a long cosine rounds to zero: there is nothing to divide by.
-        effective_step = {
-            key: size / learning_rate if learning_rate else math.nan
-            for key, size in measured.pop("update").items()
-        }
-        return Epoch(
-            epoch=epoch,
-            step=step,
-            learning_rate=learning_rate,
-            effective_step=effective_step,
-            **measured,
-        )
+
+def measure_moved(start: Any, params: Any) -> dict[str, float]:
+    """Give the root mean square of params - start of each leaf, by its path."""
+
+    def distance(before: Any, after: Any) -> float:
+        # The squares of a run that diverges need the range.
+        moved = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+        return float(np.sqrt(np.mean(np.square(moved))))
+
+    distances = jax.tree.map(distance, start, params)
+    leaves = jax.tree_util.tree_leaves_with_path(distances)
+    name = jax.tree_util.keystr
+    return {name(path, simple=True, separator="/"): value for path, value in leaves}

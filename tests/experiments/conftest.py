@@ -1,8 +1,9 @@
 """Runs of the command line inside the test process, small and in a folder of theirs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from adam_jax.experiments.cli import main
@@ -25,3 +26,11 @@ def train(runs_dir: Path) -> Callable[..., int]:
         return main(["train", f"--runs_dir={runs_dir}", *TINY, *options])
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="package")
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is compiled: many runs are of the same program."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jit")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)

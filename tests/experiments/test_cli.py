@@ -85,6 +85,10 @@ MISTAKES = {
         "--model.name=transformer",
         r"model.widths is \[128, 64\], but must be equal in a transformer",
     ),
+    "an unknown guard": (
+        "--optimizer.guard=spike",
+        r"guard: expected one of 'none', 'nonfinite', 'spikes', got spike ",
+    ),
     "no units": (
         "--model.widths=[8, 0]",
         r"model.widths is \[8, 0\], but must be posit",
@@ -98,6 +102,10 @@ BAD_FILES = {
     "a wrong type": ("seed = 'x'", r"seed: expected int, got x"),
     "a wrong optional type": ("optimizer.eps = 'x'", r"eps: expected float, got x"),
     "no TOML": ("seed = = 1", r"bad.toml: .*Invalid value \(at line 1, column 8\)"),
+    "an endless bias": (
+        "model.hidden_bias = inf",
+        r"hidden_bias is inf, but must be a finite number",
+    ),
     "a value out of range": ("epochs = -1", r"epochs is -1, but must be 1 or more"),
 }
 
@@ -196,8 +204,9 @@ def test_ctrl_c_saves_what_is_done(train, runs_dir, capfd, monkeypatch):
     assert "2 of 50" in out
     lines = (runs_dir / "digits" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
-    names = {path.name for path in (runs_dir / "digits").iterdir()}
-    assert names == {"config.toml", "metrics.jsonl", "params.npz", "run.png"}
+    assert (runs_dir / "digits" / "run.png").exists()
+    assert main(["inspect", str(runs_dir / "digits")]) == 0
+    assert "after epoch " in capfd.readouterr().out
     assert signal.getsignal(signal.SIGINT) is handler
 
 

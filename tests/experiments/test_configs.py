@@ -13,6 +13,10 @@ by_name = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 
 def test_all_are_here():
     assert {config.stem for config in CONFIGS} >= {
+        "diagnose_dead_layer",
+        "diagnose_healthy",
+        "diagnose_large_lr",
+        "diagnose_noisy_batch",
         "digits_cnn",
         "digits_mlp",
         "digits_mlp_adamw",

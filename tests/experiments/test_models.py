@@ -20,6 +20,14 @@ def test_models_map_images_to_logits(name, widths):
     assert model(jnp.ones((5, 8, 8))).shape == (5, 10)
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_hidden_layers_start_with_the_bias_of_the_config(name):
+    config = ModelConfig(name=name, widths=(4, 3), hidden_bias=-2.5)
+    state = nnx.to_pure_dict(nnx.state(build_model(config, IMAGES, 10, seed=0)))
+    biases = [layer["bias"] for layer in state["layers"].values()]
+    assert [set(np.unique(bias)) for bias in biases] == [{-2.5}, {-2.5}, {0}]
+
+
 def test_parameters_come_from_the_seed():
     def kernel(seed):
         model = build_model(ModelConfig(widths=(4,)), IMAGES, 10, seed)

@@ -4,18 +4,27 @@ import math
 
 import pytest
 
+from adam_jax import QUANTILES
 from adam_jax.experiments.config import OptimizerConfig, TrainConfig
-from adam_jax.experiments.picture import draw_run
-from adam_jax.experiments.training import Epoch
+from adam_jax.experiments.metrics import Epoch
+from adam_jax.experiments.picture import RATIO, STEP, draw_run
 
-QUANTILES = {"q05": 0.01, "q25": 0.03, "q50": 0.1, "q75": 0.3, "q95": 0.8}
+BAND = dict(zip(QUANTILES, (0.01, 0.03, 0.1, 0.3, 0.8), strict=True))
 NOTHING = dict.fromkeys(QUANTILES, math.nan)
+GROUPS = [f"blocks/{n}" for n in range(24)]
 
 
-def epochs(steps, ratios, loss=0.5):
-    """Make three epochs."""
+def epochs(steps, ratios, loss=0.5, ratio=0.01):
+    """Make three epochs of a model with 24 parameter groups."""
+    figures = {f"{STEP}/{key}": value for key, value in steps.items()}
+    figures |= {f"{RATIO}/{key}": value for key, value in ratios.items()}
+    for name in ("update_ratio", "gradient_norm"):
+        figures |= {f"{name}/{group}": ratio for group in GROUPS}
+        figures[name] = 0.01
+    moved = {group: n / 10 for n, group in enumerate(GROUPS)}
     return [
-        Epoch(n, 2 * n, 1e-3, loss / n, loss / n, 0.9, steps, ratios) for n in (1, 2, 3)
+        Epoch(n, 2 * n, 0, 1e-3, loss / n, loss / n, 0.9, figures, moved)
+        for n in (1, 2, 3)
     ]
 
 
@@ -24,14 +33,15 @@ def titles(figure):
     return [panel.get_title().split(":")[0] for panel in figure.axes]
 
 
-def test_adam_has_four_panels(tmp_path):
-    figure = draw_run(TrainConfig(name="mine"), epochs(QUANTILES, QUANTILES))
+def test_adam_has_six_panels(tmp_path):
+    figure = draw_run(TrainConfig(name="mine"), epochs(BAND, BAND))
     expected = ["Loss", "Test accuracy", "Effective step", "Signal-to-noise ratio"]
-    assert titles(figure) == expected
+    assert titles(figure) == [*expected, "Relative update", "Gradient"]
     assert "mine" in figure.get_suptitle()
-    loss, accuracy, step, ratio = figure.axes
+    loss, accuracy, step, ratio, update, gradient = figure.axes
     assert all(panel.get_xlabel() == "epoch" for panel in figure.axes)
-    assert [panel.get_yscale() for panel in (loss, step, ratio)] == ["log"] * 3
+    logs = (loss, step, ratio, update, gradient)
+    assert [panel.get_yscale() for panel in logs] == ["log"] * 5
     assert accuracy.get_yscale() == "linear"
     assert list(ratio.lines[0].get_ydata()) == [0.1, 0.1, 0.1]
     labels = [text.get_text() for text in ratio.get_legend().get_texts()]
@@ -39,16 +49,48 @@ def test_adam_has_four_panels(tmp_path):
     figure.savefig(tmp_path / "run.png")
 
 
+def test_of_many_groups_those_are_drawn_that_moved_most_and_least():
+    figure = draw_run(TrainConfig(), epochs(BAND, BAND))
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == [
+        "all parameters",
+        "blocks/23 (moved most: 2.3)",
+        "blocks/22 (moved most: 2.2)",
+        "blocks/21 (moved most: 2.1)",
+        "blocks/0 (moved least: 0)",
+        "blocks/1 (moved least: 0.1)",
+        "blocks/2 (moved least: 0.2)",
+    ]
+    assert [len(panel.lines) for panel in figure.axes[-2:]] == [7, 7]
+
+
+def test_a_group_that_stands_still_is_seen(tmp_path):
+    figure = draw_run(TrainConfig(), epochs(BAND, BAND, ratio=0.0))
+    for panel in figure.axes[-2:]:
+        assert panel.get_yscale() == "symlog"
+        assert panel.get_ylim()[0] < 0
+    figure.savefig(tmp_path / "run.png")
+
+
+def test_a_flat_loss_and_accuracy_look_flat():
+    flat = [epoch._replace(train_loss=2.3) for epoch in epochs(BAND, BAND)]
+    loss, accuracy, *_ = draw_run(TrainConfig(), flat).axes
+    assert loss.get_ylim() == pytest.approx((2.3 / 1.05, 2.3 * 1.05))
+    assert accuracy.get_ylim() == pytest.approx((0.88, 0.92))
+
+
 def test_sgd_has_no_ratio(tmp_path):
     config = TrainConfig(optimizer=OptimizerConfig(name="sgd"))
-    figure = draw_run(config, epochs(QUANTILES, None))
-    assert titles(figure) == ["Loss", "Test accuracy", "Effective step"]
+    figure = draw_run(config, epochs(BAND, {}))
+    expected = ["Loss", "Test accuracy", "Effective step", "Relative update"]
+    assert titles(figure) == [*expected, "Gradient"]
     figure.savefig(tmp_path / "run.png")
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_diverged_run_can_be_drawn(tmp_path, loss):
-    figure = draw_run(TrainConfig(), epochs(NOTHING, NOTHING, loss))
+    figure = draw_run(TrainConfig(), epochs(NOTHING, NOTHING, loss, math.nan))
     figure.savefig(tmp_path / "run.png")
     assert titles(figure)[0] == "Loss"
     assert (tmp_path / "run.png").stat().st_size > 0

@@ -3,10 +3,17 @@
 import json
 import tomllib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from tensorboardX.proto.event_pb2 import Event
 
+from adam_jax import FIGURES, QUANTILES
+from adam_jax.experiments import training
+from adam_jax.experiments.cli import main
+from adam_jax.experiments.metrics import from_json, rank_moved, to_scalars
 from adam_jax.experiments.run import make_run_folder
 
 
@@ -25,14 +32,17 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     assert train() == 0
     folder = runs_dir / "digits"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.toml", "metrics.jsonl", "params.npz", "run.png"}
-    assert imread(folder / "run.png").shape == (880, 1210, 4)
+    (events,) = {name for name in names if name.startswith("events.out.tfevents.")}
+    others = {"config.toml", "metrics.jsonl", "params.npz", "run.png"}
+    assert names == others | {events}
+    assert imread(folder / "run.png").shape == (1320, 1210, 4)
     first, second = records(folder)
     assert (first["epoch"], first["step"]) == (1, 2)
     assert (second["epoch"], second["step"]) == (2, 4)
     assert second["train_loss"] < first["train_loss"]
     assert 0 < second["test_accuracy"] < 1
-    quantiles = list(second["effective_step"].values())
+    figures = second["figures"]
+    quantiles = [figures[f"effective_step_quantiles/{key}"] for key in QUANTILES]
     assert quantiles == sorted(quantiles)
     params = np.load(folder / "params.npz")
     assert params["layers.1.kernel"].shape == (64, 8)
@@ -46,6 +56,10 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     state_bytes = int(out.split("optimizer state")[1].split()[1].replace(",", ""))
     assert 0 <= state_bytes - 2 * 610 * 4 < 64
     assert "compilation left out" in out
+    assert "skipped" not in out  # there is no guard
+    most, least = rank_moved(second["moved"])
+    assert f"moved most       │ {second['moved'][most[0]]:.3g} {most[0]} " in out
+    assert f"moved least      │ {second['moved'][least[0]]:.3g} {least[0]} " in out
     assert f"│ {folder} │" in out  # whole, however long, to be copied
 
 
@@ -101,3 +115,85 @@ def test_no_run_is_overwritten(tmp_path):
     runs_dir = tmp_path / "deep" / "runs"
     names = [make_run_folder(runs_dir, "mine").name for _ in range(3)]
     assert names == ["mine", "mine-2", "mine-3"]
+
+
+def read_events(folder):
+    """Give {(name, step): value} of the event file, record by record."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    data, scalars = path.read_bytes(), {}
+    while data:
+        end = 12 + int.from_bytes(data[:8], "little")  # after a checksum of the length
+        event = Event.FromString(data[12:end])
+        data = data[end + 4 :]
+        for value in event.summary.value:
+            scalars[value.tag, event.step] = value.simple_value
+    return scalars
+
+
+def test_tensorboard_gets_the_numbers_of_metrics_jsonl(train, runs_dir):
+    assert train() == 0
+    events = read_events(runs_dir / "digits")
+    lines = (runs_dir / "digits" / "metrics.jsonl").read_text().splitlines()
+    expected = {
+        (name, epoch.step): value
+        for epoch in map(from_json, lines)
+        for name, value in to_scalars(epoch).items()
+    }
+    assert events == pytest.approx(expected, rel=1e-6)
+    names = {name for name, _ in events}
+    assert {"loss/train", "loss/test", "accuracy", "learning_rate"} <= names
+    assert {
+        "update_norm",
+        "update_norm/layers/1/kernel",
+        "moved/layers/1/bias",
+    } <= names
+    assert all(any(name.startswith(figure) for name in names) for figure in FIGURES)
+
+
+def test_a_guard_skips_and_is_counted(train, runs_dir, capfd):
+    # The first step lands far away, where no gradient is finite.
+    options = ("--optimizer.name=sgd", "--optimizer.learning_rate=1e30")
+    assert train(*options, "--optimizer.guard=nonfinite") == 1
+    out, err = capfd.readouterr()
+    assert err.startswith("adam-jax: error: training diverged")
+    assert "│ skipped          │ 1 of 2 steps" in out
+    (record,) = records(runs_dir / "digits")
+    assert record["skipped"] == 1
+    assert record["figures"]["nonfinite"] > 0  # a skipped step is seen
+    assert record["figures"]["update_norm"] == 0
+    assert all(distance is not None for distance in record["moved"].values())
+
+
+def test_a_run_that_only_skips_is_given_up(train, runs_dir, capfd, monkeypatch):
+    monkeypatch.setattr(training, "STUCK", 1)
+    monkeypatch.setattr(training.Trainer, "_loss", nan_gradient)
+    assert train("--optimizer.guard=spikes") == 1
+    assert "error: training is stuck: 2 steps in a row" in capfd.readouterr().err
+    (record,) = records(runs_dir / "digits")
+    assert record["skipped"] == record["step"] == 2
+    assert set(record["moved"].values()) == {0}
+
+
+def nan_gradient(self, params, examples):
+    """Give a finite loss whose gradient is NaN: of a root at zero, times zero."""
+    zero = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) * 0
+    return jnp.sqrt(zero), jnp.zeros([])
+
+
+def test_bfloat16_rounded_to_the_nearest_swallows_updates(train, runs_dir):
+    small = ("--model.param_dtype=bfloat16", "--optimizer.learning_rate=1e-5")
+    assert train(*small) == 0
+    last = records(runs_dir / "digits")[-1]
+    assert last["figures"]["swallowed/layers/1/kernel"] > 0.9
+    assert last["figures"]["swallowed/layers/1/bias"] < 0.1  # near 0 it is not coarse
+    # Four steps of 1e-5, of which next to nothing arrived.
+    assert last["moved"]["layers/1/kernel"] < 1e-5 < last["moved"]["layers/1/bias"]
+
+
+def test_a_run_without_moments_is_inspected(train, runs_dir, capfd):
+    assert train("--optimizer.name=sgd") == 0
+    capfd.readouterr()
+    assert main(["inspect", str(runs_dir / "digits")]) == 0
+    out = capfd.readouterr().out
+    assert "effective_step_quantiles/q50" in out
+    assert "signal_to_noise" not in out and "SNR" not in out

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adam_jax import OPTIMIZERS
+from adam_jax import FIGURES, OPTIMIZERS
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
-from adam_jax.experiments.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
 from adam_jax.experiments.training import Trainer
 
 TINY = TrainConfig(batch_size=718, epochs=3, model=ModelConfig(widths=(8,)))
@@ -92,8 +92,84 @@ def test_the_report_gives_the_rate_of_the_last_step():
     )
     first, second = Trainer(config).epochs()
     assert first.learning_rate == 0
-    assert np.isnan(first.effective_step["q50"])  # nothing to divide by
+    assert first.figures["effective_step"] == 0  # nothing to divide by
+    assert set(first.moved.values()) == {0}
     assert second.learning_rate == pytest.approx(1e-3)
     # The same gradient twice: the ratio is 1, and with it plain Adam's step.
-    assert second.effective_step["q50"] == pytest.approx(1, rel=1e-3)
-    assert second.signal_to_noise["q50"] == pytest.approx(1, rel=1e-3)
+    for figure in ("effective_step_quantiles/q50", "signal_to_noise_quantiles/q50"):
+        assert second.figures[figure] == pytest.approx(1, rel=1e-3)
+    # Whatever had a gradient moved by the learning rate, and only once.
+    assert second.moved["layers/1/bias"] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_last_step_of_an_epoch_is_measured():
+    trainer = Trainer(TINY)
+    state = jax.tree.map(jnp.copy, trainer.opt_state)
+    for epoch in (1, 2):
+        params = jax.tree.map(jnp.copy, trainer.params)
+        key = jax.random.key(0)
+        _, state, _ = trainer._compiled_epoch(params, state, trainer.dataset, key)
+        measured = state.figures["bias_correction_nu"].total
+        assert measured == pytest.approx(1 / (1 - 0.999 ** (2 * epoch)), rel=1e-4)
+
+
+def test_guards_skip_what_they_promise():
+    params = {"w": jnp.ones(3)}
+
+    def step(guard, gradients):
+        tx = build_optimizer(OptimizerConfig(guard=guard), 0.1)
+        state = tx.init(params)
+        for g in gradients:
+            updates, state = tx.update({"w": jnp.full(3, g)}, state, params)
+        return float(updates["w"][0])
+
+    usual = [1.0] * 101
+    assert np.isnan(step("none", [jnp.nan]))
+    assert step("nonfinite", [jnp.nan]) == step("spikes", [jnp.nan]) == 0
+    assert step("nonfinite", [*usual, 100.0]) < 0
+    assert step("spikes", [*usual, 100.0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "bound"),
+    [
+        (OptimizerConfig(), 0.1 / 0.001**0.5),
+        (OptimizerConfig(b1=0.5, b2=0.99), 5.0),
+    ],
+)
+def test_the_step_bound_is_that_of_the_decays(config, bound):
+    params = {"w": jnp.ones(4)}
+    tx = watch(build_optimizer(config, 0.1), config, 0.1, params, every=1)
+    assert "at_step_bound" in tx.init(params).figures
+    # Silence, then gradients: the longest step there is.
+    state = tx.init(params)
+    for n in range(300):
+        grads = {"w": jnp.full(4, 0.0 if n < 299 else 1.0)}
+        _, state = jax.jit(tx.update)(grads, state, params)
+    weight = (1 - (config.b2 or 0.999) ** 300) ** 0.5  # of bias correction
+    assert state.figures["effective_step"].total == pytest.approx(
+        bound * weight, rel=1e-3
+    )
+    assert state.figures["at_step_bound"].total == (weight > 0.99)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_figure_is_recorded_that_the_optimizer_has(name):
+    config, params = OptimizerConfig(name=name), {"w": jnp.ones(4)}
+    tx = watch(build_optimizer(config, 0.1), config, 0.1, params, every=1)
+    of_moments = {
+        "sgd": set(),
+        "rmsprop": {"bias_correction_nu"},
+        "adagrad": {"bias_correction_nu"},
+        "lion": {"bias_correction_mu", "at_step_bound"},
+        "adamax": {"bias_correction_mu", "bias_correction_nu"},
+        "adamaxw": {"bias_correction_mu", "bias_correction_nu"},
+    }
+    others = {figure for figure in FIGURES if reads_moments(figure)}
+    without = others - of_moments.get(name, others)
+    assert set(jax.eval_shape(tx.init, params).figures) == {*FIGURES} - without
+
+
+def reads_moments(figure):
+    """Tell whether a figure speaks of Adam's moments."""
+    return figure.startswith(("signal_to_noise", "bias_correction", "at_step_bound"))
