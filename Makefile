@@ -13,7 +13,7 @@ train: .venv/ready  ## Train an MLP on real digits with Adam; ends with a table 
 	$(BIN)/adam-jax train --config configs/digits_mlp.toml $(ARGS)
 
 test: .venv/ready  ## Run the tests and the doctests.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 sanitize: .venv/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).
 	$(BIN)/cmake -S adam_jax/fused -B build/sanitize -DADAM_JAX_SANITIZE=ON

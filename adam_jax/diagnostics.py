@@ -57,9 +57,9 @@ def record(
     last bit). Read one figure with `optax.tree.get(state, "update_norm").total`, all of
     them with `named_figures`.
 
-    A measured call runs `tx` twice under jit, once for the figures alone: XLA then needs
-    no memory for what both share. So put what is costly, or calls back, outside of it;
-    and guards inside, `record(skip_nonfinite(tx))`, to see what they skip.
+    A measured call runs `tx` twice, once for the figures alone: XLA then needs no
+    memory for what both share. So put what is costly, or calls back, outside of it; and
+    guards inside, `record(skip_nonfinite(tx))`, to see what they skip.
 
     Args:
       tx: the optimizer to watch, or a chain of stages; extra arguments of `update`

@@ -148,7 +148,7 @@ def scan(tx, grads, params):
     return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
 
 
-@pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw", "amsgrad", "lion"])
 def test_record_changes_nothing(name):
     """Updates and inner state bit for bit; between multiples the figures stay.
 
