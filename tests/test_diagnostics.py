@@ -161,7 +161,7 @@ def test_record_changes_nothing(name):
     tx = make(1e-2)
     updates, states = scan(tx, grads, jnp.ones(40))
     norms = ["gradient_norm", "update_norm"]
-    for every, names in ((1, None if name == "adam" else norms), (3, norms)):
+    for every, names in ((1, None if name == "adamw" else norms), (3, norms)):
         ours, state = scan(record(tx, names, every=every), grads, jnp.ones(40))
         equal(ours, updates)
         if name == "lion":
