@@ -16,6 +16,9 @@ from jsonargparse import (
 )
 
 from adam_jax import OPTIMIZERS
+from adam_jax.experiments.bench.arguments import build_parser as build_bench_parser
+from adam_jax.experiments.bench.arguments import read_config as read_bench_config
+from adam_jax.experiments.bench.plan import BenchConfig
 from adam_jax.experiments.config import TrainConfig
 
 EXAMPLES = """\
@@ -79,6 +82,8 @@ def build_parsers() -> tuple[ArgumentParser, ArgumentParser]:
     train.add_class_arguments(TrainConfig)
     commands = parser.add_subcommands(required=False, dest="command")
     commands.add_subcommand("train", train, help="train a model")
+    bench = build_bench_parser(_HelpFormatter)
+    commands.add_subcommand("bench", bench, help="time a step beside optax.adamw")
     return parser, train
 
 
@@ -89,8 +94,10 @@ def _installed_version() -> str:
         return "(not installed)"
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[TrainConfig, str] | None:
-    """Read a command line: the config of `train`, and the same as TOML.
+def parse_arguments(
+    argv: Sequence[str] | None,
+) -> tuple[TrainConfig, str] | BenchConfig | None:
+    """Read a command line: the config of `train` and the same as TOML, or of `bench`.
 
     Gives None where no command is named, after printing the help.
 
@@ -107,6 +114,8 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[TrainConfig, str] | Non
     if namespace.command is None:
         parser.print_help()
         return None
+    if namespace.command == "bench":
+        return read_bench_config(namespace.bench)
     resolved = train.dump(namespace.train)
     del namespace.train.config  # where the values came from is not one of them
     try:

@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         from adam_jax.experiments.arguments import parse_arguments
+        from adam_jax.experiments.bench.command import run_bench
+        from adam_jax.experiments.bench.plan import BenchConfig
         from adam_jax.experiments.run import Diverged, run_training
         from adam_jax.experiments.training import Trainer
     except ModuleNotFoundError as error:
@@ -33,6 +35,9 @@ def _run(argv: Sequence[str] | None) -> int:
         parsed = parse_arguments(argv)
         if parsed is None:
             return 2
+        if isinstance(parsed, BenchConfig):
+            run_bench(parsed)
+            return 0
         config, resolved = parsed
         trainer = Trainer(config)
     except ValueError as error:
