@@ -73,11 +73,11 @@ def _ours(format: Format, make: Any = adam_jax.adamw, wrap: Any = lambda tx: tx)
 
 
 def _packed(format: Format) -> Any:
-    return _ours(format, wrap=adam_jax.packed)
+    return _ours(format, wrap=vars(adam_jax)["packed"])
 
 
 def _rollfast(format: Format) -> Any:
-    import rollfast  # not a dependency: measured where it is installed
+    import rollfast  # pyright: ignore[reportMissingImports] (no dependency)
 
     return rollfast.adamw8(LEARNING_RATE)
 
@@ -154,7 +154,7 @@ CANDIDATES = {
     ),
     "bare_loop": Candidate(
         "AdamW as a bare C++ loop: the limit on this machine",
-        lambda _, grads: BareLoop(grads),
+        lambda format, grads: BareLoop(grads),
         formats=("float32",),
         why_missing=_why_not_built,
     ),
@@ -178,7 +178,7 @@ CANDIDATES = {
     ),
     "torch": Candidate(
         "torch.optim.AdamW(fused=True), where it is installed",
-        lambda _, grads: TorchStepper(grads),
+        lambda format, grads: TorchStepper(grads),
         formats=("float32",),
         why_missing=functools.partial(_why_not_installed, "torch"),
     ),

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from adam_jax.experiments.bench.plan import Cell
 
-TABLE_WIDTH = 120  # narrower, names and numbers would be cut
+TABLE_WIDTH = 132  # narrower, names and numbers would be cut
 COLUMNS = (
     *("step of", "format", "ms", "ns/param", "speed", "quartiles", "beside"),
     *("of limit", "state B", "peak B", "compile s"),

@@ -99,7 +99,7 @@ class JaxStepper:
 class BareLoop:
     """The package's bare C++ loop: the limit on this machine."""
 
-    compile_seconds = None
+    compile_seconds: float | None = None
 
     def __init__(self, grads: Sequence[jax.Array]):
         """Take float32 gradients."""
@@ -142,11 +142,11 @@ def _pointers(arrays: Sequence[jax.Array]) -> Any:
 class TorchStepper:
     """PyTorch's AdamW in its fused form, on all cores."""
 
-    compile_seconds = None
+    compile_seconds: float | None = None
 
     def __init__(self, grads: Sequence[jax.Array]):
         """Take float32 gradients."""
-        import torch  # not a dependency: measured where it is installed
+        import torch  # pyright: ignore[reportMissingImports] (no dependency)
 
         torch.set_num_threads(cores())
         self._params = [torch.zeros(grad.shape, requires_grad=True) for grad in grads]

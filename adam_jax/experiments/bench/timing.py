@@ -9,6 +9,9 @@ from adam_jax.experiments.bench.steppers import Stepper
 
 TURN_SECONDS = 2e-3  # a turn of the base; shorter ones would time the clock
 FEWEST_PAIRS = 3
+# Threads of XLA and PyTorch spin for some ms after their work, on cores that the other
+# needs: torch's step of 2^20 parameters took 12 ms beside optax, with the pause 0.5.
+PAUSE_SECONDS = 10e-3
 
 
 class Timing(NamedTuple):
@@ -65,6 +68,7 @@ def compare(
 
 
 def _seconds_per_step(stepper: Stepper, steps: int) -> float:
+    time.sleep(PAUSE_SECONDS)
     start = time.perf_counter()
     stepper.run(steps)
     return (time.perf_counter() - start) / steps
