@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from adam_jax.experiments.bench import problems, timing
+from adam_jax.experiments.bench import problems, steppers, timing
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.machine import PACKAGES
 from adam_jax.experiments.bench.plan import BenchConfig, make_plan
@@ -22,15 +22,13 @@ from adam_jax.experiments.cli import main
 from adam_jax.fused import native
 
 BUILT = native.available()
-NAMES = [
-    "adamw",
-    "record_one_every_100",
-    *(["bare_loop", "fused_step"] if BUILT else []),
-]
+NATIVE = ("bare_loop", "fused_step") if BUILT else ()
+NAMES = ("adamw", "record_one_every_100", *NATIVE)
 TINY = ("bench", "--sizes", "64", "4096", "3x2^5", "--repeats=2")
+SIZE = ("size", "parameters", "leaves")
 # 8-bit codes are for leaves of 4,096 elements or more.
 SHAPES = ((2, 4096), (3, 5), (), (17,))
-LARGEST_ERROR = {"float32": 1e-5, "bfloat16": 0.02, "8bit": 0.1}
+LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 0.02, "8bit": 0.1}
 MISTAKES = {
     "a size": ("--sizes=2^x", r"size '2\^x' is unknown: give a number of parameters"),
     "no parameters": ("--sizes=0", r"size '0' is unknown"),
@@ -69,14 +67,13 @@ def expected_params(grads, steps, inside):
     return params
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize(
+    ("name", "format"), [(k, f) for k, v in CANDIDATES.items() for f in v.formats]
+)
 def test_every_candidate_takes_the_steps_of_adamw(name, format):
     candidate = CANDIDATES[name]
     if why := candidate.why_missing():
         pytest.skip(why)
-    if format not in candidate.formats:
-        pytest.skip("not a format of this candidate")
     grads = draw_grads(Problem("test", SHAPES), FORMATS[format].dtype)
     stepper = candidate.make(FORMATS[format], grads)
     stepper.run(1)
@@ -86,7 +83,7 @@ def test_every_candidate_takes_the_steps_of_adamw(name, format):
         assert found.shape == exact.shape
         error = np.abs(found - exact).mean() / 5e-3  # of the way that it went
         bound = LARGEST_ERROR[format.removeprefix("pure_")]
-        assert error < (bound if format in LARGEST_ERROR else max(bound, 0.05))
+        assert error < bound
     assert stepper.state_bytes < stepper.peak_bytes
     arrays = jax.tree.leaves(grads)
     assert stepper.peak_bytes >= 2 * sum(x.nbytes for x in arrays)
@@ -95,17 +92,14 @@ def test_every_candidate_takes_the_steps_of_adamw(name, format):
 @pytest.mark.skipif(not BUILT, reason="the native library was not built")
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_the_bare_loop_shares_every_element(threads, monkeypatch):
-    from adam_jax.experiments.bench import steppers
-
     monkeypatch.setattr(steppers, "cores", lambda: threads)
     shapes = ((1,), (0,), (31,), (100, 3), (16,), (5,))
     grads = draw_grads(Problem("test", shapes), jnp.float32)
     loop = steppers.BareLoop(grads)
     loop.run(3)
-    for found, exact in zip(
-        loop.params(), expected_params(grads, 3, False), strict=True
-    ):
-        np.testing.assert_allclose(found, exact, atol=1e-8)
+    expected = expected_params(grads, 3, inside=False)
+    for found, exact in zip(loop.params(), expected, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-4)
 
 
 def test_a_run_leaves_figures_and_a_picture(tmp_path, capfd):
@@ -126,13 +120,8 @@ def test_a_run_leaves_figures_and_a_picture(tmp_path, capfd):
     formats = {"optax": 1, "adamw": 2, "fused_step": 2}
     count = sum(formats.get(name, 1) for name in ("optax", *NAMES))
     assert len(found["rows"]) == 3 * count
-    assert {
-        (row["size"], row["parameters"], row["leaves"]) for row in found["rows"]
-    } == {
-        ("64", 64, 1),
-        ("4096", 4096, 1),
-        ("3x2^5", 96, 3),
-    }
+    sizes = {tuple(row[key] for key in SIZE) for row in found["rows"]}
+    assert sizes == {("64", 64, 1), ("4096", 4096, 1), ("3x2^5", 96, 3)}
     for row in found["rows"]:
         assert row["candidate"] in CANDIDATES
         assert row["base"] == ("adamw" if "record" in row["candidate"] else "optax")
