@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import signal
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.machine import PACKAGES
 from adam_jax.experiments.bench.plan import BenchConfig, make_plan
 from adam_jax.experiments.bench.problems import Problem, parse_size
+from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import draw_grads
 from adam_jax.experiments.cli import main
 from adam_jax.fused import native
@@ -140,6 +143,21 @@ def test_a_run_leaves_figures_and_a_picture(tmp_path, capfd):
     height, width = (size // 2 for size in image.shape[:2])
     for quarter in (image[:height, :width], image[height:, width:]):
         assert quarter.std() > 0.05
+
+
+def test_ctrl_c_saves_what_is_measured(tmp_path, capfd, monkeypatch):
+    def interrupt(self, row):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(BenchReport, "show", interrupt)
+    paths = [tmp_path / "bench.json", tmp_path / "bench.png"]
+    options = [f"--{k}={v}" for k, v in zip(("json", "picture"), paths, strict=True)]
+    assert main([*TINY, "--candidates=optax", *options]) == 130
+    out, err = capfd.readouterr()
+    assert err == "adam-jax: error: interrupted\n"
+    assert "64: 64 parameters" in out
+    assert len(json.loads(paths[0].read_text())["rows"]) == 1
+    assert paths[1].stat().st_size > 0
 
 
 def test_quick_measures_everything_but_diagnostics(capfd):

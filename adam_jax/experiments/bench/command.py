@@ -1,6 +1,7 @@
 """`adam-jax bench`: measure, show, save."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from adam_jax.experiments.bench.problems import Problem, why_too_large
 from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import Stepper, draw_grads
 from adam_jax.experiments.bench.timing import compare
+from adam_jax.experiments.interrupts import on_interrupt
 
 
 def run_bench(config: BenchConfig) -> None:
@@ -22,6 +24,7 @@ def run_bench(config: BenchConfig) -> None:
 
     Raises:
       ValueError: if an option is unusable, before anything is measured.
+      KeyboardInterrupt: after Ctrl-C, at the end of the row. What is measured is saved.
     """
     plan = make_plan(config)
     machine = describe_machine()
@@ -30,21 +33,26 @@ def run_bench(config: BenchConfig) -> None:
         report.skip(f"without {name}: {why}")
     rows: list[dict[str, Any]] = []
     skipped = dict(plan.missing)
-    with report:
-        for problem in dict.fromkeys(cell.problem for cell in plan.cells):
-            cells = [cell for cell in plan.cells if cell.problem == problem]
-            if why := why_too_large(problem):
-                report.skip(f"without {problem.name}: it {why}", len(cells))
-                skipped[problem.name] = why
-                continue
-            for row in measure(plan, problem, cells, report):
-                rows.append(row)
-                report.show(row)
-                _write(config.json, machine, rows, skipped)
-    _write(config.json, machine, rows, skipped)
-    report.print_tables(rows)
-    if config.picture and rows:
-        draw_rows(rows, machine).savefig(config.picture, dpi=130)
+    stop = threading.Event()
+    try:
+        with on_interrupt(stop.set), report:
+            for problem in dict.fromkeys(cell.problem for cell in plan.cells):
+                cells = [cell for cell in plan.cells if cell.problem == problem]
+                if why := why_too_large(problem):
+                    report.skip(f"without {problem.name}: it {why}", len(cells))
+                    skipped[problem.name] = why
+                    continue
+                for row in measure(plan, problem, cells, report):
+                    rows.append(row)
+                    report.show(row)
+                    _write(config.json, machine, rows, skipped)
+                    if stop.is_set():
+                        raise KeyboardInterrupt
+        _write(config.json, machine, rows, skipped)
+    finally:
+        report.print_tables(rows)
+        if config.picture and rows:
+            draw_rows(rows, machine).savefig(config.picture, dpi=130)
 
 
 def measure(

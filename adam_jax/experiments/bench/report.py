@@ -69,7 +69,9 @@ class BenchReport:
             )
 
     def print_tables(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Print a table for each problem."""
+        """Print a table for each problem, if there are rows."""
+        if not rows:
+            return
         self.console.width = max(self.console.width, TABLE_WIDTH)
         for size in dict.fromkeys(row["size"] for row in rows):
             of_size = [row for row in rows if row["size"] == size]
