@@ -152,7 +152,7 @@ def random_bits(shape: tuple[int, ...], words: Sequence[ArrayLike]) -> jax.Array
 
     The finalizer of MurmurHash3 mixes in one word after the other. An element's bits
     depend on its place in the whole array, not on the shard that holds it. It takes
-    1 ns an element on two CPU cores, `jax.random.bits` 11 (`make bench`).
+    1 ns an element on two CPU cores, `jax.random.bits` 11.
     """
     bits = jnp.uint32(0)
     for word in words:

@@ -16,6 +16,9 @@ from jsonargparse import (
 )
 
 from adam_jax import OPTIMIZERS
+from adam_jax.experiments.bench.arguments import build_parser as build_bench_parser
+from adam_jax.experiments.bench.arguments import read_config as read_bench_config
+from adam_jax.experiments.bench.plan import BenchConfig
 from adam_jax.experiments.config import TrainConfig
 
 EXAMPLES = """\
@@ -115,6 +118,8 @@ def build_parsers() -> tuple[ArgumentParser, ArgumentParser]:
     commands = parser.add_subcommands(required=False, dest="command")
     commands.add_subcommand("train", train, help="train a model")
     commands.add_subcommand("inspect", inspect, help="print the figures of a run")
+    bench = build_bench_parser(_HelpFormatter)
+    commands.add_subcommand("bench", bench, help="time a step beside optax.adamw")
     return parser, train
 
 
@@ -125,7 +130,9 @@ def _installed_version() -> str:
         return "(not installed)"
 
 
-def parse_arguments(argv: Sequence[str] | None) -> Train | Inspect | None:
+def parse_arguments(
+    argv: Sequence[str] | None,
+) -> Train | Inspect | BenchConfig | None:
     """Read a command line.
 
     Gives None where no command is named, after printing the help.
@@ -145,6 +152,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Train | Inspect | None:
         return None
     if namespace.command == "inspect":
         return Inspect(Path(namespace.inspect.run), namespace.inspect.json)
+    if namespace.command == "bench":
+        return read_bench_config(namespace.bench)
     resolved = train.dump(namespace.train)
     del namespace.train.config  # where the values came from is not one of them
     try:

@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         from adam_jax.experiments.arguments import Inspect, parse_arguments
+        from adam_jax.experiments.bench.command import run_bench
+        from adam_jax.experiments.bench.plan import BenchConfig
         from adam_jax.experiments.inspection import print_run
         from adam_jax.experiments.run import run_training
         from adam_jax.experiments.training import Diverged, Trainer
@@ -36,6 +38,9 @@ def _run(argv: Sequence[str] | None) -> int:
             return 2
         if isinstance(parsed, Inspect):
             print_run(parsed.run, parsed.as_json)
+            return 0
+        if isinstance(parsed, BenchConfig):
+            run_bench(parsed)
             return 0
         trainer = Trainer(parsed.config)
     except ValueError as error:

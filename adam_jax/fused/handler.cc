@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "export.h"
 #include "step.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -288,12 +289,6 @@ ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffe
 
 }  // namespace
 }  // namespace adam_jax
-
-#if defined(_WIN32)
-#define ADAM_JAX_EXPORT __declspec(dllexport)
-#else
-#define ADAM_JAX_EXPORT __attribute__((visibility("default")))
-#endif
 
 extern "C" {
 ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxStep(XLA_FFI_CallFrame* call_frame);

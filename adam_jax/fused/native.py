@@ -91,26 +91,28 @@ class Seeds(NamedTuple):
     params: int = 0
 
 
-@functools.cache
 def available() -> bool:
-    """Return whether the library was built, can be loaded and suits this jaxlib.
+    """Return whether the library was built, can be loaded and suits this jaxlib."""
+    return library() is not None
 
-    The first call registers it with XLA.
-    """
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the library, if `available()`; the first call registers it with XLA."""
     # An editable install has the library in a folder of its own.
     folders = [pathlib.Path(folder) for folder in adam_jax.fused.__path__]
     for path in [path for f in folders for path in sorted(f.glob("adam_step.*"))]:
         try:
-            library = ctypes.CDLL(str(path))
+            loaded = ctypes.CDLL(str(path))
         except OSError:  # of another machine, or half a file
             continue
         # XLA would refuse a newer one as it starts, and so not start at all.
-        if library.AdamJaxFfiMinorVersion() <= _ffi_minor_version():
+        if loaded.AdamJaxFfiMinorVersion() <= _ffi_minor_version():
             jax.ffi.register_ffi_target(
-                _TARGET, jax.ffi.pycapsule(library.AdamJaxStep), platform="cpu"
+                _TARGET, jax.ffi.pycapsule(loaded.AdamJaxStep), platform="cpu"
             )
-            return True
-    return False
+            return loaded
+    return None
 
 
 def _ffi_minor_version() -> int:

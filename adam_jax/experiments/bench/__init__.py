@@ -1,0 +1,1 @@
+"""The time and memory of an optimizer's step, beside others': `adam-jax bench`."""

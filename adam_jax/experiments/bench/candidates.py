@@ -1,0 +1,229 @@
+"""Who is measured: names, formats, and how each makes its stepper."""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import adam_jax
+from adam_jax import fused
+from adam_jax.experiments.bench.steppers import (
+    LEARNING_RATE,
+    BareLoop,
+    JaxStepper,
+    Stepper,
+    TorchStepper,
+)
+from adam_jax.fused import native
+
+
+class Format(NamedTuple):
+    """How the moments are stored, and the dtype of parameters and gradients."""
+
+    moments: str
+    dtype: Any
+
+
+FORMATS = {
+    "float32": Format("float32", jnp.float32),
+    "bfloat16": Format("bfloat16", jnp.float32),
+    "8bit": Format("8bit", jnp.float32),
+    "pure_bfloat16": Format("bfloat16", jnp.bfloat16),
+    "pure_8bit": Format("8bit", jnp.bfloat16),
+}
+
+
+class Candidate(NamedTuple):
+    """One that is measured.
+
+    Attributes:
+      about: a few words for the help.
+      make: (format, grads) -> stepper.
+      formats: names of `FORMATS`.
+      base: the name of the candidate that it is measured beside, in float32.
+      why_missing: returns a sentence where it cannot be measured.
+      cycle: steps are taken in multiples of so many.
+    """
+
+    about: str
+    make: Callable[[Format, Sequence[jax.Array]], Stepper]
+    formats: Sequence[str] = tuple(FORMATS)
+    base: str = "optax"
+    why_missing: Callable[[], str | None] = lambda: None
+    cycle: int = 1
+
+
+def _is_pure(format: Format) -> bool:
+    return format.dtype == jnp.bfloat16
+
+
+def _optax(format: Format) -> Any:
+    return optax.adamw(LEARNING_RATE)
+
+
+def _ours(format: Format, make: Any = adam_jax.adamw, wrap: Any = lambda tx: tx) -> Any:
+    """Return an adamw of the package's, with both moments in the format."""
+    moments = {"mu_dtype": format.moments, "nu_dtype": format.moments}
+    tx = wrap(make(LEARNING_RATE, **moments))
+    return optax.chain(tx, adam_jax.round_to_params()) if _is_pure(format) else tx
+
+
+def _packed(format: Format) -> Any:
+    return _ours(format, wrap=vars(adam_jax)["packed"])
+
+
+def _rollfast(format: Format) -> Any:
+    import rollfast  # pyright: ignore[reportMissingImports] (no dependency)
+
+    return rollfast.adamw8(LEARNING_RATE)
+
+
+def _record(format: Format, figures: list[str] | None, every: int) -> Any:
+    tx = _ours(format)
+    return adam_jax.record(tx, figures, learning_rate=LEARNING_RATE, every=every)
+
+
+def _stepping(make_tx: Callable[[Format], Any], grads_inside: bool = False) -> Any:
+    """Return a `Candidate.make` that times update and apply_updates."""
+
+    def make(format, grads):
+        tx = make_tx(format)
+
+        def step(params, state, grads):
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        return JaxStepper(tx.init, _inside(step) if grads_inside else step, grads)
+
+    return make
+
+
+def _stepping_in_place(grads_inside: bool = False) -> Any:
+    """Return a `Candidate.make` that times the fused optimizer's own step."""
+
+    def make(format, grads):
+        moments = {"mu_dtype": format.moments, "nu_dtype": format.moments}
+        tx = fused.adamw(LEARNING_RATE, **moments)
+
+        def step(params, state, grads):
+            return tx.step(params, grads, state)
+
+        return JaxStepper(tx.init, _inside(step) if grads_inside else step, grads)
+
+    return make
+
+
+def _inside(step: Any) -> Any:
+    """Let the step make its gradients: of half the squared distance to a target.
+
+    The hardest case for a native call: XLA can fuse these gradients into its own loops.
+    """
+
+    def loss(params, targets):
+        return sum(
+            0.5 * jnp.sum((param - target) ** 2)
+            for param, target in zip(params, targets, strict=True)
+        )
+
+    def with_grads(params, state, targets):
+        return step(params, state, jax.grad(loss)(params, targets))
+
+    return with_grads
+
+
+def _why_not_built() -> str | None:
+    return None if native.available() else "the native library was not built"
+
+
+def _why_not_installed(package: str) -> str | None:
+    found = importlib.util.find_spec(package)
+    return None if found else f"{package} is not installed"
+
+
+_fused_update = functools.partial(_ours, make=fused.adamw)
+
+CANDIDATES = {
+    "optax": Candidate(
+        "optax.adamw, update and apply_updates: the base of most others",
+        _stepping(_optax),
+        formats=("float32", "pure_bfloat16"),
+    ),
+    "bare_loop": Candidate(
+        "AdamW as a bare C++ loop: the limit on this machine",
+        lambda format, grads: BareLoop(grads),
+        formats=("float32",),
+        why_missing=_why_not_built,
+    ),
+    "fused_step": Candidate(
+        "fused.adamw(...).step, in place",
+        _stepping_in_place(),
+        why_missing=_why_not_built,
+    ),
+    "fused_update": Candidate(
+        "fused.adamw as an Optax transformation",
+        _stepping(_fused_update),
+        why_missing=_why_not_built,
+    ),
+    "adamw": Candidate("adam_jax.adamw", _stepping(_ours)),
+    "packed": Candidate(
+        "packed(adam_jax.adamw)",
+        _stepping(_packed),
+        why_missing=lambda: (
+            None if hasattr(adam_jax, "packed") else "adam_jax has no packed"
+        ),
+    ),
+    "torch": Candidate(
+        "torch.optim.AdamW(fused=True), where it is installed",
+        lambda format, grads: TorchStepper(grads),
+        formats=("float32",),
+        why_missing=functools.partial(_why_not_installed, "torch"),
+    ),
+    "rollfast": Candidate(
+        "rollfast.adamw8, where it is installed",
+        _stepping(_rollfast),
+        formats=("8bit",),
+        why_missing=functools.partial(_why_not_installed, "rollfast"),
+    ),
+    "optax_grads": Candidate(
+        "optax, with gradients made inside the jitted step; the base of the next two",
+        _stepping(_optax, grads_inside=True),
+        formats=("float32",),
+        base="optax_grads",
+    ),
+    "fused_step_grads": Candidate(
+        "fused_step, with gradients made inside",
+        _stepping_in_place(grads_inside=True),
+        formats=("float32", "bfloat16", "8bit"),
+        base="optax_grads",
+        why_missing=_why_not_built,
+    ),
+    "fused_update_grads": Candidate(
+        "fused_update, with gradients made inside",
+        _stepping(_fused_update, grads_inside=True),
+        formats=("float32", "bfloat16", "8bit"),
+        base="optax_grads",
+        why_missing=_why_not_built,
+    ),
+}
+
+_FIGURE_SETS = {
+    "all": ("all figures", list(adam_jax.FIGURES)),
+    "default": ("the figures that are its default", None),
+    "one": ("one figure", ["update_norm"]),
+}
+DIAGNOSTICS = {
+    f"record_{name}" + ("" if every == 1 else f"_every_{every}"): Candidate(
+        f"record(adamw) of {about}" + ("" if every == 1 else f", every {every} steps"),
+        _stepping(functools.partial(_record, figures=figures, every=every)),
+        formats=("float32",),
+        base="adamw",
+        cycle=every,
+    )
+    for name, (about, figures) in _FIGURE_SETS.items()
+    for every in (1, 100)
+}
+CANDIDATES |= DIAGNOSTICS

@@ -1,0 +1,87 @@
+"""The leaves that a step is measured on, and the memory that they take."""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+# A measured step and its base in float32: parameters, moments, updates and gradients,
+# and what the diagnostics hold between their passes.
+BYTES_PER_PARAMETER = 60
+
+_GPT2_WIDTH, _GPT2_LAYERS = 768, 12
+_GRAMMAR = re.compile(r"(?:([1-9]\d*)x)?(?:([1-9]\d*)\^(\d{1,2})|([1-9]\d*))")
+
+
+class Problem(NamedTuple):
+    """A name, and the shapes of the leaves."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def parameters(self) -> int:
+        """Count the parameters."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+
+def parse_size(text: str) -> Problem:
+    """Read a size: `4096` or `2^12` parameters, `300x4096` for 300 leaves, or `gpt2`.
+
+    Raises:
+      ValueError: if it is none of these.
+    """
+    if text == "gpt2":
+        return Problem(text, _gpt2_shapes())
+    match = _GRAMMAR.fullmatch(text)
+    if not match:
+        raise ValueError(
+            f"size {text!r} is unknown: give a number of parameters as 4096 or 2^12, "
+            "of leaves and parameters in each as 300x4096, or gpt2"
+        )
+    leaves, base, exponent, number = match.groups()
+    size = int(number) if number else int(base) ** int(exponent)
+    return Problem(text, ((size,),) * int(leaves or 1))
+
+
+def _gpt2_shapes() -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of GPT-2 small (124M), whose output layer is its embedding."""
+    width = _GPT2_WIDTH
+    block = (
+        *((width,), (width,)),  # ln_1
+        *((width, 3 * width), (3 * width,)),  # attn.c_attn
+        *((width, width), (width,)),  # attn.c_proj
+        *((width,), (width,)),  # ln_2
+        *((width, 4 * width), (4 * width,)),  # mlp.c_fc
+        *((4 * width, width), (width,)),  # mlp.c_proj
+    )
+    embeddings = ((50257, width), (1024, width))
+    return (*embeddings, *block * _GPT2_LAYERS, (width,), (width,))
+
+
+def available_bytes() -> float:
+    """Return the memory that is free to be taken; infinity where nothing tells."""
+    try:
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return total_bytes() or math.inf
+
+
+def total_bytes() -> int | None:
+    """Return the machine's memory, or None where nothing tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def why_too_large(problem: Problem) -> str | None:
+    """Return a sentence if the problem does not fit into the memory that is free."""
+    needed, free = problem.parameters * BYTES_PER_PARAMETER, available_bytes()
+    if needed <= free:
+        return None
+    return f"needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"

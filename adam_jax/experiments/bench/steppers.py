@@ -1,0 +1,173 @@
+"""What is timed: objects that take steps of an optimizer on arrays of their own."""
+
+import ctypes
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.experiments.bench.problems import Problem
+from adam_jax.fused import native
+
+LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 1e-4
+
+
+class Stepper(Protocol):
+    """Takes steps.
+
+    Attributes:
+      compile_seconds: to trace and compile a step; None where nothing is compiled.
+      state_bytes: of the optimizer's state.
+      peak_bytes: of parameters, gradients, state and what a step takes beside them.
+    """
+
+    compile_seconds: float | None
+    state_bytes: int
+    peak_bytes: int
+
+    def run(self, steps: int) -> None:
+        """Take steps, and return when the last is done."""
+
+    def params(self) -> list[np.ndarray]:
+        """Copy the parameters, as float32."""
+        ...
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux has it
+        return os.cpu_count() or 1
+
+
+def draw_grads(problem: Problem, dtype: Any) -> list[jax.Array]:
+    """Draw normal gradients, an array of its own for each leaf."""
+    draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
+    keys = jax.random.split(jax.random.key(0), len(problem.shapes))
+    return [
+        draw(key, shape, dtype) for key, shape in zip(keys, problem.shapes, strict=True)
+    ]
+
+
+class JaxStepper:
+    """A jitted step that donates parameters and state."""
+
+    def __init__(
+        self,
+        init: Callable[[Any], Any],
+        step: Callable[[Any, Any, Any], Any],
+        grads: Sequence[jax.Array],
+    ):
+        """Take the optimizer's init and a (params, state, grads) -> (params, state)."""
+        self._grads = grads
+        self._params = [jnp.zeros_like(grad) for grad in grads]
+        self._state = jax.jit(init)(self._params)
+        start = time.perf_counter()
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(
+            self._params, self._state, self._grads
+        )
+        self._step = lowered.compile()
+        self.compile_seconds = time.perf_counter() - start
+        memory: Any = self._step.memory_analysis()
+        self.peak_bytes = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        self.state_bytes = sum(x.nbytes for x in jax.tree.leaves(self._state))
+
+    def run(self, steps: int) -> None:
+        """Take steps."""
+        for _ in range(steps):
+            self._params, self._state = self._step(
+                self._params, self._state, self._grads
+            )
+        jax.block_until_ready((self._params, self._state))
+
+    def params(self) -> list[np.ndarray]:
+        """Copy the parameters."""
+        return [np.array(param, np.float32) for param in self._params]
+
+
+class BareLoop:
+    """The package's bare C++ loop: the limit on this machine."""
+
+    compile_seconds: float | None = None
+
+    def __init__(self, grads: Sequence[jax.Array]):
+        """Take float32 gradients."""
+        self._grads = grads
+        # XLA's memory, as of all others: NumPy asks Linux for larger pages.
+        self._params, self._mu, self._nu = (
+            jax.block_until_ready([jnp.zeros_like(grad) for grad in grads])
+            for _ in range(3)
+        )
+        size = sum(grad.nbytes for grad in grads)
+        self.state_bytes, self.peak_bytes = 2 * size, 4 * size
+        self._past = 0
+        library = native.library()
+        if library is None:
+            raise RuntimeError("the native library was not built.")
+        count = len(grads)
+        self._step = functools.partial(
+            library.AdamJaxBareLoop,
+            ctypes.c_int64(count),
+            (ctypes.c_int64 * count)(*(grad.size for grad in grads)),
+            *map(_pointers, (self._params, grads, self._mu, self._nu)),
+            *map(ctypes.c_float, (LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY)),
+        )
+
+    def run(self, steps: int) -> None:
+        """Take steps, in the memory of the arrays themselves."""
+        self._step(*map(ctypes.c_int64, (self._past, steps, cores())))
+        self._past += steps
+
+    def params(self) -> list[np.ndarray]:
+        """Copy the parameters."""
+        return [np.array(param) for param in self._params]
+
+
+def _pointers(arrays: Sequence[jax.Array]) -> Any:
+    addresses = (array.unsafe_buffer_pointer() for array in arrays)
+    return (ctypes.c_void_p * len(arrays))(*addresses)
+
+
+class TorchStepper:
+    """PyTorch's AdamW in its fused form, on all cores."""
+
+    compile_seconds: float | None = None
+
+    def __init__(self, grads: Sequence[jax.Array]):
+        """Take float32 gradients."""
+        import torch  # pyright: ignore[reportMissingImports] (no dependency)
+
+        torch.set_num_threads(cores())
+        self._params = [torch.zeros(grad.shape, requires_grad=True) for grad in grads]
+        for param, grad in zip(self._params, grads, strict=True):
+            param.grad = torch.from_dlpack(grad)
+        self._optimizer = torch.optim.AdamW(
+            self._params,
+            LEARNING_RATE,
+            (B1, B2),
+            EPS,
+            WEIGHT_DECAY,
+            fused=True,
+        )
+        size = sum(grad.nbytes for grad in grads)
+        self.state_bytes, self.peak_bytes = 2 * size, 4 * size
+
+    def run(self, steps: int) -> None:
+        """Take steps."""
+        for _ in range(steps):
+            self._optimizer.step()
+
+    def params(self) -> list[np.ndarray]:
+        """Copy the parameters."""
+        return [param.detach().numpy().copy() for param in self._params]

@@ -1,0 +1,76 @@
+"""Two steppers side by side: pairs of turns, and what their ratios say."""
+
+import math
+import statistics
+import time
+from typing import NamedTuple
+
+from adam_jax.experiments.bench.steppers import Stepper
+
+TURN_SECONDS = 2e-3  # a turn of the base; shorter ones would time the clock
+FEWEST_PAIRS = 3
+# Threads of XLA and PyTorch spin for some ms after their work, on cores that the other
+# needs: torch's step of 2^20 parameters took 12 ms beside optax, with the pause 0.5.
+PAUSE_SECONDS = 10e-3
+
+
+class Timing(NamedTuple):
+    """What the pairs say.
+
+    Attributes:
+      seconds: of a step, median.
+      base_seconds: of a step of the base, median.
+      speed: how many times as fast as the base: median of the pairs' ratios.
+      quartiles: of the ratios.
+      pairs: how many there were.
+      steps: taken in a turn.
+    """
+
+    seconds: float
+    base_seconds: float
+    speed: float
+    quartiles: tuple[float, float]
+    pairs: int
+    steps: int
+
+
+def compare(
+    base: Stepper, other: Stepper, cycle: int, repeats: int, budget: float
+) -> Timing:
+    """Let both take turns.
+
+    Args:
+      base: against which the ratio is.
+      other: what is measured.
+      cycle: a turn is a multiple of so many steps.
+      repeats: the number of pairs.
+      budget: seconds after which fewer pairs will do, but not fewer than three.
+    """
+    for stepper in (base, other):
+        stepper.run(1)  # touches the memory
+    needed = TURN_SECONDS / min(_seconds_per_step(base, 1) for _ in range(3))
+    steps = cycle * math.ceil(max(needed, 1) / cycle)
+    start = time.perf_counter()
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < repeats and (
+        len(pairs) < FEWEST_PAIRS or time.perf_counter() - start < budget
+    ):
+        pairs.append((_seconds_per_step(base, steps), _seconds_per_step(other, steps)))
+    ratios = [a / b for a, b in pairs]
+    # The other method would go beyond the extremes of two or three.
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Timing(
+        seconds=statistics.median(b for _, b in pairs),
+        base_seconds=statistics.median(a for a, _ in pairs),
+        speed=middle,
+        quartiles=(low, high),
+        pairs=len(pairs),
+        steps=steps,
+    )
+
+
+def _seconds_per_step(stepper: Stepper, steps: int) -> float:
+    time.sleep(PAUSE_SECONDS)
+    start = time.perf_counter()
+    stepper.run(steps)
+    return (time.perf_counter() - start) / steps
