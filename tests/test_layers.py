@@ -20,6 +20,7 @@ LAYERS = [
     "updates",
     "conversion",
     "rounding",
+    "packing",
     "guards",
     "figures",
     "diagnostics",
