@@ -29,7 +29,7 @@ from adam_jax.updates import Mask
 # Measured, in `packed`'s docstring. More leaves in a buffer compile for longer, and of
 # more elements it no longer stays in the cache from one operation to the next.
 _LEAVES = 16
-_ELEMENTS = 2**15
+_ELEMENTS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
