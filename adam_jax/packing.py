@@ -122,7 +122,7 @@ def packed(
       max_size: larger leaves are left alone.
 
     Raises:
-      ValueError: if tx holds a mask, or labels, of its own.
+      ValueError: if tx holds a mask, labels or another `packed`.
       AssertionError: if gradients do not fit the state; the message names leaves.
       TypeError: if gradients that share a buffer differ in dtype.
 
@@ -160,7 +160,7 @@ def packed(
         if not jax.tree.leaves(params):  # optax.tree.map_params looks for its own tree
             return inner(params).init(params)
         if mask is None:
-            _expect_no_mask(jax.eval_shape(inner(None).init, params))
+            _expect_no_trees(jax.eval_shape(inner(None).init, params))
         layout = _lay_out(params, mask, max_size)
         state = jax.eval_shape(functools.partial(start, layout), params)
         return start(_keep_coded(layout, state), params)
@@ -235,7 +235,9 @@ def _lay_out(params: Any, mask: Mask, max_size: int) -> Layout:
     groups, open_groups = [], {}
     for i, leaf in enumerate(leaves):
         dtype, size = numerics.dtype_of(leaf), np.size(leaf)
-        alone = size > max_size or not jnp.issubdtype(dtype, jnp.inexact)
+        # XLA divides a single element by a scalar, but multiplies several by its
+        # reciprocal: among others it would come out another by its last bit.
+        alone = size == 1 or size > max_size or not jnp.issubdtype(dtype, jnp.inexact)
         if alone or _is_sharded(leaf):
             groups.append([i])
             continue
@@ -276,26 +278,28 @@ def _pack(layout: Layout, *trees: Any) -> list[Packed]:
     """Put the leaves of each tree into buffers."""
     columns = [jax.tree.leaves(tree) for tree in trees]
     packed_columns = [[] for _ in trees]
-    before = None
+    before = []
     for group in layout.groups:
-        rows = [[column[i] for i in group] for column in columns]
-        if len(group) > 1:
+        if len(group) == 1:
+            buffers = [column[group[0]] for column in columns]
+        else:
+            rows = [[column[i] for i in group] for column in columns]
             for row in rows:
                 _check_one_dtype(layout, group, row)
-            # Without this XLA fills all buffers first, and then reads them back from
-            # memory; so it fills one while it works on the one before (1.3x).
-            if before is not None:
-                rows, _ = lax.optimization_barrier((rows, before))
-            rows = before = [[_concatenate(row)] for row in rows]
-        for buffers, (buffer,) in zip(packed_columns, rows, strict=True):
-            buffers.append(buffer)
-    return [Packed(buffers, layout) for buffers in packed_columns]
+            buffers = before = [_concatenate(row, before) for row in rows]
+        for packed_column, buffer in zip(packed_columns, buffers, strict=True):
+            packed_column.append(buffer)
+    return [Packed(column, layout) for column in packed_columns]
 
 
-def _concatenate(leaves: list[Any]) -> Any:
+def _concatenate(leaves: list[Any], before: list[Any]) -> Any:
+    """Return the leaves as one array, filled after the arrays of `before`."""
     if isinstance(leaves[0], jax.ShapeDtypeStruct):
         size = sum(leaf.size for leaf in leaves)
         return jax.ShapeDtypeStruct((size,), leaves[0].dtype)
+    # Left alone, XLA fills all buffers first and then reads them back from memory; so
+    # it fills each while it works on the one before, in the cache.
+    leaves, _ = lax.optimization_barrier((leaves, before))
     return jnp.concatenate([jnp.reshape(leaf, -1) for leaf in leaves])
 
 
@@ -363,16 +367,16 @@ def _check_fits(layout: Layout, tree: Any) -> None:
         )
 
 
-def _expect_no_mask(state: Any) -> None:
-    nodes = jax.tree.leaves(state, is_leaf=_is_mask)
-    if any(_is_mask(node) for node in nodes):
+def _expect_no_trees(state: Any) -> None:
+    nodes = jax.tree.leaves(state, is_leaf=_knows_leaves)
+    if any(_knows_leaves(node) for node in nodes):
         raise ValueError(
-            "packed() was given an optimizer with a mask or labels, which would see "
-            "buffers in place of leaves. For the mask of a weight decay write "
-            "packed(functools.partial(adamw, 1e-3), mask=mask); otherwise put packed() "
-            "inside: optax.masked(packed(tx), mask)."
+            "packed() was given an optimizer with a mask, labels or another packed() "
+            "inside, which would see buffers in place of leaves. For the mask of a "
+            "weight decay write packed(functools.partial(adamw, 1e-3), mask=mask); "
+            "otherwise put packed() inside: optax.masked(packed(tx), mask)."
         )
 
 
-def _is_mask(node: Any) -> bool:
-    return isinstance(node, optax.MaskedState | optax.MultiTransformState)
+def _knows_leaves(node: Any) -> bool:
+    return isinstance(node, optax.MaskedState | optax.MultiTransformState | Packed)
