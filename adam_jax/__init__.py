@@ -58,6 +58,8 @@ from adam_jax.optimizers import adamw as adamw
 from adam_jax.optimizers import nadam as nadam
 from adam_jax.optimizers import nadamw as nadamw
 from adam_jax.optimizers import simplified_adam as simplified_adam
+from adam_jax.packing import packed as packed
+from adam_jax.packing import unpack as unpack
 from adam_jax.rounding import compensate_params as compensate_params
 from adam_jax.rounding import round_to_params as round_to_params
 from adam_jax.transforms import Moments as Moments

@@ -21,6 +21,7 @@ LAYERS = [
     "updates",
     "conversion",
     "rounding",
+    "packing",
     "guards",
     "figures",
     "diagnostics",
