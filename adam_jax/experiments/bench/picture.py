@@ -82,7 +82,9 @@ def _draw_times(panel: Axes, rows: Sequence[dict[str, Any]]) -> None:
                 panel.fill_between(sizes, times, alpha=0.08, color=color)
     panel.yaxis.set_major_formatter("{x:g}")
     panel.grid(alpha=0.3, which="both")
-    panel.legend(fontsize="small", ncols=2, handlelength=3.5)
+    # Below the panel: lines cross all of it.
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08)}
+    panel.legend(fontsize="small", ncols=3, handlelength=3.5, **below)
 
 
 def _draw_speeds(panel: Axes, rows: Sequence[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from adam_jax.experiments.bench.steppers import Stepper
 TURN_SECONDS = 2e-3  # a turn of the base; shorter ones would time the clock
 FEWEST_PAIRS = 3
 # Threads of XLA and PyTorch spin for some ms after their work, on cores that the other
-# needs: torch's step of 2^20 parameters took 12 ms beside optax, with the pause 0.5.
+# needs: unless it waits, each measures the other's waiting.
 PAUSE_SECONDS = 10e-3
 
 
