@@ -26,10 +26,10 @@ from adam_jax.checks import check_like
 from adam_jax.transforms import expect_updates
 from adam_jax.updates import Mask
 
-# Measured, in `packed`'s docstring. More leaves in a buffer compile for longer, and of
-# more elements it no longer stays in the cache from one operation to the next.
+# Measured: concatenations of more leaves compile for longer (1,000 x 64: 3 s at 16 and
+# 7 s at 128), and buffers of more elements fall out of the cache.
 _LEAVES = 16
-_ELEMENTS = 2**16
+_ELEMENTS = 2**15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,18 +100,26 @@ def packed(
     tx: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
     *,
     mask: Mask = None,
-    max_size: int = 2**13,
+    max_size: int = 2**12,
 ) -> optax.GradientTransformationExtraArgs:
     """Run an elementwise optimizer on flat buffers, each of many small leaves.
 
-    The numbers are those of `tx`, bit for bit; a bfloat16 moment is rounded with other
-    random bits, unbiased as before. What `tx` stores in 8 bits is not packed. Leaves of
-    different dtypes never meet, and a leaf that is seen to be sharded is left alone:
-    always under explicit sharding and outside of jit, but in `jax.jit(tx.init)` with
-    automatic sharding nothing can be seen, and XLA gathers what it packs.
+    The operations are those of `tx`, and op by op so is every bit. (Compiled, XLA may
+    contract a product and a sum in one program and not in the other: the last bit can
+    then differ.) A bfloat16 moment is rounded with other random bits, unbiased as
+    before; what `tx` stores in 8 bits is not packed, nor are single elements. Leaves of
+    different dtypes never meet. A leaf that is seen to be sharded is left alone: always
+    under explicit sharding and outside of jit; in `jax.jit(tx.init)` with automatic
+    sharding nothing can be seen, and XLA gathers what it packs.
 
-    The state holds `Packed` trees in the place of trees like the parameters, which
-    `convert_state` and `load_moments` take; `unpack` makes ordinary ones of them.
+    A step of 1,000 leaves of 64 elements takes 0.4 of the time that it takes with
+    `optax.adamw`, one of 300 leaves of 4096 takes 0.9, or 0.6 for
+    `packed(optax.adamw(1e-3))`; larger leaves gain nothing. (Two CPU cores,
+    jitted with `apply_updates`, donated.)
+
+    The state holds `Packed` trees in the place of trees like the parameters. `unpack`
+    makes ordinary ones of them; `load_moments` and `convert_state` take them as they
+    are (but `convert_state` to 8 bits codes whole buffers, across leaves).
 
     Args:
       tx: any optimizer that treats all elements alike, wherever they are: all of
