@@ -11,10 +11,15 @@ from adam_jax.transforms import MomentsState
 from adam_jax.updates import TraceState
 
 
+def find_nodes(state: Any, kind: Any) -> list[Any]:
+    """Return every node of a type, or of one of several, in a state, in order."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in nodes if isinstance(node, kind)]
+
+
 def find_moments(state: Any) -> list[MomentsState]:
     """Return every `MomentsState` in an optimizer state, in order."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MomentsState))
-    return [node for node in nodes if isinstance(node, MomentsState)]
+    return find_nodes(state, MomentsState)
 
 
 def load_moments(state: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from adam_jax.conversion import decode_moments, find_moments
+from adam_jax.conversion import decode_moments, find_moments, find_nodes
 from adam_jax.figures import (
     FIGURES,
     QUANTILES,
@@ -212,8 +212,7 @@ def first_nonfinite(state: Any, params: Any) -> str | None:
 
 
 def _recorded(state: Any) -> RecordState:
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, RecordState))
-    nodes = [node for node in nodes if isinstance(node, RecordState)]
+    nodes = find_nodes(state, RecordState)
     if len(nodes) != 1:
         raise ValueError(
             f"expected one RecordState in the state, found {len(nodes)}: wrap the "

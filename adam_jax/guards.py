@@ -16,7 +16,7 @@ from jax.experimental import checkify
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
-from adam_jax.conversion import decode_moments, find_moments
+from adam_jax.conversion import decode_moments, find_moments, find_nodes
 
 
 class SkipState(NamedTuple):
@@ -147,17 +147,15 @@ def check_skips(state: Any, limit: int) -> None:
     Raises:
       RuntimeError: if there were more.
     """
-    guards = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, SkipState))
-    for guard in guards:
-        if isinstance(guard, SkipState):
-            check_skips(guard.inner_state, limit)
-            if guard.in_a_row > limit:
-                raise RuntimeError(
-                    f"{guard.in_a_row} steps in a row were skipped ({guard.skipped} in "
-                    f"all, {guard.taken} taken), more than {limit}: the gradients are "
-                    "not finite, or far larger than they were. Look at the loss and "
-                    "the data, and lower the learning rate."
-                )
+    for guard in find_nodes(state, SkipState):
+        check_skips(guard.inner_state, limit)
+        if guard.in_a_row > limit:
+            raise RuntimeError(
+                f"{guard.in_a_row} steps in a row were skipped ({guard.skipped} in "
+                f"all, {guard.taken} taken), more than {limit}: the gradients are "
+                "not finite, or far larger than they were. Look at the loss and "
+                "the data, and lower the learning rate."
+            )
 
 
 def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

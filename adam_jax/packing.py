@@ -23,6 +23,7 @@ from jax.core import Tracer
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
+from adam_jax.conversion import find_nodes
 from adam_jax.transforms import expect_updates
 from adam_jax.updates import Mask
 
@@ -179,7 +180,7 @@ def packed(
             return inner(updates).update(updates, state, params, **extra_args)
         if params is not None:
             check_like(updates, params, "updates", "params")
-        trees = _find(state)
+        trees = find_nodes(state, Packed)
         like = updates if params is None else params
         layout = trees[0].layout if trees else _lay_out(like, mask, max_size)
         _check_fits(layout, updates)
@@ -227,12 +228,6 @@ def unpack(state: Any, params: Any) -> Any:
     )
 
 
-def _find(state: Any) -> list[Packed]:
-    """Return every `Packed` tree in a state."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Packed))
-    return [node for node in nodes if isinstance(node, Packed)]
-
-
 def _lay_out(params: Any, mask: Mask, max_size: int) -> Layout:
     """Decide which leaves share a buffer: small ones of one dtype, marked alike."""
     paths, leaves = _named_leaves(params)
@@ -270,7 +265,7 @@ def _keep_coded(layout: Layout, state: Any) -> Layout:
     its own shape.
     """
     coded = set()
-    for tree in _find(state):
+    for tree in find_nodes(state, Packed):
         for group, buffer in zip(layout.groups, tree.buffers, strict=True):
             if buffer.dtype in (jnp.int8, jnp.uint8) and buffer.size:
                 coded.add(group)

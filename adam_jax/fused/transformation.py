@@ -323,7 +323,8 @@ def _leaves(params: Any, grads: Any, moments: MomentsState) -> list[native.Leaf]
       ValueError: if the trees differ in structure.
     """
     leaves, structure = jax.tree.flatten(grads)
-    trees = (params, *moments[1:3], *moments[4:])
+    m = moments
+    trees = (params, m.mu, m.nu, m.mu_scales, m.nu_scales)
     columns = [
         [None] * len(leaves) if tree is None else structure.flatten_up_to(tree)
         for tree in trees
@@ -395,10 +396,8 @@ def _suit(
     except ValueError:
         return False  # as above
     # Updates that fill memory of their own cost float32 moments what the pass saves.
-    narrow = in_place or any(
-        x.mu.dtype.itemsize * x.nu.dtype.itemsize < 16 for x in leaves
-    )
-    return narrow and all(map(_suits, leaves))
+    narrow = any(leaf.mu.dtype.itemsize + leaf.nu.dtype.itemsize < 8 for leaf in leaves)
+    return (in_place or narrow) and all(map(_suits, leaves))
 
 
 def _on_mesh(operand: Any) -> bool:

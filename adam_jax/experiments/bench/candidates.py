@@ -73,7 +73,7 @@ def _ours(format: Format, make: Any = adam_jax.adamw, wrap: Any = lambda tx: tx)
 
 
 def _packed(format: Format) -> Any:
-    return _ours(format, wrap=vars(adam_jax)["packed"])
+    return _ours(format, wrap=adam_jax.packed)
 
 
 def _rollfast(format: Format) -> Any:
@@ -169,13 +169,7 @@ CANDIDATES = {
         why_missing=_why_not_built,
     ),
     "adamw": Candidate("adam_jax.adamw", _stepping(_ours)),
-    "packed": Candidate(
-        "packed(adam_jax.adamw)",
-        _stepping(_packed),
-        why_missing=lambda: (
-            None if hasattr(adam_jax, "packed") else "adam_jax has no packed"
-        ),
-    ),
+    "packed": Candidate("packed(adam_jax.adamw)", _stepping(_packed)),
     "torch": Candidate(
         "torch.optim.AdamW(fused=True), where it is installed",
         lambda format, grads: TorchStepper(grads),
