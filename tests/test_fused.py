@@ -463,3 +463,10 @@ def test_without_the_library_it_says_so_once_and_goes_through_xla(monkeypatch):
     landed = update_and_apply(chain, False, params, grads, chain.init(params))[1]
     assert_close(tx.step(params, grads, tx.init(params))[0], landed)
     assert not is_native(tx.step, params, grads, tx.init(params))
+
+
+def test_adam_multiplies_no_parameter_by_a_decay_of_0():
+    params = {"w": jnp.array([jnp.inf, 1.0])}
+    tx = fused.adam(1e-2, mu_dtype="bfloat16", nu_dtype="bfloat16")
+    updates, _ = jax.jit(tx.update)({"w": jnp.ones(2)}, tx.init(params), params)
+    assert_close(updates, {"w": jnp.full(2, -1e-2)})

@@ -306,7 +306,9 @@ def _native(
         _scalars(h, options, state, after.weights[:, 0]),
         before.count,
         output=options.rounding if in_place else "update",
-        decays=_decays(options, params, structure),
+        decays=_decays(options, params)
+        if "weight_decay" in h
+        else [False] * structure.num_leaves,
         nesterov=options.nesterov,
         seeds=native.Seeds(options.mu_format.seed, options.nu_format.seed),
         reuse_grads=True,
@@ -365,10 +367,8 @@ def _scalars(
     )
 
 
-def _decays(options: _Options, params: Any, structure: Any) -> list[bool]:
-    """Return which leaves decay."""
-    if params is None:
-        return [False] * structure.num_leaves
+def _decays(options: _Options, params: Any) -> list[bool]:
+    """Return which leaves the mask lets decay."""
     mask = True if options.mask is None else options.mask
     mask = mask(params) if callable(mask) else mask
     return [bool(x) for x in jax.tree.leaves(jax.tree.broadcast(mask, params))]
