@@ -371,15 +371,10 @@ def _check_fits(layout: Layout, tree: Any) -> None:
 
 
 def _expect_no_trees(state: Any) -> None:
-    nodes = jax.tree.leaves(state, is_leaf=_knows_leaves)
-    if any(_knows_leaves(node) for node in nodes):
+    if find_nodes(state, optax.MaskedState | optax.MultiTransformState | Packed):
         raise ValueError(
             "packed() was given an optimizer with a mask, labels or another packed() "
             "inside, which would see buffers in place of leaves. For the mask of a "
             "weight decay write packed(functools.partial(adamw, 1e-3), mask=mask); "
             "otherwise put packed() inside: optax.masked(packed(tx), mask)."
         )
-
-
-def _knows_leaves(node: Any) -> bool:
-    return isinstance(node, optax.MaskedState | optax.MultiTransformState | Packed)
