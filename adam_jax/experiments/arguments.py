@@ -1,9 +1,8 @@
-"""The grammar of the command line, read and type-checked by jsonargparse."""
+"""What the parsers of all commands share; jsonargparse reads and type-checks."""
 
 import argparse
 import re
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,35 +12,27 @@ from jsonargparse import (
     ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage] (documented)
     ArgumentParser,
     DefaultHelpFormatter,
-)
-
-from adam_jax import OPTIMIZERS
-from adam_jax.experiments.bench.arguments import build_parser as build_bench_parser
-from adam_jax.experiments.bench.arguments import read_config as read_bench_config
-from adam_jax.experiments.bench.plan import BenchConfig
-from adam_jax.experiments.config import TrainConfig
-
-EXAMPLES = """\
-examples:
-  adam-jax train --config configs/digits_mlp.toml
-  adam-jax train --config configs/digits_mlp.toml --optimizer.learning_rate 3e-4
-  adam-jax train --model.name cnn --model.widths "[32, 64]" --optimizer.name lion
-  adam-jax inspect runs/digits_mlp
-"""
-INSPECT_EXAMPLES = """\
-examples:
-  adam-jax inspect runs/digits_mlp
-  adam-jax inspect runs/digits_mlp --json | jq '.epochs[-1].figures.update_ratio'
-
-docs/diagnostics.md tells how to read the figures.
-"""
-NAMES = textwrap.fill(
-    ", ".join(sorted(OPTIMIZERS)), 78, initial_indent="  ", subsequent_indent="  "
+    Namespace,
 )
 
 NO_TABLE = "model and optimizer must be tables, as in [optimizer] or optimizer.name"
 
 _EXPECTED = r"expected \1, got \2"
+
+
+class Command(NamedTuple):
+    """Hold a command of `adam-jax`.
+
+    Attributes:
+      about: What it does, in a few words.
+      build_parser: Give the parser of its options.
+      prepare: Turn that parser and what it has read into what is to be run. Whatever
+        is wrong with the options is found here, before anything is written.
+    """
+
+    about: str
+    build_parser: Callable[[], ArgumentParser]
+    prepare: Callable[[ArgumentParser, Namespace], Callable[[], None]]
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -63,103 +54,59 @@ class _ConfigFile(ActionConfigFile):
             raise argparse.ArgumentError(None, f"{values}: {error}") from error
 
 
-class Train(NamedTuple):
-    """Say what to train: a config, and the same as TOML."""
-
-    config: TrainConfig
-    resolved: str
-
-
-class Inspect(NamedTuple):
-    """Say which run to inspect, and whether to print JSON."""
-
-    run: Path
-    as_json: bool
-
-
-def build_parsers() -> tuple[ArgumentParser, ArgumentParser]:
-    """Build the parser of `adam-jax`, and that of its command `train`."""
-    parser = ArgumentParser(
-        prog="adam-jax",
-        description="Adam taken apart: train a small model with any of its relatives.",
-        epilog=EXAMPLES,
-        version=_installed_version(),
-        parser_mode="toml",
+def new_parser(description: str, epilog: str, **options: Any) -> ArgumentParser:
+    """Start the parser of a command, or of them all."""
+    return ArgumentParser(
+        description=description,
+        epilog=epilog,
         formatter_class=_HelpFormatter,
         exit_on_error=False,
+        **options,
     )
-    train = ArgumentParser(
-        description="Train a Flax NNX model on handwritten digits, or on English text.",
-        epilog=f"optimizers:\n{NAMES}\n\n{EXAMPLES}",
+
+
+def new_config_parser(
+    config: type, description: str, epilog: str, **options: Any
+) -> ArgumentParser:
+    """Start the parser of a command that takes a TOML file of a config's fields."""
+    parser = new_parser(
+        description,
+        epilog,
         parser_mode="toml",
-        formatter_class=_HelpFormatter,
-        dump_header=[f"adam-jax {_installed_version()}, jax {jax.__version__}"],
-        exit_on_error=False,
+        dump_header=[f"adam-jax {installed_version()}, jax {jax.__version__}"],
+        **options,
     )
-    train.add_argument(
+    parser.add_argument(
         "--config",
         action=_ConfigFile,
         help="TOML file with any of the options below; the command line overrides it.",
     )
-    train.add_class_arguments(TrainConfig)
-    inspect = ArgumentParser(
-        description="Print what the optimizer did in a run: its figures over the "
-        "epochs, and by parameter group after the last one.",
-        epilog=INSPECT_EXAMPLES,
-        formatter_class=_HelpFormatter,
-        exit_on_error=False,
-    )
-    inspect.add_argument("run", type=str, help="folder of the run, as in runs/NAME")
-    inspect.add_argument(
-        "--json",
-        action="store_true",
-        help="print JSON, with null for NaN and infinity",
-    )
-    commands = parser.add_subcommands(required=False, dest="command")
-    commands.add_subcommand("train", train, help="train a model")
-    commands.add_subcommand("inspect", inspect, help="print the figures of a run")
-    bench = build_bench_parser(_HelpFormatter)
-    commands.add_subcommand("bench", bench, help="time a step beside optax.adamw")
-    return parser, train
+    parser.add_class_arguments(config)
+    return parser
 
 
-def _installed_version() -> str:
+def read_config(
+    config: type[Any], parser: ArgumentParser, options: Namespace
+) -> tuple[Any, str]:
+    """Turn what such a parser has read into a config, and into the same as TOML.
+
+    Raises:
+      ValueError: if the config refuses a value.
+    """
+    resolved = parser.dump(options)
+    del options["config"]  # where the values came from is not one of them
+    try:
+        return config(**parser.instantiate(options)), resolved
+    except TypeError as error:
+        raise ValueError(NO_TABLE) from error
+
+
+def installed_version() -> str:
+    """Give the version of the package."""
     try:
         return version("adam_jax")
     except PackageNotFoundError:  # a checkout that was put on the path by hand
         return "(not installed)"
-
-
-def parse_arguments(
-    argv: Sequence[str] | None,
-) -> Train | Inspect | BenchConfig | None:
-    """Read a command line.
-
-    Gives None where no command is named, after printing the help.
-
-    Raises:
-      ValueError: if an option, a key, a type or a value is wrong, in one sentence.
-    """
-    parser, train = build_parsers()
-    try:
-        namespace = parser.parse_args(argv)
-    except argparse.ArgumentError as error:
-        raise ValueError(in_one_sentence(str(error))) from error
-    except TypeError as error:  # the library's own, at `optimizer = 3`
-        raise ValueError(NO_TABLE) from error
-    if namespace.command is None:
-        parser.print_help()
-        return None
-    if namespace.command == "inspect":
-        return Inspect(Path(namespace.inspect.run), namespace.inspect.json)
-    if namespace.command == "bench":
-        return read_bench_config(namespace.bench)
-    resolved = train.dump(namespace.train)
-    del namespace.train.config  # where the values came from is not one of them
-    try:
-        return Train(TrainConfig(**train.instantiate(namespace.train)), resolved)
-    except TypeError as error:
-        raise ValueError(NO_TABLE) from error
 
 
 def in_one_sentence(message: str) -> str:

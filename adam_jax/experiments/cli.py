@@ -24,31 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        from adam_jax.experiments.arguments import Inspect, parse_arguments
-        from adam_jax.experiments.bench.command import run_bench
-        from adam_jax.experiments.bench.plan import BenchConfig
-        from adam_jax.experiments.inspection import print_run
-        from adam_jax.experiments.run import run_training
-        from adam_jax.experiments.training import Diverged, Trainer
+        from adam_jax.experiments.commands import prepare
+        from adam_jax.experiments.training import Diverged
     except ModuleNotFoundError as error:
         return _fail(2, f"{error}: pip install 'adam_jax[experiments]' brings it")
     try:
-        parsed = parse_arguments(argv)
-        if parsed is None:
-            return 2
-        if isinstance(parsed, Inspect):
-            print_run(parsed.run, parsed.as_json)
-            return 0
-        if isinstance(parsed, BenchConfig):
-            run_bench(parsed)
-            return 0
-        trainer = Trainer(parsed.config)
+        run = prepare(argv)
     except ValueError as error:
         return _fail(2, str(error))
+    if run is None:
+        return 2
     try:
-        run_training(trainer, parsed.resolved)
+        run()
     except OSError as error:
-        return _fail(2, f"cannot write the run: {error}")
+        return _fail(2, f"cannot write the results: {error}")
     except Diverged as error:
         return _fail(1, str(error))
     return 0

@@ -104,14 +104,13 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Describe one training run.
+class TaskConfig:
+    """Describe what is trained, and for how long.
 
     Attributes:
       name: Name of the run, and of its folder.
       runs_dir: Folder in which the run gets a folder of its own: NAME, or the
         first free one of NAME-2, NAME-3, ... so that no run is overwritten.
-      seed: Seed of the first parameters and of the order of the batches.
       data: Handwritten digits, or the characters of Python's manual (topics).
       context: Characters in a window of topics; a window is one example.
       epochs: How often every training example is seen.
@@ -121,12 +120,10 @@ class TrainConfig:
       label_smoothing: Share of each target that is spread over all classes.
       test_share: Share of the data kept for testing: the same whatever the seed.
       model: The network.
-      optimizer: The optimizer; null stands for its own default.
     """
 
     name: str = "digits"
     runs_dir: str = "runs"
-    seed: int = 0
     data: Literal["digits", "topics"] = "digits"
     context: int = 64
     epochs: int = 40
@@ -135,13 +132,11 @@ class TrainConfig:
     label_smoothing: float = 0.1
     test_share: float = 0.2
     model: ModelConfig = field(default_factory=ModelConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         plain = re.fullmatch(r"\w[\w.-]*", self.name) is not None
         _require(plain, "name", self.name, "letters, digits and any of '_', '-', '.'")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         _require(self.epochs > 0, "epochs", self.epochs, "1 or more")
         _require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
         _require(self.context > 0, "context", self.context, "1 or more")
@@ -152,3 +147,21 @@ class TrainConfig:
         _require(smooth, "label_smoothing", self.label_smoothing, expected)
         inside = 0 < self.test_share < 1
         _require(inside, "test_share", self.test_share, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig(TaskConfig):
+    """Describe one training run.
+
+    Attributes:
+      seed: Seed of the first parameters and of the order of the batches.
+      optimizer: The optimizer; null stands for its own default.
+    """
+
+    seed: int = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")

@@ -9,7 +9,7 @@ from jax import Array
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from adam_jax.experiments.config import TrainConfig
+from adam_jax.experiments.config import TaskConfig
 
 SPLIT_SEED = 0  # Not the run's seed: runs compare on the same test images only.
 
@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
         return 1 + int(max(part.labels.max() for part in self))
 
 
-def load_dataset(config: TrainConfig) -> Dataset:
+def load_dataset(config: TaskConfig) -> Dataset:
     """Load and split what the config names.
 
     Raises:

@@ -17,14 +17,14 @@ SIDE = 8
 
 
 def build_model(
-    config: ModelConfig, examples: Examples, classes: int, seed: int
+    config: ModelConfig, examples: Examples, classes: int, key: Array
 ) -> nnx.Module:
-    """Build the network of a config, its parameters drawn from the seed.
+    """Build the network of a config, its parameters drawn from a key.
 
     Raises:
       ValueError: if it does not take such examples.
     """
-    rngs, param_dtype = nnx.Rngs(seed), jnp.dtype(config.param_dtype)
+    rngs, param_dtype = nnx.Rngs(key), jnp.dtype(config.param_dtype)
     is_text = examples.labels.ndim == 2
     if is_text != (config.name == "transformer"):
         raise ValueError(

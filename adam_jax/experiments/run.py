@@ -1,21 +1,61 @@
-"""One run from its config to its folder: train, show, save."""
+"""`adam-jax train`: one run from its config to its folder; train, show, save."""
 
 import contextlib
 import itertools
 import math
+import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jsonargparse import ArgumentParser, Namespace
 from tensorboardX import SummaryWriter
 
+from adam_jax import OPTIMIZERS
+from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.metrics import METRICS, Epoch, to_json, to_scalars
 from adam_jax.experiments.picture import draw_run
 from adam_jax.experiments.report import Report
 from adam_jax.experiments.training import Diverged, Trainer
+
+EXAMPLES = """\
+examples:
+  adam-jax train --config configs/digits_mlp.toml
+  adam-jax train --config configs/digits_mlp.toml --optimizer.learning_rate 3e-4
+  adam-jax train --model.name cnn --model.widths "[32, 64]" --optimizer.name lion
+  adam-jax inspect runs/digits_mlp
+"""
+NAMES = textwrap.fill(
+    ", ".join(sorted(OPTIMIZERS)), 78, initial_indent="  ", subsequent_indent="  "
+)
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the command."""
+    return new_config_parser(
+        TrainConfig,
+        "Train a Flax NNX model on handwritten digits, or on English text.",
+        f"optimizers:\n{NAMES}\n\n{EXAMPLES}",
+    )
+
+
+def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+    """Build the trainer that the options describe.
+
+    Raises:
+      ValueError: if one of them is wrong.
+    """
+    config, resolved = read_config(TrainConfig, parser, options)
+    trainer = Trainer(config)
+    return lambda: run_training(trainer, resolved)
+
+
+COMMAND = Command("train a model", build_parser, prepare)
 
 
 def run_training(trainer: Trainer, resolved: str) -> None:

@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax import Array
 
 from adam_jax import check_skips, named_figures
-from adam_jax.experiments.config import TrainConfig
-from adam_jax.experiments.data import Dataset, Examples, load_dataset
+from adam_jax.experiments.config import TaskConfig, TrainConfig
+from adam_jax.experiments.data import Dataset, Examples
 from adam_jax.experiments.metrics import Epoch
-from adam_jax.experiments.models import build_model
 from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
+from adam_jax.experiments.problems import build_problem
 
 STUCK = 100  # steps that a guard skips in a row before the run is given up
 
@@ -41,24 +40,12 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         """Load the data, draw the parameters, and compile the epoch."""
         self.config = config
-        self.dataset = load_dataset(config)
-        available = len(self.dataset.train.labels)
-        filled = available // config.batch_size
-        self.steps_per_epoch = config.epoch_steps or filled
-        if not 0 < self.steps_per_epoch <= filled:
-            raise ValueError(
-                f"batch_size is {config.batch_size} and epoch_steps "
-                f"{self.steps_per_epoch or 1}, but there are only {available} "
-                "training examples"
-            )
+        self.problem = build_problem(config)
+        self.dataset = self.problem.dataset
+        self.steps_per_epoch = count_steps(config, self.dataset)
         steps = config.epochs * self.steps_per_epoch
         self.schedule = build_schedule(config.optimizer, steps)
-        self.graphdef, state = nnx.split(
-            build_model(
-                config.model, self.dataset.train, self.dataset.classes, config.seed
-            )
-        )
-        self.params = nnx.to_pure_dict(state)
+        self.params = self.problem.init(jax.random.key(config.seed))
         # The last step of an epoch is the one that is measured.
         self.tx = watch(
             build_optimizer(config.optimizer, self.schedule),
@@ -113,20 +100,24 @@ class Trainer:
 
     def _run_epoch(self, params: Any, opt_state: Any, dataset: Dataset, key: Array):
         train, size = dataset.train, self.config.batch_size
+        count = self.steps_per_epoch
         order = jax.random.permutation(key, len(train.labels))
-        batches = order[: self.steps_per_epoch * size].reshape(-1, size)
+        batches = order[: count * size].reshape(-1, size)
 
-        def step(carry, batch):
+        def step(carry, batch_and_number):
             params, opt_state = carry
+            batch, number = batch_and_number
             examples = Examples(train.inputs[batch], train.labels[batch])
-            (loss, _), grads = jax.value_and_grad(self._loss, has_aux=True)(
-                params, examples
+            loss, grads = jax.value_and_grad(self.problem.loss)(
+                params, examples, jax.random.fold_in(key, number)
             )
             updates, opt_state = self.tx.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
-        (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), batches)
-        test_loss, test_accuracy = self._loss(params, dataset.test)
+        (params, opt_state), losses = jax.lax.scan(
+            step, (params, opt_state), (batches, jnp.arange(count))
+        )
+        test_loss, test_accuracy = self.problem.test(params, dataset.test)
         measured = {
             "train_loss": losses.mean(),
             "test_loss": test_loss,
@@ -135,13 +126,22 @@ class Trainer:
         }
         return params, opt_state, measured
 
-    def _loss(self, params: Any, examples: Examples) -> tuple[Array, Array]:
-        logits = nnx.merge(self.graphdef, params)(examples.inputs)
-        targets = jax.nn.one_hot(examples.labels, logits.shape[-1])
-        targets = optax.smooth_labels(targets, self.config.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        accuracy = (logits.argmax(-1) == examples.labels).mean()
-        return loss, accuracy
+
+def count_steps(config: TaskConfig, dataset: Dataset) -> int:
+    """Count the batches of an epoch.
+
+    Raises:
+      ValueError: if there are too few examples.
+    """
+    available = len(dataset.train.labels)
+    filled = available // config.batch_size
+    steps = config.epoch_steps or filled
+    if not 0 < steps <= filled:
+        raise ValueError(
+            f"batch_size is {config.batch_size} and epoch_steps {steps or 1}, but "
+            f"there are only {available} training examples"
+        )
+    return steps
 
 
 def measure_moved(start: Any, params: Any) -> dict[str, float]:

@@ -144,12 +144,14 @@ def test_a_file_that_is_no_text(tmp_path, capfd):
 def test_an_unwritable_folder(train, tmp_path, capfd):
     (tmp_path / "file").touch()
     assert train(f"--runs_dir={tmp_path / 'file'}") == 2
-    assert re.search(r"cannot write the run: .*exists: '.*file'", only_error(capfd))
+    assert re.search(r"cannot write the results: .*exists: '.*file'", only_error(capfd))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_missing_extra(monkeypatch, capfd):
-    monkeypatch.delitem(sys.modules, "adam_jax.experiments.arguments", raising=False)
+    for module in ("commands", "arguments"):
+        name = f"adam_jax.experiments.{module}"
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert main(["train"]) == 2
     assert "pip install 'adam_jax[experiments]' brings it" in only_error(capfd)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from adam_jax.experiments.arguments import new_parser
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.plan import REPEATS, SIZES, BenchConfig
 
@@ -17,15 +18,13 @@ examples:
 """
 
 
-def build_parser(formatter: Any) -> ArgumentParser:
+def build_parser() -> ArgumentParser:
     """Build the parser of the command."""
     width = max(map(len, CANDIDATES))
     about = "\n".join(f"  {k:{width}}  {v.about}" for k, v in CANDIDATES.items())
-    parser = ArgumentParser(
-        description="Time a step of AdamW beside optax.adamw, in one process.",
-        epilog=f"candidates:\n{about}\n\n{EXAMPLES}",
-        formatter_class=formatter,
-        exit_on_error=False,
+    parser = new_parser(
+        "Time a step of AdamW beside optax.adamw, in one process.",
+        f"candidates:\n{about}\n\n{EXAMPLES}",
     )
     several: dict[str, Any] = {"nargs": "+", "type": str, "default": None}
     parser.add_argument(
@@ -75,7 +74,7 @@ def build_parser(formatter: Any) -> ArgumentParser:
     return parser
 
 
-def read_config(options: Any) -> BenchConfig:
+def read_config(options: Namespace) -> BenchConfig:
     """Turn what the parser returned into a config."""
     values = {k: v for k, v in vars(options).items() if k != "config"}
     for name in ("json", "picture"):

@@ -2,12 +2,15 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jsonargparse import ArgumentParser, Namespace
 
+from adam_jax.experiments.arguments import Command
+from adam_jax.experiments.bench.arguments import build_parser, read_config
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.machine import describe_machine
 from adam_jax.experiments.bench.picture import draw_rows
@@ -19,14 +22,26 @@ from adam_jax.experiments.bench.timing import compare
 from adam_jax.experiments.interrupts import on_interrupt
 
 
-def run_bench(config: BenchConfig) -> None:
-    """Measure what the options say; print a table, write JSON and the picture.
+def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+    """Plan what the options say.
 
     Raises:
-      ValueError: if an option is unusable, before anything is measured.
+      ValueError: if one of them is unusable.
+    """
+    config = read_config(options)
+    plan = make_plan(config)
+    return lambda: run_bench(config, plan)
+
+
+COMMAND = Command("time a step beside optax.adamw", build_parser, prepare)
+
+
+def run_bench(config: BenchConfig, plan: Plan) -> None:
+    """Measure what is planned; print a table, write JSON and the picture.
+
+    Raises:
       KeyboardInterrupt: after Ctrl-C, at the end of the row. What is measured is saved.
     """
-    plan = make_plan(config)
     machine = describe_machine()
     report = BenchReport(machine, len(plan.cells))
     for name, why in plan.missing.items():
