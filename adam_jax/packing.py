@@ -183,7 +183,7 @@ def packed(
         trees = find_nodes(state, Packed)
         like = updates if params is None else params
         layout = trees[0].layout if trees else _lay_out(like, mask, max_size)
-        _check_fits(layout, updates)
+        check_fits(layout, updates)
         given = [updates] if params is None else [updates, params]
         buffers, *rest = _pack(layout, *given)
         emitted, state = inner(Packed(layout.marks, layout)).update(
@@ -220,7 +220,7 @@ def unpack(state: Any, params: Any) -> Any:
     def unpack_node(node):
         if not isinstance(node, Packed):
             return node
-        _check_fits(node.layout, params)
+        check_fits(node.layout, params)
         return _unpack_tree(node, jax.tree.structure(params))
 
     return jax.tree.map(
@@ -352,7 +352,8 @@ def _check_one_dtype(layout: Layout, group: tuple[int, ...], leaves: list[Any]) 
             )
 
 
-def _check_fits(layout: Layout, tree: Any) -> None:
+def check_fits(layout: Layout, tree: Any) -> None:
+    """Raise AssertionError if the layout was made for a tree of other leaves."""
     paths, leaves = _named_leaves(tree)
     found = {path: np.shape(leaf) for path, leaf in zip(paths, leaves, strict=True)}
     expected = dict(zip(layout.paths, layout.shapes, strict=True))

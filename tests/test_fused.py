@@ -143,6 +143,34 @@ def test_update_and_step_are_those_of_the_chain(name, case, dtype):
         params, state = new_params, after_step
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", STORED)
+def test_a_packed_step_is_that_of_the_packed_chain(name, dtype):
+    # With powers of two products are exact, and so is every bit.
+    def half(count):
+        return jnp.where(count < 1000, 0.5, 0.9)
+
+    mask = {"w": True, "rest": {"b": False, "c": True, "none": True, "v": True}}
+    h = {"learning_rate": 2.0**-7, "b1": half, "b2": half, "weight_decay": 0.25}
+    h |= {"mu_dtype": STORED[name], "nu_dtype": STORED[name]}
+    tx = fused.adamw(**h, mask=mask, packed=True)
+    chain = adam_jax.packed(functools.partial(adam_jax.adamw, **h), mask=mask)
+    if dtype == "bfloat16":
+        chain = adam_jax.round_to_params(chain)
+    params = tree(dtype)
+    state, expected = tx.init(params), chain.init(params)
+    assert len(state[0].mu.buffers) == (5 if name == "8bit" else 3)
+    landed, step = params, jax.jit(tx.step)
+    for number in range(2):
+        grads = gradients(number, params)
+        assert not native.available() or is_native(tx.step, params, grads, state)
+        params, state = step(params, grads, state)
+        _, landed, expected = update_and_apply(chain, False, landed, grads, expected)
+        assert_close(params, landed, rtol=0, atol=0)
+        inner = expected.inner_state if dtype == "bfloat16" else expected
+        assert_close(state, inner, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", STORED)
 def test_either_continues_the_others_run(name):
     tx, chain = pair(name, "defaults")
@@ -196,16 +224,15 @@ def is_native(function, *args):
 
 
 @needs_native
-def test_where_it_is_native():
-    """In steps, and in updates of narrow moments; the chain has the others."""
+def test_steps_are_native_and_updates_are_the_chains():
     assert fused.backend() == "native"
-    params = {"w": jnp.ones((4, 64))}
-    for stored, native_update in ((None, False), ("bfloat16", True), ("8bit", True)):
-        tx = fused.adamw(1e-3, mu_dtype=stored, nu_dtype=stored)
-        state = tx.init(params)
-        assert is_native(tx.step, params, params, state)
-        narrow = stored == "bfloat16"  # 8bit keeps 256 elements as they are
-        assert is_native(tx.update, params, state, params) == (native_update and narrow)
+    params = {"w": jnp.ones((4, 64)), "v": jnp.ones((4, 64))}
+    for stored in (None, "bfloat16", "8bit"):
+        for packs in (False, True):
+            tx = fused.adamw(1e-3, mu_dtype=stored, nu_dtype=stored, packed=packs)
+            state = tx.init(params)
+            assert is_native(tx.step, params, params, state)
+            assert not is_native(tx.update, params, state, params)
     own = dense("bfloat16")._replace(decode=lambda stored: stored.values)
     tx = fused.adamw(1e-3, mu_dtype=own)
     assert not is_native(tx.step, params, params, tx.init(params))
@@ -394,6 +421,19 @@ def test_a_donated_step_happens_in_place():
     assert memory.alias_size_in_bytes >= 3 * params["w"].nbytes
 
 
+@needs_native
+def test_a_step_is_exported_where_its_call_is_allowed():
+    params = tree()
+    tx = fused.adamw(1e-2)
+    state = tx.init(params)
+    allowed = jax.export.DisabledSafetyCheck.custom_call("adam_jax_fused_step")
+    exported = jax.export.export(jax.jit(tx.step), disabled_checks=[allowed])(
+        params, params, state
+    )
+    called = exported.call(params, params, state)
+    assert_close(called, tx.step(params, params, state))
+
+
 def test_flax_train_state():
     params = tree()
     grads = gradients(0, params)
@@ -432,6 +472,9 @@ def test_errors_are_those_of_the_chain():
     params = tree()
     tx = fused.adamw(1e-3)
     state = tx.init(params)
+    small = fused.adamw(1e-3, packed=True)
+    with pytest.raises(AssertionError, match="leaves were packed"):
+        small.step(*[{"v": jnp.ones(3)}] * 2, small.init(params))
     with pytest.raises(ValueError, match="weight decay needs the parameters"):
         tx.update(params, state)
     with pytest.raises(AssertionError, match="grads"):

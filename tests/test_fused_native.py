@@ -1,9 +1,9 @@
 """The native step beside the composed chain, jitted: bits where they are defined."""
 
-import functools
 import os
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,30 @@ FORMATS = {
 SHAPES = [(), (3, 0), (7,), (65,), (3, 2, 100), (2, 5003)]
 
 
+class Leaf(NamedTuple):
+    """A parameter, new or old, and what belongs to it."""
+
+    param: Any
+    grad: Any
+    mu: Any
+    nu: Any
+    mu_scales: Any = None
+    nu_scales: Any = None
+
+
+def call(leaves, *args, **options):
+    """Step leaves, each on its own; return them with new params and moments."""
+    groups = [
+        native.Group([i], [leaf.param], [leaf.grad], *leaf[2:])
+        for i, leaf in enumerate(leaves)
+    ]
+    stepped = native.call(groups, *args, **options)
+    return [
+        Leaf(*after.params, leaf.grad, *after[1:])
+        for leaf, after in zip(leaves, stepped, strict=True)
+    ]
+
+
 def half(count):
     """Return 1/2, without XLA's knowing: of a constant it takes out the factor."""
     return jnp.where(count < 1000, 0.5, 0.9)
@@ -36,7 +60,7 @@ def half(count):
 
 EXACT = {"b1": half, "b2": half, "learning_rate": 2.0**-7, "weight_decay": 0.25}
 USUAL = {"b1": 0.9, "b2": 0.999, "learning_rate": 1e-3, "weight_decay": 0.01}
-OUTPUTS = ["update", "nearest", "stochastic"]
+ROUNDINGS = ["nearest", "stochastic"]
 PARAM_SEED = 8
 STEPS = 3
 
@@ -59,7 +83,7 @@ def scalars(count, seen, b1, b2, learning_rate, weight_decay, eps, eps_root, cor
     )
 
 
-def composed(h, mu, nu, output, nesterov, eps, eps_root, corrects, mask):
+def composed(h, mu, nu, rounding, nesterov, eps, eps_root, corrects, mask):
     """Return the chain, as adamw builds it, with or without bias correction."""
     tx = optax.chain(
         adam_jax.scale_by_moments(
@@ -73,13 +97,13 @@ def composed(h, mu, nu, output, nesterov, eps, eps_root, corrects, mask):
         adam_jax.add_decayed_weights(h["weight_decay"], mask),
         adam_jax.scale_by_lr(h["learning_rate"]),
     )
-    if output == "stochastic":
+    if rounding == "stochastic":
         return adam_jax.round_to_params(tx, seed=PARAM_SEED)
     return tx
 
 
-def moments_of(state, output):
-    return (state.inner_state if output == "stochastic" else state)[0]
+def moments_of(state, rounding):
+    return (state.inner_state if rounding == "stochastic" else state)[0]
 
 
 def leaves_of(params, grads, moments):
@@ -88,7 +112,7 @@ def leaves_of(params, grads, moments):
         for s in (moments.mu_scales, moments.nu_scales)
     ]
     rows = zip(params, grads, moments.mu, moments.nu, *scales, strict=True)
-    return [native.Leaf(*row) for row in rows]
+    return [Leaf(*row) for row in rows]
 
 
 def random_tree(seed, dtype, specials):
@@ -118,7 +142,7 @@ def run(
     mu="float32",
     nu="float32",
     *,
-    output="nearest",
+    rounding="nearest",
     params="float32",
     grads="float32",
     nesterov=False,
@@ -126,54 +150,49 @@ def run(
     eps_root=0.0,
     corrects=True,
     specials=False,
-    **options,
 ):
     """Yield, step after step, the grads, the state before, theirs and ours."""
     decays = [i % 3 > 0 for i in range(len(SHAPES))]
-    tx = composed(h, mu, nu, output, nesterov, eps, eps_root, corrects, decays)
+    tx = composed(h, mu, nu, rounding, nesterov, eps, eps_root, corrects, decays)
 
     @jax.jit
     def theirs(params, grads, state):
         updates, state = tx.update(grads, state, params)
-        if output != "update":
-            updates = optax.apply_updates(params, updates)
-        return updates, state
+        return optax.apply_updates(params, updates), state
 
     @jax.jit
     def ours(params, grads, state, seen):
-        m = moments_of(state, output)
-        return native.call(
+        m = moments_of(state, rounding)
+        return call(
             leaves_of(params, grads, m),
             scalars(m.count, seen, eps=eps, eps_root=eps_root, corrects=corrects, **h),
             m.count,
-            output=output,
+            rounding=rounding,
             decays=decays,
             nesterov=nesterov,
             seeds=native.Seeds(FORMATS[mu].seed, FORMATS[nu].seed, PARAM_SEED),
-            **options,
         )
 
     p = random_tree(0, params, False)
     state = tx.init(p)
     for step in range(STEPS):
         g = random_tree(step + 1, grads, specials)
-        before = moments_of(state, output)
+        before = moments_of(state, rounding)
         out, new_state = theirs(p, g, state)
-        after = moments_of(new_state, output)
+        after = moments_of(new_state, rounding)
         got = ours(p, g, state, after.weights[:, 0])
         expected = leaves_of(out, g, after)
         state = new_state
         yield p, g, before, expected, got
-        if output != "update":
-            p = out
+        p = out
 
 
 def assert_same(expected, got):
     for leaf, ours in zip(expected, got, strict=True):
-        assert ours.out.dtype == leaf.param.dtype
+        assert ours.param.dtype == leaf.param.dtype
         np.testing.assert_array_equal(bits(ours.mu), bits(leaf.mu))
         np.testing.assert_array_equal(bits(ours.nu), bits(leaf.nu))
-        np.testing.assert_array_equal(bits(ours.out), bits(leaf.param))
+        np.testing.assert_array_equal(bits(ours.param), bits(leaf.param))
         for name in ("mu_scales", "nu_scales"):
             scales = getattr(leaf, name)
             assert (scales is None) == (getattr(ours, name) is None)
@@ -188,25 +207,31 @@ def assert_same(expected, got):
 def test_every_storage_is_bit_for_bit(number, shift):
     # Alike and unlike: the loads and stores of mu and nu know nothing of each other.
     mu, nu = (list(FORMATS)[(number + i) % len(FORMATS)] for i in (0, shift))
-    output = OUTPUTS[(number + shift) % 3]
-    for *_, expected, got in run(EXACT, mu, nu, output=output, grads="bfloat16"):
+    rounding = ROUNDINGS[(number + shift) % 2]
+    for *_, expected, got in run(EXACT, mu, nu, rounding=rounding, grads="bfloat16"):
         assert_same(expected, got)
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("params", ["float32", "bfloat16"])
 @pytest.mark.parametrize("grads", ["float32", "bfloat16"])
-def test_every_dtype_is_bit_for_bit(params, grads, output):
-    steps = run(EXACT, output=output, params=params, grads=grads)
+def test_every_dtype_is_bit_for_bit(params, grads, rounding):
+    steps = run(EXACT, rounding=rounding, params=params, grads=grads)
     for *_, expected, got in steps:
         assert_same(expected, got)
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_nan_infinite_huge_and_subnormal_gradients(dtype, output):
+def test_nan_infinite_huge_and_subnormal_gradients(dtype, rounding):
     steps = run(
-        EXACT, "8bit", "8bit", output=output, params=dtype, grads=dtype, specials=True
+        EXACT,
+        "8bit",
+        "8bit",
+        rounding=rounding,
+        params=dtype,
+        grads=dtype,
+        specials=True,
     )
     for *_, expected, got in steps:
         assert_same(expected, got)
@@ -224,25 +249,18 @@ def test_options_are_bit_for_bit(options):
 
 
 def test_many_leaves_in_several_calls(monkeypatch):
-    monkeypatch.setattr(native, "_LEAVES_IN_A_CALL", 3)
+    monkeypatch.setattr(native, "_ARRAYS_IN_A_CALL", 40)  # three leaves
     for *_, expected, got in run(EXACT, "8bit", "8bit", params="bfloat16"):
         assert_same(expected, got)
 
 
-@pytest.mark.parametrize("options", [{"in_place": False}, {"reuse_grads": True}])
-def test_memory_can_be_shared_or_not(options):
-    for *_, expected, got in run(EXACT, "8bit", "bfloat16", output="update", **options):
-        assert_same(expected, got)
-
-
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("output", ["update", "nearest"])
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "8bit"])
-def test_usual_hyperparameters(storage, output, nesterov):
+def test_usual_hyperparameters(storage, nesterov):
     # XLA fuses now one product of mu, now the other, as its loops fall out: mu is off
     # by up to 2^-24 of the products. Every later operation rounds once in each.
     ulp = 2.0**-23
-    steps = run(USUAL, storage, storage, output=output, nesterov=nesterov)
+    steps = run(USUAL, storage, storage, nesterov=nesterov)
     b1, b2 = USUAL["b1"], USUAL["b2"]
     rate, decay = USUAL["learning_rate"], USUAL["weight_decay"]
     for t, (params, grads, before, expected, got) in enumerate(steps, 1):
@@ -255,9 +273,8 @@ def test_usual_hyperparameters(storage, output, nesterov):
             ratio = (1 + nesterov) * products / ((1 - b1**t) * root)
             param = np.abs(np.float64(leaf.param))
             allowed = rate * ulp * (3 * ratio + decay * param)
-            if output == "nearest":
-                allowed += ulp * (param + rate * ratio)
-            error = np.abs(np.float64(ours.out) - np.float64(theirs.param))
+            allowed += ulp * (param + rate * ratio)
+            error = np.abs(np.float64(ours.param) - np.float64(theirs.param))
             assert (error <= allowed).all(), (error / allowed).max()
             if storage == "float32":
                 assert (np.abs(ours.mu - theirs.mu) <= ulp * products).all()
@@ -275,54 +292,54 @@ def decode(storage, leaf):
 
 
 def test_zero_gradients_move_nothing():
-    leaf = native.Leaf(*[jnp.zeros(100)] * 4)
-    [stepped] = native.call(
+    leaf = Leaf(*[jnp.zeros(100)] * 4)
+    [stepped] = call(
         [leaf],
         scalars(0, (0.1, 0.001), **USUAL, eps=0.0, eps_root=0.0, corrects=True),
         0,
-        output="nearest",
+        rounding="nearest",
         decays=[True],
         seeds=native.Seeds(),
     )
-    for x in stepped[:3]:
+    for x in (stepped.param, stepped.mu, stepped.nu):
         assert not x.any()
 
 
 def test_arguments_that_are_not_donated_stay():
-    leaf = native.Leaf(*[jnp.ones(1000) for _ in range(4)])
-    step = functools.partial(one_step, output="nearest")
-    first = jax.jit(step)(leaf)
-    again = jax.jit(step)(leaf)
+    leaf = Leaf(*[jnp.ones(1000) for _ in range(4)])
+    first = jax.jit(one_step)(leaf)
+    again = jax.jit(one_step)(leaf)
     assert all((x == 1).all() for x in leaf[:4])
-    np.testing.assert_array_equal(first.out, again.out)
+    np.testing.assert_array_equal(first.param, again.param)
 
 
 def test_a_donated_step_is_in_place():
-    @functools.partial(jax.jit, donate_argnums=0)
     def step(kept, grad):
-        return one_step(native.Leaf(kept[0], grad, *kept[1:]), output="nearest")
+        stepped = one_step(Leaf(kept[0], grad, *kept[1:]))
+        return stepped.param, stepped.mu, stepped.nu
 
     kept = [jnp.ones(1000) for _ in range(3)]
     places = [x.unsafe_buffer_pointer() for x in kept]
-    stepped = step(kept, jnp.ones(1000))
-    assert [x.unsafe_buffer_pointer() for x in stepped[:3]] == places
+    stepped = jax.jit(step, donate_argnums=0)(kept, jnp.ones(1000))
+    assert [x.unsafe_buffer_pointer() for x in stepped] == places
 
 
-def one_step(leaf, output="update", **options):
+def step_group(group, rounding="nearest"):
     [stepped] = native.call(
-        [leaf],
+        [group],
         scalars(0, (0.1, 0.001), **USUAL, eps=1e-8, eps_root=0.0, corrects=True),
         0,
-        output=output,
+        rounding=rounding,
         decays=[False],
         seeds=native.Seeds(),
-        leaf_numbers=[17],
-        **options,
     )
     return stepped
 
 
-CODES = {"mu": jnp.zeros((4, 40), "int8"), "mu_scales": jnp.zeros((4, 2), "uint8")}
+def one_step(leaf, **options):
+    group = native.Group([17], [leaf.param], [leaf.grad], *leaf[2:])
+    after = step_group(group, **options)
+    return Leaf(*after.params, leaf.grad, *after[1:])
 
 
 def codes(mu_scales):
@@ -351,22 +368,66 @@ WRONG = {
 
 @pytest.mark.parametrize("message", WRONG)
 def test_wrong_operands_are_errors(message):
-    leaf = native.Leaf(*[jnp.zeros((4, 40))] * 4)._replace(**WRONG[message])
+    leaf = Leaf(*[jnp.zeros((4, 40))] * 4)._replace(**WRONG[message])
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"leaf 17: {message}"):
         jax.block_until_ready(one_step(leaf))
 
 
-def test_new_params_without_params_are_an_error():
-    leaf = native.Leaf(None, *[jnp.zeros(4)] * 3)
-    assert one_step(leaf).out.shape == (4,)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="no params"):
-        jax.block_until_ready(one_step(leaf, output="nearest"))
+def test_leaves_in_a_group_share_moments():
+    shapes = [(3,), (2, 700), (0,), (40,)]
+    params, grads = (
+        [jax.random.normal(jax.random.key(i + k), s) for i, s in enumerate(shapes)]
+        for k in (0, 4)
+    )
+
+    def flat(arrays):
+        return jnp.concatenate([x.ravel() for x in arrays])
+
+    mu, nu = (x.astype("bfloat16") for x in (flat(grads) / 4, flat(params) ** 2))
+    stepped = step_group(native.Group([4, 9, 2, 7], params, grads, mu, nu))
+    whole = one_step(Leaf(flat(params), flat(grads), mu, nu))
+    np.testing.assert_array_equal(bits(stepped.mu), bits(whole.mu))
+    np.testing.assert_array_equal(bits(stepped.nu), bits(whole.nu))
+    np.testing.assert_array_equal(bits(flat(stepped.params)), bits(whole.param))
+    # Parameters are rounded by their own places in the tree.
+    narrow = [p.astype("bfloat16") for p in params]
+    group = native.Group([4, 17, 2, 7], narrow, grads, mu, nu)
+    stepped = step_group(group, rounding="stochastic")
+    leaf = Leaf(
+        narrow[1], grads[1], mu[3:1403].reshape(2, 700), nu[3:1403].reshape(2, 700)
+    )
+    alone = one_step(leaf, rounding="stochastic").param
+    np.testing.assert_array_equal(bits(stepped.params[1]), bits(alone))
 
 
-def test_unknown_output_is_an_error():
-    leaf = native.Leaf(*[jnp.zeros(4)] * 4)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="output is 'both', expected"):
-        jax.block_until_ready(one_step(leaf, output="both"))
+def test_moments_that_do_not_fit_their_group_are_errors():
+    group = native.Group([3, 5], *[[jnp.zeros(4)] * 2] * 2, *[jnp.zeros(8)] * 2)
+    wrong = {
+        "leaf 3: mu is F32.7., expected .8., the elements of its group": {
+            "mu": jnp.zeros(7)
+        },
+        "leaf 3: nu is F32.2,4., expected .8., the elements of its group": {
+            "nu": jnp.zeros((2, 4))
+        },
+        "leaf 3: mu is S8.8., expected float32": {
+            "mu": jnp.zeros(8, "int8"),
+            "mu_scales": jnp.zeros(1, "uint8"),
+        },
+        "leaf 5: param is F32.3., expected the shape of grad": {
+            "params": [jnp.zeros(4), jnp.zeros(3)]
+        },
+    }
+    for message, change in wrong.items():
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            jax.block_until_ready(step_group(group._replace(**change)))
+
+
+def test_an_unknown_rounding_is_an_error():
+    leaf = Leaf(*[jnp.zeros(4)] * 4)
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match="rounding is 'down', expected"
+    ):
+        jax.block_until_ready(one_step(leaf, rounding="down"))
 
 
 PRINT_HASH = """

@@ -23,7 +23,7 @@ namespace {
 namespace ffi = xla::ffi;
 
 // Below this many elements, to wake another thread takes longer than the work.
-constexpr int64_t kInline = 1 << 15;
+constexpr int64_t kInline = 1 << 16;
 
 // Threads hold buffers of this many elements at most, a few times over.
 constexpr int64_t kLargestBlock = 1 << 24;
@@ -81,13 +81,25 @@ bool same_shape(const ffi::AnyBuffer& x, const ffi::AnyBuffer& y) {
 }
 
 struct Attributes {
-  ffi::Span<const int32_t> leaf_numbers, decays;
-  bool has_params, mu_scaled, nu_scaled;
+  ffi::Span<const int32_t> group_sizes, group_numbers, leaf_numbers, decays;
+  bool mu_scaled, nu_scaled;
   uint32_t mu_seed, nu_seed, param_seed;
-  Output output;
 };
 
-// Reads leaves, operand by operand, and remembers the first thing that is wrong.
+size_t width(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? 4 : dtype == Dtype::kBfloat16 ? 2 : 1;
+}
+
+// The part of a moment that belongs to a leaf of a group.
+Moment part(Moment moment, int64_t offset) {
+  const size_t bytes = static_cast<size_t>(offset) * width(moment.dtype);
+  moment.in = static_cast<const char*>(moment.in) + bytes;
+  moment.out = static_cast<char*>(moment.out) + bytes;
+  moment.key += static_cast<uint32_t>(offset);
+  return moment;
+}
+
+// Reads groups, operand by operand, and remembers the first thing that is wrong.
 class Reader {
  public:
   Reader(ffi::RemainingArgs operands, ffi::RemainingRets results,
@@ -97,36 +109,54 @@ class Reader {
 
   const std::string& error() const { return error_; }
 
-  Leaf read(size_t i) {
-    const uint32_t number = static_cast<uint32_t>(attributes_.leaf_numbers[i]);
-    number_ = attributes_.leaf_numbers[i];
-    Leaf leaf;
-    leaf.decays = attributes_.decays[i] != 0;
-    std::optional<ffi::AnyBuffer> param;
-    if (attributes_.has_params) param = operand();
-    const ffi::AnyBuffer grad = operand(), mu = operand(), nu = operand();
-    leaf.grad = grad.untyped_data();
-    leaf.grad_dtype = float_dtype("grad", grad);
-    if (param) {
-      leaf.param = param->untyped_data();
-      leaf.param_dtype = float_dtype("param", *param);
-      leaf.param_key = key({attributes_.param_seed, count_, number});
-      expect_shape("param", *param, grad);
+  // Appends the leaves of the next group.
+  void read(size_t group, std::vector<Leaf>& leaves) {
+    const size_t first = leaves.size();
+    const auto size = static_cast<size_t>(attributes_.group_sizes[group]);
+    int64_t elements = 0;
+    std::optional<ffi::AnyBuffer> like;  // of the first leaf
+    for (size_t i = first; i < first + size; ++i) {
+      number_ = attributes_.leaf_numbers[i];
+      const ffi::AnyBuffer param = operand(), grad = operand();
+      Leaf leaf;
+      leaf.decays = attributes_.decays[group] != 0;
+      leaf.grad = grad.untyped_data();
+      leaf.grad_dtype = float_dtype("grad", grad);
+      leaf.param = param.untyped_data();
+      leaf.param_dtype = float_dtype("param", param);
+      leaf.param_key =
+          key({attributes_.param_seed, count_, static_cast<uint32_t>(number_)});
+      expect_shape("param", param, grad);
+      leaf.out = result_like("the result", param);
+      leaf.columns = static_cast<int64_t>(grad.element_count());
+      leaf.rows = leaf.columns == 0 ? 0 : 1;
+      elements += leaf.columns;
+      if (!like) like = grad;
+      leaves.push_back(leaf);
     }
-    const ffi::AnyBuffer& like = param ? *param : grad;
-    leaf.out_dtype = param ? leaf.param_dtype : leaf.grad_dtype;
-    leaf.out = result_like("the result", like);
-    leaf.mu = moment("mu", mu, grad, ffi::S8, Dtype::kInt8);
-    leaf.nu = moment("nu", nu, grad, ffi::U8, Dtype::kUint8);
-    leaf.mu.key = key({attributes_.mu_seed, count_, 1, number});
-    leaf.nu.key = key({attributes_.nu_seed, count_, 0, number});
-    if (attributes_.mu_scaled) read_scales("mu_scales", mu, leaf.mu);
-    if (attributes_.nu_scaled) read_scales("nu_scales", nu, leaf.nu);
-    const int64_t size = static_cast<int64_t>(grad.element_count());
-    const bool coded = leaf.mu.blocks > 0 || leaf.nu.blocks > 0;
-    leaf.columns = coded ? grad.dimensions().back() : size;
-    leaf.rows = size == 0 ? 0 : size / leaf.columns;
-    return leaf;
+    number_ = attributes_.leaf_numbers[first];
+    alone_ = size == 1;
+    elements_ = elements;
+    const ffi::AnyBuffer mu_values = operand(), nu_values = operand();
+    Moment mu = moment("mu", mu_values, *like, ffi::S8, Dtype::kInt8);
+    Moment nu = moment("nu", nu_values, *like, ffi::U8, Dtype::kUint8);
+    const auto number = static_cast<uint32_t>(attributes_.group_numbers[group]);
+    mu.key = key({attributes_.mu_seed, count_, 1, number});
+    nu.key = key({attributes_.nu_seed, count_, 0, number});
+    if (attributes_.mu_scaled) read_scales("mu_scales", mu_values, mu);
+    if (attributes_.nu_scaled) read_scales("nu_scales", nu_values, nu);
+    if (!error_.empty()) return;
+    if (mu.blocks > 0 || nu.blocks > 0) {  // blocks run along the rows of one leaf
+      Leaf& leaf = leaves[first];
+      leaf.columns = like->dimensions().back();
+      leaf.rows = elements == 0 ? 0 : elements / leaf.columns;
+    }
+    int64_t offset = 0;
+    for (size_t i = first; i < first + size; ++i) {
+      leaves[i].mu = part(mu, offset);
+      leaves[i].nu = part(nu, offset);
+      offset += leaves[i].rows * leaves[i].columns;
+    }
   }
 
  private:
@@ -165,7 +195,12 @@ class Reader {
 
   Moment moment(const char* what, const ffi::AnyBuffer& found,
                 const ffi::AnyBuffer& grad, ffi::DataType codes, Dtype coded) {
-    expect_shape(what, found, grad);
+    if (alone_) {
+      expect_shape(what, found, grad);
+    } else if (found.dimensions().size() != 1 ||
+               static_cast<int64_t>(found.element_count()) != elements_) {
+      fail(what, found, text("[", elements_, "], the elements of its group"));
+    }
     Moment moment;
     moment.in = found.untyped_data();
     moment.out = result_like(what, found);
@@ -173,7 +208,7 @@ class Reader {
         codes == ffi::S8 ? attributes_.mu_scaled : attributes_.nu_scaled;
     if (found.element_type() == ffi::BF16) {
       moment.dtype = Dtype::kBfloat16;
-    } else if (found.element_type() == codes && scaled) {
+    } else if (found.element_type() == codes && scaled && alone_) {
       moment.dtype = coded;
     } else if (found.element_type() != ffi::F32) {
       fail(what, found, text("float32, bfloat16 or, with scales, ", codes));
@@ -215,7 +250,8 @@ class Reader {
   const Attributes& attributes_;
   const uint32_t count_;
   size_t operand_ = 0, result_ = 0;
-  int64_t number_ = 0;
+  int64_t number_ = 0, elements_ = 0;
+  bool alone_ = true;
   std::string error_;
 };
 
@@ -225,26 +261,24 @@ ffi::Error invalid(const std::string& message) {
 
 ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffer count,
                      ffi::RemainingArgs operands, ffi::RemainingRets results,
+                     ffi::Span<const int32_t> group_sizes,
+                     ffi::Span<const int32_t> group_numbers,
                      ffi::Span<const int32_t> leaf_numbers,
-                     ffi::Span<const int32_t> decays, bool has_params, bool mu_scaled,
-                     bool nu_scaled, int64_t mu_seed, int64_t nu_seed,
-                     int64_t param_seed, bool nesterov, std::string_view output) {
-  Attributes attributes{leaf_numbers,
-                        decays,
-                        has_params,
-                        mu_scaled,
-                        nu_scaled,
-                        static_cast<uint32_t>(mu_seed),
-                        static_cast<uint32_t>(nu_seed),
-                        static_cast<uint32_t>(param_seed),
-                        Output::kUpdate};
-  if (output == "nearest") {
-    attributes.output = Output::kNearest;
-  } else if (output == "stochastic") {
-    attributes.output = Output::kStochastic;
-  } else if (output != "update") {
-    return invalid(text("output is '", output,
-                        "', expected 'update', 'nearest' or 'stochastic'."));
+                     ffi::Span<const int32_t> decays, bool mu_scaled, bool nu_scaled,
+                     int64_t mu_seed, int64_t nu_seed, int64_t param_seed,
+                     bool nesterov, std::string_view rounding) {
+  const Attributes attributes{group_sizes,
+                              group_numbers,
+                              leaf_numbers,
+                              decays,
+                              mu_scaled,
+                              nu_scaled,
+                              static_cast<uint32_t>(mu_seed),
+                              static_cast<uint32_t>(nu_seed),
+                              static_cast<uint32_t>(param_seed)};
+  if (rounding != "nearest" && rounding != "stochastic") {
+    return invalid(text("rounding is '", rounding,
+                        "', expected 'nearest' or 'stochastic'."));
   }
   if (scalars.element_type() != ffi::F32 || scalars.dimensions().size() != 1 ||
       scalars.element_count() != kScalars) {
@@ -254,24 +288,23 @@ ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffe
   if (count.element_type() != ffi::S32 || count.dimensions().size() != 0) {
     return invalid(text("count is ", describe(count), ", expected ", ffi::S32, "[]."));
   }
-  const size_t leaves = leaf_numbers.size();
-  if (decays.size() != leaves) {
-    return invalid(text("decays has ", decays.size(), " entries, expected ", leaves,
-                        ", the number of leaves."));
+  const size_t leaves = leaf_numbers.size(), groups = group_sizes.size();
+  if (decays.size() != groups || group_numbers.size() != groups) {
+    return invalid(text("decays has ", decays.size(), " entries and group_numbers ",
+                        group_numbers.size(), ", expected ", groups,
+                        ", the number of groups."));
   }
-  const bool needs_params =
-      attributes.output != Output::kUpdate ||
-      std::any_of(decays.begin(), decays.end(), [](int32_t decay) { return decay; });
-  if (needs_params && !has_params) {
-    return invalid("there are no params, expected them for decay and for new params.");
+  int64_t in_groups = 0;
+  for (const int32_t size : group_sizes) in_groups += size < 1 ? leaves + 1 : size;
+  if (in_groups != static_cast<int64_t>(leaves)) {
+    return invalid(text("group_sizes are not those of ", leaves, " leaves."));
   }
-  const size_t results_each = 3 + mu_scaled + nu_scaled;
-  const size_t operands_each = results_each + has_params;
-  if (operands.size() != leaves * operands_each ||
-      results.size() != leaves * results_each) {
+  const size_t stored = (2 + mu_scaled + nu_scaled) * groups;
+  if (operands.size() != 2 * leaves + stored || results.size() != leaves + stored) {
     return invalid(text(operands.size(), " operands and ", results.size(),
-                        " results, expected ", operands_each, " and ", results_each,
-                        " for each of ", leaves, " leaves."));
+                        " results, expected ", 2 * leaves + stored, " and ",
+                        leaves + stored, " for ", leaves, " leaves in ", groups,
+                        " groups."));
   }
   Scalars values;
   std::memcpy(&values, scalars.untyped_data(), sizeof values);
@@ -279,11 +312,12 @@ ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffe
   Reader reader(operands, results, attributes, past);
   std::vector<Leaf> work;
   work.reserve(leaves);
-  for (size_t i = 0; i < leaves; ++i) {
-    work.push_back(reader.read(i));
+  for (size_t i = 0; i < groups; ++i) {
+    reader.read(i, work);
     if (!reader.error().empty()) return invalid(reader.error());
   }
-  run(Step(std::move(work), values, attributes.output, nesterov), pool);
+  const auto how = rounding == "nearest" ? Rounding::kNearest : Rounding::kStochastic;
+  run(Step(std::move(work), values, how, nesterov), pool);
   return ffi::Error::Success();
 }
 
@@ -304,13 +338,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamJaxStep, adam_jax::adam_step,
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .RemainingArgs()
                                   .RemainingRets()
+                                  .Attr<xla::ffi::Span<const int32_t>>("group_sizes")
+                                  .Attr<xla::ffi::Span<const int32_t>>("group_numbers")
                                   .Attr<xla::ffi::Span<const int32_t>>("leaf_numbers")
                                   .Attr<xla::ffi::Span<const int32_t>>("decays")
-                                  .Attr<bool>("has_params")
                                   .Attr<bool>("mu_scaled")
                                   .Attr<bool>("nu_scaled")
                                   .Attr<int64_t>("mu_seed")
                                   .Attr<int64_t>("nu_seed")
                                   .Attr<int64_t>("param_seed")
                                   .Attr<bool>("nesterov")
-                                  .Attr<std::string_view>("output"));
+                                  .Attr<std::string_view>("rounding"));

@@ -307,14 +307,11 @@ void store_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
   }
 }
 
-// Writes bfloat16 of an update or, for kStochastic, of a new parameter.
-void store_bfloat16(const Leaf& leaf, Output output, Chunk chunk, const float* param,
-                    float* buffer) {
+// Writes new parameters; for kNearest, of the updates in `buffer`.
+void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
+                    const float* param, float* buffer) {
   const int64_t n = chunk.size;
-  if (output == Output::kUpdate) {
-    ADAM_JAX_SIMD
-    for (int64_t i = 0; i < n; ++i) buffer[i] = from_bits(to_nearest_bfloat16(buffer[i]));
-  } else if (output == Output::kNearest) {
+  if (rounding == Rounding::kNearest) {
     ADAM_JAX_SIMD
     for (int64_t i = 0; i < n; ++i) {
       // Twice, as where an update in bfloat16 is added to the parameter.
@@ -340,28 +337,27 @@ float* destination(void* out, Dtype dtype, Chunk chunk, float* buffer) {
 
 }  // namespace
 
-void step_chunk(const Leaf& leaf, const Scalars& scalars, Output output, bool nesterov,
-                Chunk chunk, float* buffers, int64_t stride) {
+void step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
+                bool nesterov, Chunk chunk, float* buffers, int64_t stride) {
   float* const mu = buffers;
   float* const nu = buffers + stride;
   float* const grad = buffers + 2 * stride;
   float* const param = buffers + 3 * stride;
   float* const out = buffers + 4 * stride;
   Arrays arrays;
-  arrays.param = leaf.param ? load(leaf.param, leaf.param_dtype, chunk, param) : nullptr;
+  arrays.param = load(leaf.param, leaf.param_dtype, chunk, param);
   arrays.grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
   arrays.mu = load_moment(leaf, leaf.mu, chunk, mu);
   arrays.nu = load_moment(leaf, leaf.nu, chunk, nu);
-  arrays.out = destination(leaf.out, leaf.out_dtype, chunk, out);
+  arrays.out = destination(leaf.out, leaf.param_dtype, chunk, out);
   arrays.new_mu = destination(leaf.mu.out, leaf.mu.dtype, chunk, mu);
   arrays.new_nu = destination(leaf.nu.out, leaf.nu.dtype, chunk, nu);
-  const bool rounds = leaf.out_dtype == Dtype::kBfloat16;
-  const bool adds = output == Output::kStochastic ||
-                    (output == Output::kNearest && !rounds);
+  const bool rounds = leaf.param_dtype == Dtype::kBfloat16;
+  const bool adds = rounding == Rounding::kStochastic || !rounds;
   choose_compute(nesterov, leaf.decays, adds)(arrays, scalars, chunk.size);
   store_moment(leaf, leaf.mu, chunk, mu);
   store_moment(leaf, leaf.nu, chunk, nu);
-  if (rounds) store_bfloat16(leaf, output, chunk, arrays.param, out);
+  if (rounds) store_bfloat16(leaf, rounding, chunk, arrays.param, out);
 }
 
 }  // namespace ADAM_JAX_ISA

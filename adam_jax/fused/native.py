@@ -1,11 +1,12 @@
 """The native Adam step for CPUs: an XLA call into the library that the build made.
 
-Here is the bare entry, over a flat list of leaves. Whether to take it, and what to do
-under vmap or on a mesh, its callers decide.
+Here is the bare entry, over groups of leaves. Whether to take it, and what to do under
+vmap or on a mesh, its callers decide.
 """
 
 import ctypes
 import functools
+import itertools
 import pathlib
 import re
 from collections.abc import Sequence
@@ -19,18 +20,21 @@ from jax.typing import ArrayLike
 import adam_jax.fused
 
 _TARGET = "adam_jax_fused_step"
-# 1,000 leaves of 64 elements compile in 1.2 s in calls of 32, in 1.5 s one by one, in
-# 4.8 s by 256, in 64 s at once (jaxlib 0.12). The step takes equally long.
-_LEAVES_IN_A_CALL = 32
+# 1,000 leaves of 64 elements compile in 1.2 s in calls of 224 arrays, in 1.5 s leaf by
+# leaf, in 4.8 s by 1,792, in 64 s at once (jaxlib 0.12). The step takes equally long.
+_ARRAYS_IN_A_CALL = 224
 
 
-class Leaf(NamedTuple):
-    """One parameter's arrays, all of one shape but for the scales.
+class Group(NamedTuple):
+    """Leaves whose moments share arrays: one leaf, or several, one after the other.
 
     Attributes:
-      param: float32 or bfloat16; None in updates that do not need it.
-      grad: float32 or bfloat16.
-      mu: the first moment as it is stored: float32, bfloat16 or int8 codes.
+      numbers: the places of the leaves in the whole tree; random bits of parameters are
+        a hash of them.
+      params: of each leaf, float32 or bfloat16.
+      grads: of each leaf, float32 or bfloat16, of its parameter's shape.
+      mu: the first moment as it is stored: float32, bfloat16 or int8 codes; of the
+        leaf's shape or, for several leaves, flat. Several are not coded.
       nu: the second moment as it is stored: float32, bfloat16 or uint8 codes.
       mu_scales: uint8, the exponents of the blocks of codes, of no elements beside a
         moment that is not coded (a scalar beside a scalar); None if the format has no
@@ -38,8 +42,9 @@ class Leaf(NamedTuple):
       nu_scales: the same for nu.
     """
 
-    param: Any
-    grad: Any
+    numbers: Sequence[int]
+    params: Sequence[Any]
+    grads: Sequence[Any]
     mu: Any
     nu: Any
     mu_scales: Any = None
@@ -47,15 +52,14 @@ class Leaf(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """One leaf after the step.
+    """A group after the step.
 
     Attributes:
-      out: the update or the new parameter, in the parameter's dtype (the gradient's
-        where there is no parameter).
-      mu: the first moment as it is stored, and so on as in `Leaf`.
+      params: the new parameters.
+      mu: the first moment as it is stored, and so on as in `Group`.
     """
 
-    out: Any
+    params: list[Any]
     mu: Any
     nu: Any
     mu_scales: Any = None
@@ -125,60 +129,49 @@ def _ffi_minor_version() -> int:
 
 
 def call(
-    leaves: Sequence[Leaf],
+    groups: Sequence[Group],
     scalars: Scalars,
     count: ArrayLike,
     *,
-    output: Literal["update", "nearest", "stochastic"],
+    rounding: Literal["nearest", "stochastic"],
     decays: Sequence[bool],
     seeds: Seeds,
     nesterov: bool = False,
-    leaf_numbers: Sequence[int] | None = None,
-    in_place: bool = True,
-    reuse_grads: bool = False,
 ) -> list[Stepped]:
-    """Step every leaf, natively.
+    """Step every leaf, natively, in the memory of its arrays.
+
+    XLA first copies what is needed still, as are arguments that are not donated.
 
     Args:
-      leaves: all with a param or none; scales all present or all None.
+      groups: scales all present or all None. Random bits of moments are a hash of the
+        group's place in this list.
       scalars: the hyperparameters and weights of this step.
       count: int32 scalar, the steps before this one, of which random bits are a hash.
-      output: "update" returns updates; "nearest" and "stochastic" return new
-        parameters, which differ where they are bfloat16: updates rounded to bfloat16
-        and added, or the sum rounded as `round_to_params` does.
-      decays: for each leaf, whether `weight_decay * param` is added to its update.
+      rounding: of new bfloat16 parameters: "nearest" rounds the update to bfloat16 and
+        adds it, "stochastic" rounds the sum as `round_to_params` does.
+      decays: for each group, whether `weight_decay * param` is added to its updates.
       seeds: of the random bits.
       nesterov: whether mu is read one step ahead.
-      leaf_numbers: for each leaf, its place in the whole tree, of which random bits
-        are a hash as well; None: its place in `leaves`.
-      in_place: whether new moments and new parameters take the memory of the old. XLA
-        first copies what is needed still, as are arguments that are not donated.
-      reuse_grads: whether updates take the memory of gradients of their dtype.
 
     Returns:
-      The leaves after the step, in order.
+      The groups after the step, in order.
 
     Raises:
       RuntimeError: when it runs (as `jax.errors.JaxRuntimeError`), if shapes or dtypes
         do not fit; the message names the leaf.
     """
-    if leaf_numbers is None:
-        leaf_numbers = range(len(leaves))
     packed = jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars])
     count = jnp.asarray(count, jnp.int32)
     stepped = []
-    for start in range(0, len(leaves), _LEAVES_IN_A_CALL):
-        group = slice(start, start + _LEAVES_IN_A_CALL)
-        stepped += _call_group(
-            leaves[group],
+    for first, last in _cut(groups):
+        stepped += _call(
+            groups[first:last],
             packed,
             count,
-            output,
-            in_place,
-            reuse_grads,
-            leaf_numbers=np.array(leaf_numbers[group], np.int32),
-            decays=np.array(decays[group], np.int32),
+            group_numbers=np.arange(first, last, dtype=np.int32),
+            decays=np.array(decays[first:last], np.int32),
             nesterov=nesterov,
+            rounding=rounding,
             mu_seed=seeds.mu,
             nu_seed=seeds.nu,
             param_seed=seeds.params,
@@ -186,66 +179,68 @@ def call(
     return stepped
 
 
-def _call_group(
-    leaves: Sequence[Leaf],
-    scalars: jax.Array,
-    count: jax.Array,
-    output: str,
-    in_place: bool,
-    reuse_grads: bool,
-    **attributes: Any,
-) -> list[Stepped]:
-    """Step leaves in one XLA call."""
-    operands, results, aliases = [scalars, count], [], {}
-    for leaf in leaves:
-        places = {}
-        for name, operand in leaf._asdict().items():
-            if operand is not None:
-                places[name] = len(operands)
-                operands.append(operand)
-        like = leaf.grad if leaf.param is None else leaf.param
-        if output != "update":
-            source = "param" if in_place and leaf.param is not None else None
+def _cut(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """Cut groups into calls, each from one group up to another."""
+    ends, arrays = [], 0
+    for i, group in enumerate(groups):
+        count = 3 * len(group.numbers) + 2 * len(_stored(group))
+        if ends and arrays + count <= _ARRAYS_IN_A_CALL:
+            ends[-1], arrays = i + 1, arrays + count
         else:
-            reuse = reuse_grads and leaf.grad.dtype == like.dtype
-            source = "grad" if reuse else None
-        if source:
-            aliases[places[source]] = len(results)
-        results.append(_type(like, [leaf.param, leaf.grad, leaf.mu, leaf.nu]))
-        for name in _stored(leaf):
-            if in_place:
-                aliases[places[name]] = len(results)
-            moment = getattr(leaf, name)
-            results.append(_type(moment, [moment, leaf.grad]))
-    first = leaves[0]
+            ends, arrays = [*ends, i + 1], count
+    return list(itertools.pairwise([0, *ends]))
+
+
+def _call(
+    groups: Sequence[Group], scalars: jax.Array, count: jax.Array, **attributes: Any
+) -> list[Stepped]:
+    """Step groups in one XLA call."""
+    operands, results, aliases = [scalars, count], [], {}
+
+    def replace(operand, *sources):
+        aliases[len(operands)] = len(results)
+        operands.append(operand)
+        results.append(_type(operand, [operand, *sources]))
+
+    for group in groups:
+        moments = [group.mu, group.nu]
+        for param, grad in zip(group.params, group.grads, strict=True):
+            replace(param, grad, *moments)
+            operands.append(grad)
+        for name in _stored(group):
+            replace(getattr(group, name), *group.grads)
+    first = groups[0]
     flat = iter(
         jax.ffi.ffi_call(_TARGET, results, input_output_aliases=aliases)(
             *operands,
-            has_params=first.param is not None,
+            group_sizes=np.array([len(g.numbers) for g in groups], np.int32),
+            leaf_numbers=np.array([n for g in groups for n in g.numbers], np.int32),
             mu_scaled=first.mu_scales is not None,
             nu_scaled=first.nu_scales is not None,
-            output=output,
             **attributes,
         )
     )
     return [
-        Stepped(next(flat), **{name: next(flat) for name in _stored(leaf)})
-        for leaf in leaves
+        Stepped(
+            [next(flat) for _ in group.numbers],
+            **{name: next(flat) for name in _stored(group)},
+        )
+        for group in groups
     ]
 
 
-def _type(like: jax.Array, sources: Sequence[jax.Array | None]) -> Any:
+def _type(like: jax.Array, sources: Sequence[jax.Array]) -> Any:
     """Return the type of a result, which in a shard_map varies as its sources do."""
     if jax.typeof(like).sharding.mesh.empty:
         return jax.ShapeDtypeStruct(like.shape, like.dtype)
-    wide = [x.astype(jnp.float32) for x in sources if x is not None]
-    wide = [x for x in wide if x.shape == like.shape]  # scales have another
+    # Those of another shape, scales and what shares moments, vary in the same way.
+    wide = [x.astype(jnp.float32) for x in sources if x.shape == like.shape]
     return jax.eval_shape(
         lambda *xs: functools.reduce(jnp.add, xs).astype(like.dtype), *wide
     )
 
 
-def _stored(leaf: Leaf) -> list[str]:
-    """Return which of a leaf's arrays are kept from step to step, in order."""
+def _stored(group: Group) -> list[str]:
+    """Return which of a group's arrays are kept from step to step, in order."""
     names = ("mu", "nu", "mu_scales", "nu_scales")
-    return [name for name in names if getattr(leaf, name) is not None]
+    return [name for name in names if getattr(group, name) is not None]

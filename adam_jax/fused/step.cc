@@ -12,8 +12,9 @@
 namespace adam_jax {
 namespace {
 
-constexpr int64_t kChunk = 1024;         // its buffers fit into the first-level cache
-constexpr int64_t kChunksInTask = 16;    // 60 microseconds or less
+// Measured: narrow moments take 10% longer in chunks of 1,024, as do 8 bits in 256.
+constexpr int64_t kChunk = 512;
+constexpr int64_t kChunksInTask = 32;  // 60 microseconds or less
 
 Kernel* choose_kernel() {
 #if defined(ADAM_JAX_MULTIVERSION)
@@ -78,9 +79,9 @@ uint32_t random_key(const uint32_t* words, size_t count) {
   return key;
 }
 
-Step::Step(std::vector<Leaf> leaves, const Scalars& scalars, Output output,
+Step::Step(std::vector<Leaf> leaves, const Scalars& scalars, Rounding rounding,
            bool nesterov)
-    : leaves_(std::move(leaves)), scalars_(scalars), output_(output),
+    : leaves_(std::move(leaves)), scalars_(scalars), rounding_(rounding),
       nesterov_(nesterov) {
   cuts_.reserve(leaves_.size());
   for (const Leaf& leaf : leaves_) {
@@ -105,7 +106,8 @@ Step::Step(std::vector<Leaf> leaves, const Scalars& scalars, Output output,
 }
 
 Step::Worker::Worker(const Step& step)
-    : step_(step), buffers_(new float[kBuffers * step.largest_chunk_]),
+    : step_(step),
+      buffers_(new (kCacheLine) float[kBuffers * step.largest_chunk_]),
       mode_(flush_subnormals()) {}
 
 Step::Worker::~Worker() { restore_mode(mode_); }
@@ -134,7 +136,7 @@ void Step::Worker::run(int64_t task) {
       chunk.begin = local * cut.size;
       chunk.size = std::min(cut.size, leaf.rows * leaf.columns - chunk.begin);
     }
-    kernel(leaf, step.scalars_, step.output_, step.nesterov_, chunk,
+    kernel(leaf, step.scalars_, step.rounding_, step.nesterov_, chunk,
            buffers_.get(), step.largest_chunk_);
   }
 }

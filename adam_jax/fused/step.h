@@ -9,14 +9,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <vector>
 
 namespace adam_jax {
 
 enum class Dtype { kFloat32, kBfloat16, kInt8, kUint8 };
 
-// What is written for a leaf: the update, or the parameter with the update added.
-enum class Output { kUpdate, kNearest, kStochastic };
+// How a new bfloat16 parameter is rounded.
+enum class Rounding { kNearest, kStochastic };
 
 // The run-time numbers of one step. native.py packs them in this order.
 struct Scalars {
@@ -44,15 +45,21 @@ struct Moment {
 struct Leaf {
   // Blocks of 8-bit codes run along the columns; other leaves may be one row.
   int64_t rows = 0, columns = 0;
-  const void* param = nullptr;  // nullptr: none, for Output::kUpdate without decay
+  const void* param = nullptr;
   Dtype param_dtype = Dtype::kFloat32;
   const void* grad = nullptr;
   Dtype grad_dtype = Dtype::kFloat32;
   Moment mu, nu;
-  void* out = nullptr;  // may be `param` or, for an update, `grad`
-  Dtype out_dtype = Dtype::kFloat32;
+  void* out = nullptr;  // of param_dtype; may be `param`
   bool decays = false;
-  uint32_t param_key = 0;  // for Output::kStochastic
+  uint32_t param_key = 0;  // for Rounding::kStochastic
+};
+
+// Measured: unaligned buffers cost 8-bit moments 5%.
+constexpr std::align_val_t kCacheLine{64};
+
+struct AlignedDelete {
+  void operator()(float* floats) const { operator delete[](floats, kCacheLine); }
 };
 
 // Folds the words into the key that random bits are hashed with.
@@ -61,7 +68,7 @@ uint32_t random_key(const uint32_t* words, size_t count);
 // A step over many leaves, cut into tasks that may run in any order on any thread.
 class Step {
  public:
-  Step(std::vector<Leaf> leaves, const Scalars& scalars, Output output, bool nesterov);
+  Step(std::vector<Leaf> leaves, const Scalars& scalars, Rounding rounding, bool nesterov);
 
   int64_t tasks() const { return tasks_; }
   int64_t elements() const { return elements_; }
@@ -93,14 +100,14 @@ class Step {
 
    private:
     const Step& step_;
-    std::unique_ptr<float[]> buffers_;
+    std::unique_ptr<float[], AlignedDelete> buffers_;
     uint64_t mode_;
   };
 
   std::vector<Leaf> leaves_;
   std::vector<Cut> cuts_;
   Scalars scalars_;
-  Output output_;
+  Rounding rounding_;
   bool nesterov_;
   int64_t chunks_ = 0, tasks_ = 0, elements_ = 0;
   int64_t largest_chunk_ = 0;

@@ -6,6 +6,7 @@ errors, and, run on no leaves, the counts and weights.
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -27,6 +28,7 @@ from adam_jax.hyperparams import (
     check_non_negative,
     exact,
 )
+from adam_jax.packing import Packed, check_fits, packed
 from adam_jax.rounding import RoundToParamsState, round_to_params
 from adam_jax.transforms import MomentsState, bias_correct, scale_by_moments
 from adam_jax.updates import Mask, add_decayed_weights, precondition, scale_by_lr
@@ -65,6 +67,7 @@ def adam(
     nu_dtype: Storage = None,
     bias_correction: bool = True,
     rounding: Rounding = "stochastic",
+    packed: bool = False,
 ) -> Fused:
     """Adam in one pass; arguments as in `adam_jax.adam`, and those of `adamw` below."""
     return _fuse(
@@ -81,6 +84,7 @@ def adam(
         nesterov,
         bias_correction,
         rounding,
+        packed,
     )
 
 
@@ -98,6 +102,7 @@ def adamw(
     nu_dtype: Storage = None,
     bias_correction: bool = True,
     rounding: Rounding = "stochastic",
+    packed: bool = False,
 ) -> Fused:
     """AdamW in one pass; arguments as in `adam_jax.adamw`, and these:
 
@@ -133,6 +138,7 @@ def adamw(
         nesterov,
         bias_correction,
         rounding,
+        packed,
     )
 
 
@@ -167,6 +173,7 @@ class _Options(NamedTuple):
       nesterov: whether mu looks one step ahead.
       bias_correction: whether moments are corrected.
       rounding: of new bfloat16 parameters.
+      packed: whether small leaves share buffers for their moments.
     """
 
     fixed: dict[str, Any]
@@ -176,6 +183,7 @@ class _Options(NamedTuple):
     nesterov: bool
     bias_correction: bool
     rounding: Rounding
+    packed: bool
 
 
 def _fuse(
@@ -186,6 +194,7 @@ def _fuse(
     nesterov: bool,
     bias_correction: bool,
     rounding: Rounding,
+    packed: bool,
 ) -> Fused:
     if rounding not in ("stochastic", "nearest"):
         raise ValueError(
@@ -208,24 +217,29 @@ def _fuse(
         nesterov,
         bias_correction,
         rounding,
+        packed,
     )
     if not native.available() and jax.default_backend() == "cpu":
         _warn_once()
-    init = _compose(options, arrays).init
-    run_update = _dispatch(options, in_place=False)
-    run_step = _dispatch(options, in_place=True)
-
-    def update(updates, state, params=None):
-        return run_update(arrays, params, updates, state)
+    tx = _compose(options, arrays)
+    run_step = _dispatch(options)
 
     def step(params, grads, state):
         return run_step(arrays, params, grads, state)
 
-    return Fused(init, update, step)
+    return Fused(tx.init, tx.update, step)
 
 
 def _compose(options: _Options, arrays: Any) -> optax.GradientTransformation:
-    """Return the chain that the native step computes."""
+    """Return the optimizer whose step is native."""
+    if not options.packed:
+        return _chain(options, arrays, options.mask)
+    if options.mask is None:
+        return packed(_chain(options, arrays, None))
+    return packed(functools.partial(_chain, options, arrays), mask=options.mask)
+
+
+def _chain(options: _Options, arrays: Any, mask: Mask) -> optax.GradientTransformation:
     h = options.fixed | arrays
     stages = [
         scale_by_moments(
@@ -239,14 +253,14 @@ def _compose(options: _Options, arrays: Any) -> optax.GradientTransformation:
         stages += [bias_correct()]
     stages += [precondition(eps=h["eps"], eps_root=h["eps_root"])]
     if "weight_decay" in h:
-        stages += [add_decayed_weights(h["weight_decay"], options.mask)]
+        stages += [add_decayed_weights(h["weight_decay"], mask)]
     return optax.chain(*stages, scale_by_lr(h["learning_rate"]))
 
 
-def _dispatch(options: _Options, in_place: bool) -> Callable[..., Any]:
-    """Return (arrays, params, grads, state) -> (updates or new params, new state)."""
-    composed = functools.partial(_composed, options, in_place)
-    fused = functools.partial(_native, options, in_place)
+def _dispatch(options: _Options) -> Callable[..., Any]:
+    """Return (arrays, params, grads, state) -> (new params, new state)."""
+    composed = functools.partial(_composed, options)
+    fused = functools.partial(_native, options)
 
     @custom_vmap
     def switch(*operands):
@@ -266,18 +280,16 @@ def _dispatch(options: _Options, in_place: bool) -> Callable[..., Any]:
 
     @jax.jit
     def run(*operands):
-        return (choose if _suit(options, in_place, *operands) else composed)(*operands)
+        return (choose if _suit(options, *operands) else composed)(*operands)
 
     return run
 
 
 def _composed(
-    options: _Options, in_place: bool, arrays: Any, params: Any, grads: Any, state: Any
+    options: _Options, arrays: Any, params: Any, grads: Any, state: Any
 ) -> tuple[Any, Any]:
     """Do it with the chain."""
     tx = _compose(options, arrays)
-    if not in_place:
-        return tx.update(grads, state, params)
     if options.rounding == "nearest" or not _has_bfloat16(params):
         updates, state = tx.update(grads, state, params)
     else:
@@ -289,52 +301,67 @@ def _composed(
 
 
 def _native(
-    options: _Options, in_place: bool, arrays: Any, params: Any, grads: Any, state: Any
+    options: _Options, arrays: Any, params: Any, grads: Any, state: Any
 ) -> tuple[Any, Any]:
     """Do it in native code. The chain, given no leaves, says what else it keeps."""
-    before, structure = state[0], jax.tree.structure(grads)
+    before = state[0]
     names = ("mu", "nu", "mu_scales", "nu_scales")
     kept = {k: getattr(before, k) for k in names if getattr(before, k) is not None}
     nothing = (before._replace(**dict.fromkeys(kept, ())), *state[1:])
     no_mask = None if options.mask is None else ()
-    tx = _compose(options._replace(mask=no_mask), arrays)
-    state_after: Any = tx.update((), nothing, None if params is None else ())[1]
+    state_after: Any = _chain(options, arrays, no_mask).update((), nothing, ())[1]
     after, *others = state_after
     h = options.fixed | arrays
+    groups = _groups(params, grads, before)
     stepped = native.call(
-        _leaves(params, grads, before),
+        groups,
         _scalars(h, options, state, after.weights[:, 0]),
         before.count,
-        output=options.rounding if in_place else "update",
-        decays=_decays(options, params)
+        rounding=options.rounding,
+        decays=_decays(options, params, before)
         if "weight_decay" in h
-        else [False] * structure.num_leaves,
+        else [False] * len(groups),
         nesterov=options.nesterov,
         seeds=native.Seeds(options.mu_format.seed, options.nu_format.seed),
-        reuse_grads=True,
     )
-    moments = {k: structure.unflatten([getattr(x, k) for x in stepped]) for k in kept}
-    out = structure.unflatten([leaf.out for leaf in stepped])
-    return out, (after._replace(**moments), *others)
+    moments = {
+        name: jax.tree.structure(tree).unflatten([getattr(x, name) for x in stepped])
+        for name, tree in kept.items()
+    }
+    placed = {
+        number: param
+        for group, after in zip(groups, stepped, strict=True)
+        for number, param in zip(group.numbers, after.params, strict=True)
+    }
+    out = [placed[i] for i in range(len(placed))]
+    new_params = jax.tree.structure(params).unflatten(out)
+    return new_params, (after._replace(**moments), *others)
 
 
-def _leaves(params: Any, grads: Any, moments: MomentsState) -> list[native.Leaf]:
-    """Return what the native step takes of each leaf; float16 gradients widened.
+def _groups(params: Any, grads: Any, moments: MomentsState) -> list[native.Group]:
+    """Return what the native step takes; float16 gradients widened.
 
     Raises:
-      ValueError: if the trees differ in structure.
+      ValueError, AssertionError: if the trees differ in structure.
     """
     leaves, structure = jax.tree.flatten(grads)
-    m = moments
-    trees = (params, m.mu, m.nu, m.mu_scales, m.nu_scales)
-    columns = [
-        [None] * len(leaves) if tree is None else structure.flatten_up_to(tree)
-        for tree in trees
-    ]
+    given = structure.flatten_up_to(params)
     narrow = [jnp.asarray(x) for x in leaves]
     wide = [numerics.widen(x) if x.dtype == jnp.float16 else x for x in narrow]
-    rows = zip(columns[0], wide, *columns[1:], strict=True)
-    return [native.Leaf(*row) for row in rows]
+    if isinstance(moments.mu, Packed):
+        check_fits(moments.mu.layout, grads)
+        numbers, structure = moments.mu.layout.groups, jax.tree.structure(moments.mu)
+    else:
+        numbers = [(i,) for i in range(len(leaves))]
+    trees = (moments.mu, moments.nu, moments.mu_scales, moments.nu_scales)
+    columns = [
+        [None] * len(numbers) if tree is None else structure.flatten_up_to(tree)
+        for tree in trees
+    ]
+    return [
+        native.Group(group, [given[i] for i in group], [wide[i] for i in group], *row)
+        for group, *row in zip(numbers, *columns, strict=True)
+    ]
 
 
 def _scalars(
@@ -367,8 +394,10 @@ def _scalars(
     )
 
 
-def _decays(options: _Options, params: Any) -> list[bool]:
-    """Return which leaves the mask lets decay."""
+def _decays(options: _Options, params: Any, moments: MomentsState) -> list[bool]:
+    """Return which groups the mask lets decay."""
+    if isinstance(moments.mu, Packed):
+        return list(moments.mu.layout.marks)
     mask = True if options.mask is None else options.mask
     mask = mask(params) if callable(mask) else mask
     return [bool(x) for x in jax.tree.leaves(jax.tree.broadcast(mask, params))]
@@ -379,25 +408,18 @@ def _has_bfloat16(params: Any) -> bool:
     return any(numerics.dtype_of(leaf) == jnp.bfloat16 for leaf in leaves)
 
 
-def _suit(
-    options: _Options, in_place: bool, arrays: Any, params: Any, grads: Any, state: Any
-) -> bool:
-    """Return whether native code can step these leaves, and is faster."""
+def _suit(options: _Options, _arrays: Any, params: Any, grads: Any, state: Any) -> bool:
+    """Return whether native code can step these leaves."""
     formats = {options.mu_format.decode, options.nu_format.decode}
     if not native.available() or not formats <= {decode_dense, decode_blocks}:
         return False
-    if params is None and "weight_decay" in options.fixed | arrays:
-        return False  # the chain has a word to say
-    operands = jax.tree.leaves((params, grads, state))
-    if any(map(_on_mesh, operands)):
+    if any(map(_on_mesh, jax.tree.leaves((params, grads, state)))):
         return False
     try:
-        leaves = _leaves(params, grads, state[0])
-    except ValueError:
-        return False  # as above
-    # Updates that fill memory of their own cost float32 moments what the pass saves.
-    narrow = any(leaf.mu.dtype.itemsize + leaf.nu.dtype.itemsize < 8 for leaf in leaves)
-    return (in_place or narrow) and all(map(_suits, leaves))
+        groups = _groups(params, grads, state[0])
+    except (ValueError, AssertionError):
+        return False  # the chain has a word to say
+    return all(map(_suits, groups))
 
 
 def _on_mesh(operand: Any) -> bool:
@@ -406,14 +428,16 @@ def _on_mesh(operand: Any) -> bool:
     return not mesh.empty and any(t != AxisType.Manual for t in mesh.axis_types)
 
 
-def _suits(leaf: native.Leaf) -> bool:
-    """Return whether the native step knows the dtypes of a leaf."""
+def _suits(group: native.Group) -> bool:
+    """Return whether the native step knows the shapes and dtypes of a group."""
     floats = (jnp.float32, jnp.bfloat16)
-    shapes = {jnp.shape(x) for x in leaf[:4] if x is not None}
+    shapes = [jnp.shape(param) for param in group.params]
+    alone = len(shapes) == 1
+    stored = shapes[0] if alone else (sum(map(math.prod, shapes)),)
     return (
-        len(shapes) == 1
-        and leaf.grad.dtype in floats
-        and (leaf.param is None or numerics.dtype_of(leaf.param) in floats)
-        and leaf.mu.dtype in (*floats, jnp.int8)
-        and leaf.nu.dtype in (*floats, jnp.uint8)
+        shapes == [jnp.shape(grad) for grad in group.grads]
+        and jnp.shape(group.mu) == jnp.shape(group.nu) == stored
+        and all(numerics.dtype_of(x) in floats for x in (*group.params, *group.grads))
+        and group.mu.dtype in ((*floats, jnp.int8) if alone else floats)
+        and group.nu.dtype in ((*floats, jnp.uint8) if alone else floats)
     )

@@ -204,7 +204,7 @@ struct Trial {
   std::vector<Leaf> leaves;
   std::vector<LeafArrays> before;
   Scalars scalars;
-  Output output;
+  Rounding rounding;
   bool nesterov, in_place;
 };
 
@@ -271,7 +271,7 @@ Trial draw_trial() {
   if (trial.scalars.b1 == 0) trial.scalars.one_minus_b1 = trial.scalars.one_minus_b2 = 1;
   if (chance(20)) trial.scalars.eps = 0;
   if (chance(30)) trial.scalars.eps_root = 1e-10f;
-  trial.output = static_cast<Output>(draw(0, 2));
+  trial.rounding = static_cast<Rounding>(draw(0, 1));
   trial.nesterov = chance(50);
   trial.in_place = chance(50);
   const int64_t count = chance(30) ? draw(1, 40) : 1;
@@ -282,19 +282,14 @@ Trial draw_trial() {
     leaf.columns = chance(5) ? 0 : draw(1, std::max<int64_t>(1, most));
     const int64_t n = leaf.rows * leaf.columns;
     LeafArrays arrays;
-    const bool has_param = trial.output != Output::kUpdate || chance(70);
     leaf.grad_dtype = draw_float();
-    leaf.param_dtype = has_param ? draw_float() : leaf.grad_dtype;
-    leaf.out_dtype = leaf.param_dtype;
-    leaf.decays = has_param && chance(50);
+    leaf.param_dtype = draw_float();
+    leaf.decays = chance(50);
     leaf.param_key = static_cast<uint32_t>(generator());
     arrays.grad = Array(n, leaf.grad_dtype);
     fill(arrays.grad, false);
-    if (has_param) {
-      arrays.param = Array(n, leaf.param_dtype);
-      fill(arrays.param, false);
-    }
-    leaf.param = has_param ? &leaf : nullptr;  // set for good by bind()
+    arrays.param = Array(n, leaf.param_dtype);
+    fill(arrays.param, false);
     draw_moment(leaf, leaf.mu, Dtype::kInt8, arrays.mu, arrays.mu_scales);
     draw_moment(leaf, leaf.nu, Dtype::kUint8, arrays.nu, arrays.nu_scales);
     trial.leaves.push_back(leaf);
@@ -331,21 +326,19 @@ void reference_step(const Trial& trial, size_t i, bool fused, Results& results) 
         trial.nesterov ? sum_of_product(fused, s.b1 * m, s.look_ahead, first) : m;
     const float divisor = std::sqrt(v / s.nu_weight + s.eps_root) + s.eps;
     float update = divisor == 0 ? 0 : read / (s.mu_weight * divisor);
-    const float param = leaf.param ? at(before.param) : 0;
+    const float param = at(before.param);
     if (leaf.decays) update = sum_of_product(fused, s.weight_decay, param, update);
     const float rate = -s.learning_rate;
     const float scaled = rate * update;
     const float added = sum_of_product(fused, rate, update, param);
-    const bool narrow = leaf.out_dtype == Dtype::kBfloat16;
+    const bool narrow = leaf.param_dtype == Dtype::kBfloat16;
     if (!narrow) {
-      results.out.as<float>()[j] = trial.output == Output::kUpdate ? scaled : added;
+      results.out.as<float>()[j] = added;
       continue;
     }
     uint16_t& out = results.out.as<uint16_t>()[j];
-    const uint16_t rounded = reference_bfloat16(scaled, 0, true);
-    if (trial.output == Output::kUpdate) {
-      out = rounded;
-    } else if (trial.output == Output::kNearest) {
+    if (trial.rounding == Rounding::kNearest) {
+      const uint16_t rounded = reference_bfloat16(scaled, 0, true);
       out = reference_bfloat16(param + bfloat16(rounded), 0, true);
     } else {
       const uint32_t random =
@@ -362,7 +355,7 @@ Results make_results(const Trial& trial, size_t i) {
   const Leaf& leaf = trial.leaves[i];
   const int64_t n = leaf.rows * leaf.columns;
   Results results;
-  results.out = Array(n, leaf.out_dtype);
+  results.out = Array(n, leaf.param_dtype);
   results.mu = Array(n, leaf.mu.dtype);
   results.nu = Array(n, leaf.nu.dtype);
   results.mu_scales = Array(leaf.rows * leaf.mu.blocks, Dtype::kUint8);
@@ -429,10 +422,8 @@ void test(const Trial& trial, const std::string& name, bool fused, Run run) {
     bind(leaf.mu, in.mu, in.mu_scales, out.mu, out.mu_scales);
     bind(leaf.nu, in.nu, in.nu_scales, out.nu, out.nu_scales);
     leaf.grad = in.grad.data();
-    if (leaf.param) {
-      if (trial.in_place) out.out = in.param;
-      leaf.param = trial.in_place ? out.out.data() : in.param.data();
-    }
+    if (trial.in_place) out.out = in.param;
+    leaf.param = trial.in_place ? out.out.data() : in.param.data();
     leaf.out = out.out.data();
   }
   run(leaves);
@@ -458,7 +449,7 @@ void test_kernel(const Trial& trial, const char* name, bool fused, Kernel* kerne
       const int64_t n = leaf.rows * leaf.columns;
       std::vector<float> buffers(static_cast<size_t>(kBuffers * n));
       if (n == 0) continue;
-      kernel(leaf, trial.scalars, trial.output, trial.nesterov, {0, n}, buffers.data(),
+      kernel(leaf, trial.scalars, trial.rounding, trial.nesterov, {0, n}, buffers.data(),
              n);
     }
   });
@@ -467,7 +458,7 @@ void test_kernel(const Trial& trial, const char* name, bool fused, Kernel* kerne
 void test_threads(const Trial& trial, bool fused, int threads) {
   const std::string name = std::to_string(threads) + " threads";
   test(trial, name, fused, [&](const std::vector<Leaf>& leaves) {
-    const Step step(leaves, trial.scalars, trial.output, trial.nesterov);
+    const Step step(leaves, trial.scalars, trial.rounding, trial.nesterov);
     std::atomic<int64_t> next{0}, done{0};
     const auto work = [&] { done += step.run([&] { return next++; }); };
     std::vector<std::thread> others;

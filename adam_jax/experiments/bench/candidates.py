@@ -65,10 +65,10 @@ def _optax(format: Format) -> Any:
     return optax.adamw(LEARNING_RATE)
 
 
-def _ours(format: Format, make: Any = adam_jax.adamw, wrap: Any = lambda tx: tx) -> Any:
+def _ours(format: Format, wrap: Any = lambda tx: tx) -> Any:
     """Return an adamw of the package's, with both moments in the format."""
     moments = {"mu_dtype": format.moments, "nu_dtype": format.moments}
-    tx = wrap(make(LEARNING_RATE, **moments))
+    tx = wrap(adam_jax.adamw(LEARNING_RATE, **moments))
     return optax.chain(tx, adam_jax.round_to_params()) if _is_pure(format) else tx
 
 
@@ -102,12 +102,12 @@ def _stepping(make_tx: Callable[[Format], Any], grads_inside: bool = False) -> A
     return make
 
 
-def _stepping_in_place(grads_inside: bool = False) -> Any:
+def _stepping_in_place(grads_inside: bool = False, packed: bool = False) -> Any:
     """Return a `Candidate.make` that times the fused optimizer's own step."""
 
     def make(format, grads):
-        moments = {"mu_dtype": format.moments, "nu_dtype": format.moments}
-        tx = fused.adamw(LEARNING_RATE, **moments)
+        stored = format.moments
+        tx = fused.adamw(LEARNING_RATE, mu_dtype=stored, nu_dtype=stored, packed=packed)
 
         def step(params, state, grads):
             return tx.step(params, grads, state)
@@ -144,8 +144,6 @@ def _why_not_installed(package: str) -> str | None:
     return None if found else f"{package} is not installed"
 
 
-_fused_update = functools.partial(_ours, make=fused.adamw)
-
 CANDIDATES = {
     "optax": Candidate(
         "optax.adamw, update and apply_updates: the base of most others",
@@ -163,9 +161,9 @@ CANDIDATES = {
         _stepping_in_place(),
         why_missing=_why_not_built,
     ),
-    "fused_update": Candidate(
-        "fused.adamw as an Optax transformation",
-        _stepping(_fused_update),
+    "fused_packed": Candidate(
+        "fused.adamw(..., packed=True).step: small leaves share their moments' buffers",
+        _stepping_in_place(packed=True),
         why_missing=_why_not_built,
     ),
     "adamw": Candidate("adam_jax.adamw", _stepping(_ours)),
@@ -183,7 +181,7 @@ CANDIDATES = {
         why_missing=functools.partial(_why_not_installed, "rollfast"),
     ),
     "optax_grads": Candidate(
-        "optax, with gradients made inside the jitted step; the base of the next two",
+        "optax, with gradients made inside the jitted step; the base of the next",
         _stepping(_optax, grads_inside=True),
         formats=("float32",),
         base="optax_grads",
@@ -191,13 +189,6 @@ CANDIDATES = {
     "fused_step_grads": Candidate(
         "fused_step, with gradients made inside",
         _stepping_in_place(grads_inside=True),
-        formats=("float32", "bfloat16", "8bit"),
-        base="optax_grads",
-        why_missing=_why_not_built,
-    ),
-    "fused_update_grads": Candidate(
-        "fused_update, with gradients made inside",
-        _stepping(_fused_update, grads_inside=True),
         formats=("float32", "bfloat16", "8bit"),
         base="optax_grads",
         why_missing=_why_not_built,

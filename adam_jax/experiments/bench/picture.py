@@ -11,7 +11,7 @@ COLORS = {
     "optax": "0.45",
     LIMIT: "black",
     "fused_step": "C0",
-    "fused_update": "C9",
+    "fused_packed": "C9",
     "adamw": "C1",
     "packed": "C2",
     "torch": "C3",
