@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from adam_jax.experiments.bench.steppers import Stepper
 
-TURN_SECONDS = 2e-3  # a turn of the base; shorter ones would time the clock
+# Of the base, in a turn: in training, too, a step is dispatched while another runs.
+TURN_SECONDS = 30e-3
 FEWEST_PAIRS = 3
 # Threads of XLA and PyTorch spin for some ms after their work, on cores that the other
 # needs: unless it waits, each measures the other's waiting.
