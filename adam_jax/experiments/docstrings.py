@@ -49,7 +49,7 @@ def mark_words(
     A word is two or more letters or digits; capitals count as small letters.
 
     Args:
-      train: Texts whose most frequent words are the vocabulary.
+      train: Texts; the words that are in most of them are the vocabulary.
       test: Other texts; words of theirs that the vocabulary lacks are left out.
       size: Words in the vocabulary, at most.
 
