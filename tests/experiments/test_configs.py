@@ -41,8 +41,8 @@ def test_it_runs_for_two_steps(config, runs_dir):
     if config.stem.startswith("topics"):
         options += ["--model.widths=[32]", "--test_share=0.01", "--context=128"]
         options += ["--optimizer.warmup_steps=1"]
-    if config.stem == "mnist_vae":
-        options += ["--model.widths=[8]", "--model.latent=2"]
+    if config.stem.startswith(("mnist", "words")):
+        options += ["--model.widths=[8]", "--model.latent=2", "--test_share=0.02"]
     assert main(["train", f"--config={config}", *options]) == 0
     (line,) = (runs_dir / config.stem / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["step"] == 2
