@@ -13,23 +13,33 @@ def _require(holds: bool, key: str, value: object, expected: str) -> None:
         raise ValueError(f"{key} is {value!r}, but must be {expected}")
 
 
+ModelName = Literal["logistic", "mlp", "cnn", "vae", "transformer", "linear"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Say which network is trained.
 
     Attributes:
-      name: For digits a dense network (mlp), or a convolutional one that halves
-        the image in each layer (cnn); for topics a causal transformer.
-      widths: Units (mlp), channels (cnn) or, all equal, the width of each block
-        (transformer).
+      name: For digits, mnist and words a dense network (mlp) or one without hidden
+        layers (logistic); for digits and mnist also a convolutional one that halves
+        the image in each layer (cnn), or a variational autoencoder (vae); for topics
+        a causal transformer; for wilson a linear model that starts at zero (linear).
+      widths: Units (mlp), channels (cnn), units of the encoder, of which the decoder
+        has the reverse (vae) or, all equal, the width of each block (transformer).
+      latent: Dimensions of the code of the vae.
       heads: Heads of attention in each block of the transformer.
+      dropout: Share of the inputs of mlp, cnn and logistic that is set to zero in
+        training; the rest grows by as much.
       hidden_bias: Bias with which the hidden layers of mlp and cnn start.
       param_dtype: In which the parameters are kept; the arithmetic is float32.
     """
 
-    name: Literal["mlp", "cnn", "transformer"] = "mlp"
+    name: ModelName = "mlp"
     widths: tuple[int, ...] = (128, 64)
+    latent: int = 20
     heads: int = 4
+    dropout: float = 0.0
     hidden_bias: float = 0.0
     param_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -39,12 +49,23 @@ class ModelConfig:
         _require(positive, "model.widths", list(self.widths), "positive numbers")
         finite = math.isfinite(self.hidden_bias)
         _require(finite, "model.hidden_bias", self.hidden_bias, "a finite number")
+        _require(self.latent > 0, "model.latent", self.latent, "1 or more")
+        share = 0 <= self.dropout < 1
+        _require(share, "model.dropout", self.dropout, "at least 0 and below 1")
+        takes = self.dropout == 0 or self.name in ("mlp", "cnn", "logistic")
+        _require(takes, "model.dropout", self.dropout, f"0 for model.name {self.name}")
         if self.name == "transformer":
             widths, heads = list(self.widths), self.heads
             equal = len(set(widths)) == 1
             _require(equal, "model.widths", widths, "equal in a transformer")
             divides = heads > 0 and widths[0] % heads == 0
             _require(divides, "model.heads", heads, f"a divisor of {widths[0]}")
+
+    @property
+    def loss_name(self) -> str:
+        """Name the loss, with its unit."""
+        names = {"vae": "negative ELBO in nats", "linear": "half the squared error"}
+        return names.get(self.name, "cross-entropy in nats")
 
 
 @dataclass(frozen=True)
@@ -54,7 +75,8 @@ class OptimizerConfig:
     Attributes:
       name: An optimizer of adam_jax.OPTIMIZERS (listed below).
       learning_rate: Learning rate; its peak, if it follows a schedule.
-      schedule: Keep the learning rate, or let it fall to zero along a cosine.
+      schedule: Keep the learning rate, let it fall to zero along a cosine, or divide
+        it by the root of the step's number, from 1 (inverse_sqrt).
       warmup_steps: Steps in which the learning rate first rises from zero.
       b1: Decay of the first moment.
       b2: Decay of the second moment.
@@ -75,7 +97,7 @@ class OptimizerConfig:
 
     name: str = "adam"
     learning_rate: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
     warmup_steps: int = 0
     b1: float | None = None
     b2: float | None = None
@@ -111,20 +133,24 @@ class TaskConfig:
       name: Name of the run, and of its folder.
       runs_dir: Folder in which the run gets a folder of its own: NAME, or the
         first free one of NAME-2, NAME-3, ... so that no run is overwritten.
-      data: Handwritten digits, or the characters of Python's manual (topics).
+      data: Handwritten digits, 8 by 8 pixels (digits) or 28 by 28 (mnist); which words
+        are in a docstring of SciPy, to tell its package (words); the characters of
+        Python's manual (topics); or the examples of which Wilson et al. show that
+        adaptive methods generalise worse on them (wilson).
       context: Characters in a window of topics; a window is one example.
       epochs: How often every training example is seen.
       epoch_steps: Steps in an epoch; null: as many as the examples fill.
       batch_size: Training examples in each step. An epoch leaves out what does
         not fill a batch: other examples each time.
-      label_smoothing: Share of each target that is spread over all classes.
+      label_smoothing: Share of each target that is spread over all classes; of no
+        effect on vae and linear, which have none.
       test_share: Share of the data kept for testing: the same whatever the seed.
       model: The network.
     """
 
     name: str = "digits"
     runs_dir: str = "runs"
-    data: Literal["digits", "topics"] = "digits"
+    data: Literal["digits", "mnist", "words", "topics", "wilson"] = "digits"
     context: int = 64
     epochs: int = 40
     epoch_steps: int | None = None

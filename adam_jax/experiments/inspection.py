@@ -102,8 +102,9 @@ def tabulate_epochs(epochs: Sequence[Epoch]) -> Table:
         columns.append(to_scalars(epoch))
     of_a_group = tuple(f"/{group}" for group in epochs[-1].moved)
     for name in columns[-1]:
-        if not name.endswith(of_a_group):
-            values = [column.get(name, math.nan) for column in columns]
+        values = [column.get(name, math.nan) for column in columns]
+        has_none = name == "accuracy" and all(map(math.isnan, values))
+        if not name.endswith(of_a_group) and not has_none:
             table.add_row(name, *map(to_text, values))
     return table
 

@@ -19,7 +19,8 @@ class Epoch(NamedTuple):
       learning_rate: Learning rate of the last step that was not skipped.
       train_loss: Mean loss of the epoch's batches, each before its step.
       test_loss: Loss on the test examples after the epoch.
-      test_accuracy: Share of the test labels that are found, from 0 to 1.
+      test_accuracy: Share of the test labels that are found, from 0 to 1; NaN where
+        there are none to be found.
       figures: The adam_jax.FIGURES of the step: of the whole tree by "name", of each
         parameter group by "name/path".
       moved: How far each parameter group is from where it started, by its path: the

@@ -1,5 +1,7 @@
 """The Flax NNX models: from a batch of inputs to the logits of their labels."""
 
+import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -7,13 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from adam_jax.experiments.config import ModelConfig
 from adam_jax.experiments.data import Examples
 from adam_jax.experiments.transformer import Transformer
-
-SIDE = 8
+from adam_jax.experiments.vae import VAE
 
 
 def build_model(
@@ -21,61 +21,88 @@ def build_model(
 ) -> nnx.Module:
     """Build the network of a config, its parameters drawn from a key.
 
-    Raises:
-      ValueError: if it does not take such examples.
+    Args:
+      config: The network.
+      examples: Such as it is to take.
+      classes: How many logits it gives; a vae and a linear model have no classes.
+      key: A key of jax.random.
     """
     rngs, param_dtype = nnx.Rngs(key), jnp.dtype(config.param_dtype)
-    is_text = examples.labels.ndim == 2
-    if is_text != (config.name == "transformer"):
-        raise ValueError(
-            f"model.name is {config.name!r}, but must be "
-            + ("'transformer' for data = 'topics'" if is_text else "'mlp' or 'cnn'")
-        )
-    if is_text:
-        context = examples.inputs.shape[-1]
-        return Transformer(
-            classes, context, config.widths, config.heads, param_dtype, rngs
-        )
-    build = {"mlp": build_mlp, "cnn": build_cnn}[config.name]
-    return build(config.widths, classes, config.hidden_bias, param_dtype, rngs)
+    options: Any = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
+    shape, widths = examples.inputs.shape[1:], config.widths
+    match config.name:
+        case "transformer":
+            (context,) = shape
+            return Transformer(
+                classes, context, widths, config.heads, param_dtype, rngs
+            )
+        case "cnn":
+            return build_cnn(shape, widths, classes, config.hidden_bias, options)
+        case "vae":
+            return build_vae(math.prod(shape), widths, config.latent, options)
+        case "linear":
+            options |= {"use_bias": False, "kernel_init": nnx.initializers.zeros}
+            return nnx.Sequential(nnx.Linear(math.prod(shape), 1, **options))
+    if config.name == "logistic":
+        widths = ()
+    return build_mlp(math.prod(shape), widths, classes, config.hidden_bias, options)
 
 
 def build_mlp(
+    inputs: int,
     widths: tuple[int, ...],
     classes: int,
     hidden_bias: float,
-    param_dtype: DTypeLike,
-    rngs: nnx.Rngs,
+    options: dict[str, Any],
 ) -> nnx.Sequential:
-    """Build dense layers with a relu after each but the last: images to logits."""
-    options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
+    """Build dense layers with a relu after each but the last."""
     hidden: Any = options | {"bias_init": nnx.initializers.constant(hidden_bias)}
-    layers = []
-    inputs = SIDE * SIDE
-    for width in widths:
-        layers += [nnx.Linear(inputs, width, **hidden), jax.nn.relu]
-        inputs = width
-    return nnx.Sequential(_flatten, *layers, nnx.Linear(inputs, classes, **options))
+    layers, last = _stack_dense(inputs, widths, jax.nn.relu, hidden)
+    return nnx.Sequential(_flatten, *layers, nnx.Linear(last, classes, **options))
 
 
 def build_cnn(
+    shape: tuple[int, ...],
     widths: tuple[int, ...],
     classes: int,
     hidden_bias: float,
-    param_dtype: DTypeLike,
-    rngs: nnx.Rngs,
+    options: dict[str, Any],
 ) -> nnx.Sequential:
     """Build 3x3 convolutions of stride 2, each with a relu, and a dense layer."""
-    options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
     hidden: Any = options | {"bias_init": nnx.initializers.constant(hidden_bias)}
     layers = []
     for inputs, width in pairwise((1, *widths)):
         layers += [nnx.Conv(inputs, width, (3, 3), strides=2, **hidden), jax.nn.relu]
     channels = (1, *widths)[-1]
-    # An odd side is padded: 8, 4, 2, 1, 1, ...
-    side = max(1, SIDE >> len(widths))
-    head = nnx.Linear(side * side * channels, classes, **options)
+    # An odd side is padded: 28, 14, 7, 4, 2, 1, 1, ...
+    sides = (math.ceil(side / 2 ** len(widths)) for side in shape)
+    head = nnx.Linear(math.prod(sides) * channels, classes, **options)
     return nnx.Sequential(_add_channel, *layers, _flatten, head)
+
+
+def build_vae(
+    inputs: int, widths: tuple[int, ...], latent: int, options: dict[str, Any]
+) -> VAE:
+    """Build an encoder of softplus units, and a decoder that mirrors it."""
+    encoder, last = _stack_dense(inputs, widths, jax.nn.softplus, options)
+    mean, log_variance = (nnx.Linear(last, latent, **options) for _ in range(2))
+    decoder, last = _stack_dense(latent, widths[::-1], jax.nn.softplus, options)
+    return VAE(
+        nnx.Sequential(_flatten, *encoder),
+        mean,
+        log_variance,
+        nnx.Sequential(*decoder, nnx.Linear(last, inputs, **options)),
+    )
+
+
+def _stack_dense(
+    inputs: int, widths: tuple[int, ...], activation: Callable, options: Any
+) -> tuple[list[Any], int]:
+    """Give dense layers, an activation after each, and how many units come out."""
+    layers = []
+    for before, width in pairwise((inputs, *widths)):
+        layers += [nnx.Linear(before, width, **options), activation]
+    return layers, (inputs, *widths)[-1]
 
 
 def _add_channel(images: Array) -> Array:

@@ -5,6 +5,7 @@ import inspect
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adam_jax import (
@@ -38,6 +39,7 @@ def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     after = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, steps - warmup),
+        "inverse_sqrt": lambda count: peak / jnp.sqrt(count + 1.0),
     }[config.schedule]
     if not warmup:
         return after

@@ -18,16 +18,17 @@ STEP, RATIO = "effective_step_quantiles", "signal_to_noise_quantiles"
 def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
     """Draw the epochs of a run.
 
-    There is a panel each for loss, test accuracy, effective step, signal-to-noise
-    ratio if the optimizer has one, relative update and gradient. The last two show the
-    parameter groups that moved most and least.
+    There is a panel each for loss, test accuracy if the model has one, effective step,
+    signal-to-noise ratio if the optimizer has one, relative update and gradient. The
+    last two show the parameter groups that moved most and least.
     """
     numbers = [epoch.epoch for epoch in epochs]
     has_ratio = f"{RATIO}/q50" in epochs[-1].figures
+    has_accuracy = not all(math.isnan(epoch.test_accuracy) for epoch in epochs)
     figure = Figure(figsize=(11, 12), layout="constrained")
     panels = figure.subplot_mosaic(
         [
-            ["loss", "accuracy"],
+            ["loss", "accuracy" if has_accuracy else "loss"],
             ["step", "ratio" if has_ratio else "step"],
             ["update", "gradient"],
         ]
@@ -39,7 +40,9 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
         weight="bold",
     )
     _draw_loss(panels["loss"], numbers, epochs)
-    _draw_accuracy(panels["accuracy"], numbers, epochs)
+    panels["loss"].set_ylabel(config.model.loss_name)
+    if has_accuracy:
+        _draw_accuracy(panels["accuracy"], numbers, epochs)
     panels["step"].set_title("Effective step: how far the parameters move")
     panels["step"].set_ylabel("|update| / learning rate")
     bound = 1.0 if has_ratio else None  # of plain Adam's step, and of any ratio
@@ -69,7 +72,7 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
 
 
 def _draw_loss(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> None:
-    panel.set(title="Loss", ylabel="cross-entropy [nats]")
+    panel.set_title("Loss")
     losses = [epoch.train_loss for epoch in epochs]
     panel.plot(numbers, losses, ".-", label="training")
     panel.plot(numbers, [epoch.test_loss for epoch in epochs], ".-", label="test")

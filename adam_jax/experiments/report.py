@@ -1,5 +1,6 @@
 """What is shown while a run goes on and when it ends."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -48,7 +49,10 @@ class Report:
 
     def show(self, epoch: Epoch) -> None:
         """Show a finished epoch."""
-        state = f"loss {epoch.train_loss:.4f}, test accuracy {epoch.test_accuracy:.2%}"
+        tested = f"test loss {epoch.test_loss:.4f}"
+        if not math.isnan(epoch.test_accuracy):
+            tested = f"test accuracy {epoch.test_accuracy:.2%}"
+        state = f"loss {epoch.train_loss:.4f}, {tested}"
         self.bar.update(self.task, completed=epoch.epoch, description=state)
         if self.bar.disable:
             done = f"epoch {epoch.epoch}/{self.config.epochs}"
@@ -61,8 +65,10 @@ class Report:
         optimizer_state = trainer.opt_state.inner_state  # the figures left out
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer_state))
         table = Table(title=self.config.name, show_header=False)
-        table.add_row("test accuracy", f"{last.test_accuracy:.2%}")
-        table.add_row("test loss", f"{last.test_loss:.4f} nats")
+        if not math.isnan(last.test_accuracy):
+            table.add_row("test accuracy", f"{last.test_accuracy:.2%}")
+        name = self.config.model.loss_name
+        table.add_row("test loss", f"{last.test_loss:.4f} ({name})")
         table.add_row("epochs", f"{last.epoch} of {self.config.epochs}")
         table.add_row(
             "steps per second",

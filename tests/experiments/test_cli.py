@@ -28,7 +28,7 @@ MISTAKES = {
     "a wrong list": ("--model.widths=3", r"model.widths: expected a list, got 3 "),
     "a wrong choice": (
         "--model.name=rnn",
-        r"expected one of 'mlp', 'cnn', 'transformer', got rnn ",
+        r"expected one of 'logistic', 'mlp', .*'linear', got rnn ",
     ),
     "a name for a table": ("--optimizer=lion", r"optimizer: no such file: 'lion'"),
     "a missing file": ("--config=no.toml", r"no.toml: No such file or directory"),
@@ -79,12 +79,21 @@ MISTAKES = {
     ),
     "another model's data": (
         "--data=topics",
-        r"model.name is 'mlp', but must be 'transformer' for data = 'topics'",
+        r"model.name is 'mlp', but data = 'topics' goes with 'transformer'",
     ),
     "another data's model": (
         "--model.name=transformer",
         r"model.widths is \[128, 64\], but must be equal in a transformer",
     ),
+    "images for signs": (
+        "--model.name=linear",
+        r"model.name is 'linear', but data = 'digits' goes with 'logistic' or 'mlp' or",
+    ),
+    "all dropped": (
+        "--model.dropout=1",
+        r"model.dropout is 1.0, but must be at least 0 and below 1",
+    ),
+    "no code": ("--model.latent=0", r"model.latent is 0, but must be 1 or more"),
     "an unknown guard": (
         "--optimizer.guard=spike",
         r"guard: expected one of 'none', 'nonfinite', 'spikes', got spike ",
@@ -102,6 +111,10 @@ BAD_FILES = {
     "a wrong type": ("seed = 'x'", r"seed: expected int, got x"),
     "a wrong optional type": ("optimizer.eps = 'x'", r"eps: expected float, got x"),
     "no TOML": ("seed = = 1", r"bad.toml: .*Invalid value \(at line 1, column 8\)"),
+    "what cannot drop": (
+        "model.name = 'vae'\nmodel.dropout = 0.5",
+        r"model.dropout is 0.5, but must be 0 for model.name vae",
+    ),
     "an endless bias": (
         "model.hidden_bias = inf",
         r"hidden_bias is inf, but must be a finite number",

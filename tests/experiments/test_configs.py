@@ -23,10 +23,15 @@ def test_all_are_here():
         "digits_mlp_rmsprop",
         "digits_mlp_sgd",
         "digits_mlp_simplified_adam",
+        "mnist_cnn",
+        "mnist_logistic",
+        "mnist_mlp",
+        "mnist_vae",
         "topics_8bit",
         "topics_bfloat16",
         "topics_float32",
         "topics_pure_bfloat16",
+        "words_logistic",
     }
 
 
@@ -36,6 +41,8 @@ def test_it_runs_for_two_steps(config, runs_dir):
     if config.stem.startswith("topics"):
         options += ["--model.widths=[32]", "--test_share=0.01", "--context=128"]
         options += ["--optimizer.warmup_steps=1"]
+    if config.stem.startswith(("mnist", "words")):
+        options += ["--model.widths=[8]", "--model.latent=2", "--test_share=0.02"]
     assert main(["train", f"--config={config}", *options]) == 0
     (line,) = (runs_dir / config.stem / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["step"] == 2

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from adam_jax import QUANTILES
-from adam_jax.experiments.config import OptimizerConfig, TrainConfig
+from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
 from adam_jax.experiments.metrics import Epoch
 from adam_jax.experiments.picture import RATIO, STEP, draw_run
 
@@ -78,6 +78,17 @@ def test_a_flat_loss_and_accuracy_look_flat():
     loss, accuracy, *_ = draw_run(TrainConfig(), flat).axes
     assert loss.get_ylim() == pytest.approx((2.3 / 1.05, 2.3 * 1.05))
     assert accuracy.get_ylim() == pytest.approx((0.88, 0.92))
+
+
+def test_where_there_is_no_accuracy_the_loss_takes_its_place(tmp_path):
+    config = TrainConfig(data="mnist", model=ModelConfig(name="vae"))
+    without = [epoch._replace(test_accuracy=math.nan) for epoch in epochs(BAND, BAND)]
+    figure = draw_run(config, without)
+    expected = ["Loss", "Effective step", "Signal-to-noise ratio"]
+    assert titles(figure) == [*expected, "Relative update", "Gradient"]
+    loss, *_ = figure.axes
+    assert loss.get_ylabel() == "negative ELBO in nats"
+    figure.savefig(tmp_path / "run.png")
 
 
 def test_sgd_has_no_ratio(tmp_path):

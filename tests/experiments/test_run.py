@@ -200,3 +200,15 @@ def test_a_run_without_moments_is_inspected(train, runs_dir, capfd):
     out = capfd.readouterr().out
     assert "effective_step_quantiles/q50" in out
     assert "signal_to_noise" not in out and "SNR" not in out
+
+
+def test_without_labels_no_accuracy_is_shown(train, runs_dir, capfd):
+    assert train("--model.name=vae", "--model.latent=2") == 0
+    assert main(["inspect", str(runs_dir / "digits")]) == 0
+    out, err = capfd.readouterr()
+    assert err == "" and "accuracy" not in out and "nan" not in out
+    _, last = (runs_dir / "digits" / "metrics.jsonl").read_text().splitlines()
+    loss = f"{json.loads(last)['test_loss']:.4f}"
+    assert f", test loss {loss}\n" in out
+    assert f"{loss} (negative ELBO in nats)" in out
+    assert json.loads(last)["test_accuracy"] is None

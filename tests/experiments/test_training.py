@@ -61,6 +61,10 @@ def test_schedules():
 
     np.testing.assert_allclose(rates("constant", 0), peak)
     np.testing.assert_allclose(rates("constant", 2), [0, peak / 2] + [peak] * 6)
+    roots = np.sqrt([1, 2, 3, 4, 5, 6, 7, 8])
+    np.testing.assert_allclose(rates("inverse_sqrt", 0), peak / roots, rtol=1e-6)
+    after = [0, peak / 2, *(peak / roots[:6])]
+    np.testing.assert_allclose(rates("inverse_sqrt", 2), after, rtol=1e-6)
     half_cosine = peak * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
     np.testing.assert_allclose(rates("cosine", 0), half_cosine, rtol=1e-5)
     warmed = rates("cosine", 4)
