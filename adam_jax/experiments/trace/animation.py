@@ -5,15 +5,21 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.animation import FFMpegWriter, FuncAnimation, PillowWriter
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from adam_jax.experiments.trace.paths import Trace
-from adam_jax.experiments.trace.picture import add_legend, draw_lines, draw_surface
+from adam_jax.experiments.trace.picture import (
+    COLORS,
+    MINIMUM,
+    add_legend,
+    draw_lines,
+    draw_surface,
+)
 from adam_jax.experiments.trace.surfaces import Surface
 
 FRAMES_PER_SECOND = 20
-COLORS = 128
 
 
 class _GifWriter(PillowWriter):
@@ -21,12 +27,12 @@ class _GifWriter(PillowWriter):
 
     def finish(self) -> None:
         frames = self._frames  # pyright: ignore[reportAttributeAccessIssue] (untyped)
-        if not frames:
+        if not frames:  # interrupted before the first one
             return
-        no_dither = Image.Dither.NONE
-        palette = frames[-1].quantize(COLORS, Image.Quantize.MAXCOVERAGE)
+        palette = _make_palette()
         first, *others = (
-            frame.quantize(palette=palette, dither=no_dither) for frame in frames
+            frame.quantize(palette=palette, dither=Image.Dither.NONE)
+            for frame in frames
         )
         first.save(
             self.outfile,
@@ -36,6 +42,19 @@ class _GifWriter(PillowWriter):
             duration=1000 // FRAMES_PER_SECOND,
             loop=0,
         )
+
+
+def _make_palette() -> Image.Image:
+    """Give greys, and what the edges of coloured lines blend into on pale grey."""
+    greys = np.linspace(0, 1, 64)[:, None].repeat(3, axis=1)
+    colors = np.array([to_rgb(color) for color in (*COLORS, MINIMUM["mfc"])])
+    shares = np.linspace(0.2, 1, 8)[:, None, None]
+    blends = shares * colors + (1 - shares) * 0.85
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(
+        np.round(255 * np.vstack([greys, *blends])).astype(int).ravel().tolist()
+    )
+    return palette
 
 
 def write_animation(

@@ -136,7 +136,7 @@ def to_json(config: TraceConfig, traces: Mapping[str, Trace]) -> str:
         for name, trace in traces.items()
     }
     minima = SURFACES[config.surface].minima
-    content = {"surface": config.surface, "minima": minima, "optimizers": rows}
+    content = {"surface": config.surface, "minima": minima, "paths": rows}
     return json.dumps(content) + "\n"
 
 

@@ -60,11 +60,11 @@ def _widen(ends: tuple[float, float], x: float) -> tuple[float, float]:
     return min(low, x - margin), max(high, x + margin)
 
 
-def choose_optimizers(config: TraceConfig) -> dict[str, OptimizerConfig]:
-    """Give the config of each optimizer that is asked for, by the name of its path.
+def choose_options(config: TraceConfig) -> dict[str, dict[str, Any]]:
+    """Give the options of each optimizer that is asked for, by the name of its path.
 
     Raises:
-      ValueError: if a name is unknown, or a value out of range.
+      ValueError: if a name is unknown.
     """
     surface = SURFACES[config.surface]
     names = config.optimizers or tuple(surface.settings)
@@ -87,7 +87,7 @@ def choose_optimizers(config: TraceConfig) -> dict[str, OptimizerConfig]:
                 f"optimizers has {options['name']!r}, which must be one of {known}, or "
                 "have settings with the name of one"
             )
-        chosen[name] = OptimizerConfig(**options)
+        chosen[name] = options
     return chosen
 
 
@@ -99,16 +99,19 @@ def compile_traces(
     Raises:
       ValueError: if an option of an optimizer is unusable.
     """
-    start, key = jnp.array(surface.start, jnp.float32), jax.random.key(config.seed)
-    walks = {}
-    for name, optimizer in choose_optimizers(config).items():
+    built = {}
+    for name, options in choose_options(config).items():
         try:
+            optimizer = OptimizerConfig(**options)
             schedule = build_schedule(optimizer, surface.steps)
-            tx = build_optimizer(optimizer, schedule)
-            compiled = jax.jit(partial(_walk, surface, tx)).lower(start, key).compile()
+            built[name] = optimizer, build_optimizer(optimizer, schedule)
         except ValueError as error:
             message = str(error).removeprefix("optimizer.")
             raise ValueError(f"settings.{name}: {message}") from error
+    start, key = jnp.array(surface.start, jnp.float32), jax.random.key(config.seed)
+    walks = {}
+    for name, (optimizer, tx) in built.items():
+        compiled = jax.jit(partial(_walk, surface, tx)).lower(start, key).compile()
         walks[name] = partial(_trace, surface, optimizer, compiled, start, key)
     return walks
 

@@ -123,7 +123,7 @@ _COUNTEREXAMPLE = Surface(
 
 SURFACES: dict[str, Surface] = {
     "rosenbrock": Surface(
-        "a curved valley: its floor is found at once, its end is not",
+        "a curved valley, whose floor is found at once, and whose end is not",
         _rosenbrock,
         minima=((1.0, 1.0),),
         start=(-1.2, 1.0),
@@ -144,7 +144,7 @@ SURFACES: dict[str, Surface] = {
     ),
     "ravine": _RAVINE,
     "turned_ravine": _RAVINE._replace(
-        about="the same, turned by 45 degrees: no scale of a coordinate helps",
+        about="the ravine turned by 45 degrees: no scale of a coordinate helps",
         loss=_turned_ravine,
         start=(-3.5, -2.1),
         bounds=((-4.5, 2.5), (-3.5, 2.0)),
@@ -160,8 +160,8 @@ SURFACES: dict[str, Surface] = {
     ),
     "counterexample": _COUNTEREXAMPLE,
     "random_counterexample": _COUNTEREXAMPLE._replace(
-        about="the same losses, drawn: x sees 3x with probability 1/3, else -x, as in "
-        "Theorem 3",
+        about="Reddi et al. 2018, Theorem 3: x sees 3x with probability 1/3, else -x; "
+        "y sees a plain bowl",
         step_loss=_reddi_drawn,
     ),
 }
