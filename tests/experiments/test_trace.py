@@ -17,6 +17,7 @@ from PIL import Image
 
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.config import OptimizerConfig
+from adam_jax.experiments.trace import command
 from adam_jax.experiments.trace import config as trace_config
 from adam_jax.experiments.trace.animation import choose_steps
 from adam_jax.experiments.trace.config import TraceConfig
@@ -304,6 +305,8 @@ def test_a_run_leaves_its_folder_and_a_summary(trace, runs_dir, capfd):
         np.testing.assert_array_equal(points, expected[name].points)
         losses = np.array(path["losses"], np.float32)
         np.testing.assert_array_equal(losses, expected[name].losses)
+        regrets = np.array(path["regrets"], np.float32)
+        np.testing.assert_array_equal(regrets, expected[name].regrets)
         assert len(path["distances"]) == 31
         assert path["settings"]["name"] == name
     assert found["paths"]["sgd"]["settings"]["learning_rate"] == 0.001
@@ -425,6 +428,17 @@ def test_ctrl_c_saves_all_but_the_animation(frame, trace, runs_dir, capfd, monke
     out, err = capfd.readouterr()
     assert err == "adam-jax: error: interrupted\n"
     assert "rosenbrock, 30 steps" in out
+    assert {path.name for path in (runs_dir / "rosenbrock").iterdir()} == FILES
+
+
+def test_ctrl_c_before_the_animation(trace, runs_dir, capfd, monkeypatch):
+    def interrupt(steps, frames):
+        os.kill(os.getpid(), signal.SIGINT)
+        return choose_steps(steps, frames)
+
+    monkeypatch.setattr(command, "choose_steps", interrupt)
+    assert trace("--animation=none") == 130
+    assert capfd.readouterr().err == "adam-jax: error: interrupted\n"
     assert {path.name for path in (runs_dir / "rosenbrock").iterdir()} == FILES
 
 

@@ -104,6 +104,8 @@ def run_trace(
                 raise KeyboardInterrupt
 
         try:
+            if stop.is_set():
+                raise KeyboardInterrupt
             if config.animation != "none":
                 file = folder / f"trace.{config.animation}"
                 with report.bar:
@@ -131,6 +133,7 @@ def to_json(config: TraceConfig, traces: Mapping[str, Trace]) -> str:
             "diverged": trace.diverged,
             "points": [[_shorten(x) for x in point] for point in trace.points],
             "losses": [_shorten(loss) for loss in trace.losses],
+            "regrets": [_shorten(x) for x in trace.regrets],
             "distances": [_shorten(x) for x in trace.distances.astype("float32")],
         }
         for name, trace in traces.items()
