@@ -27,13 +27,18 @@ bench: .venv/ready  ## Measure how true moments are, and a step beside optax, to
 figures: .venv/ready  ## Train the transformer in every format, from five seeds (25 min).
 	$(BIN)/python benchmarks/training_loss.py
 
-pictures: .venv/ready  ## Draw the pictures in docs/ anew, and print their figures (1 min).
+pictures: .venv/ready  ## Draw the pictures in docs/ anew, and print their figures (2 min).
 	rm -rf runs/pictures
 	for name in digits_mlp diagnose_healthy diagnose_large_lr diagnose_dead_layer \
 	    diagnose_noisy_batch; do \
 	  $(BIN)/adam-jax train --config configs/$$name.toml --runs_dir runs/pictures && \
 	  $(BIN)/adam-jax inspect runs/pictures/$$name && \
 	  cp runs/pictures/$$name/run.png docs/$$name.png || exit; \
+	done
+	for name in trace_rosenbrock trace_counterexample; do \
+	  $(BIN)/adam-jax trace --config configs/$$name.toml --runs_dir runs/pictures && \
+	  cp runs/pictures/$$name/trace.png docs/$$name.png && \
+	  cp runs/pictures/$$name/trace.gif docs/$$name.gif || exit; \
 	done
 
 optax-suite: .venv/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).

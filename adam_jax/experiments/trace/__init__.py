@@ -1,0 +1,1 @@
+"""Paths of optimizers on two-dimensional surfaces: `adam-jax trace`."""

@@ -1,0 +1,148 @@
+"""`adam-jax trace`: walk, draw, save."""
+
+import json
+import textwrap
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.run import NAMES, make_run_folder
+from adam_jax.experiments.trace.animation import choose_steps, write_animation
+from adam_jax.experiments.trace.config import TraceConfig
+from adam_jax.experiments.trace.paths import (
+    Trace,
+    compile_traces,
+    place_surface,
+)
+from adam_jax.experiments.trace.picture import draw_traces
+from adam_jax.experiments.trace.report import TraceReport
+from adam_jax.experiments.trace.surfaces import SURFACES, Surface
+
+EXAMPLES = """\
+examples:
+  adam-jax trace --surface rosenbrock
+  adam-jax trace --surface counterexample --animation none
+  adam-jax trace --surface beale --optimizers '["adam", "lion"]' --learning_rate 0.02
+  adam-jax trace --surface ravine --settings.adam.b1 0.5 --start "[-3, 1]"
+  adam-jax trace --config configs/trace_saddle.toml --steps 100
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the command."""
+    surfaces = "\n".join(
+        textwrap.fill(
+            f"{name:21}  {surface.about}; {', '.join(surface.settings)}",
+            86,
+            initial_indent="  ",
+            subsequent_indent=" " * 25,
+        )
+        for name, surface in SURFACES.items()
+    )
+    return new_config_parser(
+        TraceConfig,
+        "Trace the paths of optimizers on a surface: a picture and an animation.",
+        f"surfaces, and the optimizers that each shows:\n{surfaces}\n\n"
+        f"optimizers:\n{NAMES}\n\n{EXAMPLES}",
+    )
+
+
+def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+    """Compile the paths that the options describe.
+
+    Raises:
+      ValueError: if one of them is wrong.
+    """
+    config, resolved = read_config(TraceConfig, parser, options)
+    surface = place_surface(config)
+    walks = compile_traces(config, surface)
+    return lambda: run_trace(config, resolved, surface, walks)
+
+
+COMMAND = Command("trace optimizers on a surface", build_parser, prepare)
+
+
+def run_trace(
+    config: TraceConfig,
+    resolved: str,
+    surface: Surface,
+    walks: Mapping[str, Callable[[], Trace]],
+) -> None:
+    """Walk all paths, and leave everything in a new folder.
+
+    The folder holds config.toml, trace.json, trace.png, and trace.gif or trace.mp4.
+
+    Args:
+      config: Says what is asked for.
+      resolved: The same as TOML, to be stored.
+      surface: The surface of that name, placed.
+      walks: Walks each path, by its name.
+
+    Raises:
+      OSError: if the folder cannot be made or written to.
+      KeyboardInterrupt: after Ctrl-C. All is saved then but the animation.
+    """
+    stop = threading.Event()
+    with on_interrupt(stop.set):
+        folder = make_run_folder(Path(config.runs_dir), config.name or config.surface)
+        (folder / "config.toml").write_text(resolved, "utf-8")
+        traces = {name: walk() for name, walk in walks.items()}
+        (folder / "trace.json").write_text(to_json(config, traces), "utf-8")
+        title = f"{config.surface}, {surface.steps:,} steps"
+        figure = draw_traces(f"{title}: {surface.about}", surface, traces)
+        figure.savefig(folder / "trace.png", dpi=90)
+        frames = choose_steps(surface.steps, config.frames)
+        report = TraceReport(len(frames))
+
+        def on_frame(frame: int) -> None:
+            report.show(frame)
+            if stop.is_set():
+                raise KeyboardInterrupt
+
+        try:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            if config.animation != "none":
+                file = folder / f"trace.{config.animation}"
+                with report.bar:
+                    write_animation(
+                        file, config.surface, surface, traces, frames, on_frame
+                    )
+        finally:
+            report.summarise(title, surface.about, traces, folder)
+
+
+def to_json(config: TraceConfig, traces: Mapping[str, Trace]) -> str:
+    """Give the numbers of the paths, each with the settings that were used.
+
+    A path that diverges ends before the step that does.
+    """
+    rows = {
+        name: {
+            "settings": {
+                key: value
+                for key, value in vars(trace.optimizer).items()
+                if value is not None
+            },
+            "reached": trace.reached,
+            "left": trace.left,
+            "diverged": trace.diverged,
+            "points": [[_shorten(x) for x in point] for point in trace.points],
+            "losses": [_shorten(loss) for loss in trace.losses],
+            "regrets": [_shorten(x) for x in trace.regrets],
+            "distances": [_shorten(x) for x in trace.distances.astype("float32")],
+        }
+        for name, trace in traces.items()
+    }
+    minima = SURFACES[config.surface].minima
+    content = {"surface": config.surface, "minima": minima, "paths": rows}
+    return json.dumps(content) + "\n"
+
+
+def _shorten(value: object) -> float:
+    # As few digits as tell one float32 from the next.
+    return float(str(value))

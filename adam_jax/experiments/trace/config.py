@@ -1,0 +1,76 @@
+"""What `adam-jax trace` is told."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict, get_type_hints
+
+from matplotlib.animation import writers
+
+from adam_jax.experiments.config import OptimizerConfig, require
+from adam_jax.experiments.trace.surfaces import SURFACES
+
+MOST_STEPS = 100_000  # each is kept, and written as text
+FARTHEST = 100.0  # a start from which no loss overflows
+
+# Only what is set: the rest is the surface's, or the optimizer's own.
+Settings = TypedDict(  # pyright: ignore[reportArgumentType] (made once, not twice)
+    "Settings", get_type_hints(OptimizerConfig), total=False
+)
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """Say which paths are traced, on which surface.
+
+    Attributes:
+      surface: One of those listed below.
+      optimizers: Names of optimizers or of settings; [] stands for the surface's.
+      learning_rate: Learning rate of all of them; null: each has the surface's, or, if
+        the surface has none for it, that of adam.
+      steps: Steps of each; null: as many as the surface shows.
+      start: Where all start, as [x, y]; [] stands for the surface's start.
+      seed: Seed of what is random: only in random_counterexample is anything.
+      settings: By name, the options of an optimizer, as in the table optimizer of
+        `adam-jax train`. With its option `name` the name here is free to choose.
+      animation: As which kind of file the animation is written, if at all; mp4 needs
+        ffmpeg.
+      frames: Pictures in the animation, 20 a second.
+      name: Name of the run's folder; null: the surface's.
+      runs_dir: Folder in which the run gets a folder of its own: NAME, or the first
+        free one of NAME-2, NAME-3, ...
+    """
+
+    surface: str = "rosenbrock"
+    optimizers: tuple[str, ...] = ()
+    learning_rate: float | None = None
+    steps: int | None = None
+    start: tuple[float, ...] = ()
+    seed: int = 0
+    settings: dict[str, Settings] = field(default_factory=dict)
+    animation: Literal["gif", "mp4", "none"] = "gif"
+    frames: int = 100
+    name: str | None = None
+    runs_dir: str = "runs"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        surfaces = ", ".join(SURFACES)
+        known = self.surface in SURFACES
+        require(known, "surface", self.surface, f"one of {surfaces}")
+        rate, steps = self.learning_rate, self.steps
+        usable = rate is None or 0 < rate < math.inf
+        require(usable, "learning_rate", rate, "positive and finite")
+        bearable = steps is None or 0 < steps <= MOST_STEPS
+        require(bearable, "steps", steps, f"from 1 to {MOST_STEPS}")
+        limit = min(SURFACES[self.surface].limit, FARTHEST)
+        near = len(self.start) in (0, 2) and all(abs(x) <= limit for x in self.start)
+        expected = f"two numbers from -{limit:g} to {limit:g}"
+        require(near, "start", list(self.start), expected)
+        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        require(self.frames > 1, "frames", self.frames, "2 or more")
+        plain = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name) is not None
+        require(plain, "name", self.name, "letters, digits and any of '_', '-', '.'")
+        writable = self.animation != "mp4" or writers.is_available("ffmpeg")
+        expected = "'gif' or 'none' where ffmpeg is not installed"
+        require(writable, "animation", self.animation, expected)

@@ -1,0 +1,190 @@
+"""The paths: each optimizer's steps on a surface, one compiled scan each."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from adam_jax import OPTIMIZERS
+from adam_jax.experiments.config import OptimizerConfig
+from adam_jax.experiments.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.trace.config import TraceConfig
+from adam_jax.experiments.trace.surfaces import HEAVY_BALL, SURFACES, Point, Surface
+
+NEAR = 1e-2  # distance from a minimum that counts as having reached it
+
+
+class Trace(NamedTuple):
+    """Hold the path of one optimizer; after a divergence it ends.
+
+    Attributes:
+      optimizer: Its config.
+      points: Of each step, that of the start first: (steps + 1, 2), float32.
+      losses: Loss at each point.
+      regrets: Average regret at each point but the last: how much lower the losses of
+        the steps so far, each at the point that it met, were at the minimum.
+      distances: Distance of each point to the nearest minimum.
+      reached: First step within `NEAR` of a minimum, if there is one.
+      left: First step from which on the path stays outside what is drawn.
+      diverged: First step whose point or loss is not finite; it is not in the path.
+    """
+
+    optimizer: OptimizerConfig
+    points: np.ndarray
+    losses: np.ndarray
+    regrets: np.ndarray
+    distances: np.ndarray
+    reached: int | None
+    left: int | None
+    diverged: int | None
+
+
+def place_surface(config: TraceConfig) -> Surface:
+    """Give the surface of a config, with the start and the steps that it sets."""
+    surface = SURFACES[config.surface]
+    x, y = config.start or surface.start
+    bounds = _widen(surface.bounds[0], x), _widen(surface.bounds[1], y)
+    steps = config.steps or surface.steps
+    return surface._replace(start=(x, y), steps=steps, bounds=bounds)
+
+
+def _widen(ends: tuple[float, float], x: float) -> tuple[float, float]:
+    """Give bounds that x is inside of, with a margin."""
+    low, high = ends
+    margin = 0.05 * (high - low)
+    return min(low, x - margin), max(high, x + margin)
+
+
+def choose_options(config: TraceConfig) -> dict[str, dict[str, Any]]:
+    """Give the options of each optimizer that is asked for, by the name of its path.
+
+    Raises:
+      ValueError: if a name is unknown.
+    """
+    surface = SURFACES[config.surface]
+    names = config.optimizers or tuple(surface.settings)
+    for name in config.settings:
+        if name not in names:
+            raise ValueError(
+                f"settings.{name} is set, but optimizers are only {', '.join(names)}: "
+                f"add {name} to them"
+            )
+    usual = surface.settings["adam"]["learning_rate"]
+    forced = {"learning_rate": config.learning_rate} if config.learning_rate else {}
+    chosen = {}
+    for name in names:
+        options: dict[str, Any] = {"name": name, "learning_rate": usual}
+        options |= HEAVY_BALL.get(name, {}) | surface.settings.get(name, {})
+        options |= forced | config.settings.get(name, {})
+        if options["name"] not in OPTIMIZERS:
+            known = ", ".join((*sorted(OPTIMIZERS), *HEAVY_BALL))
+            raise ValueError(
+                f"optimizers has {options['name']!r}, which must be one of {known}, or "
+                "have settings with the name of one"
+            )
+        chosen[name] = options
+    return chosen
+
+
+def compile_traces(
+    config: TraceConfig, surface: Surface
+) -> dict[str, Callable[[], Trace]]:
+    """Compile the path of each optimizer, and give what walks it, by its name.
+
+    Raises:
+      ValueError: if an option of an optimizer is unusable.
+    """
+    built = {}
+    for name, options in choose_options(config).items():
+        try:
+            optimizer = OptimizerConfig(**options)
+            schedule = build_schedule(optimizer, surface.steps)
+            built[name] = optimizer, build_optimizer(optimizer, schedule)
+        except ValueError as error:
+            message = str(error).removeprefix("optimizer.")
+            raise ValueError(f"settings.{name}: {message}") from error
+    start, key = jnp.array(surface.start, jnp.float32), jax.random.key(config.seed)
+    walks = {}
+    for name, (optimizer, tx) in built.items():
+        compiled = jax.jit(partial(_walk, surface, tx)).lower(start, key).compile()
+        walks[name] = partial(_trace, surface, optimizer, compiled, start, key)
+    return walks
+
+
+def _trace(
+    surface: Surface,
+    optimizer: OptimizerConfig,
+    walk: Callable[..., Any],
+    *where_and_key: Array,
+) -> Trace:
+    return measure(surface, optimizer, *jax.device_get(walk(*where_and_key)))
+
+
+def _walk(
+    surface: Surface, tx: optax.GradientTransformation, start: Array, key: Array
+) -> tuple[Array, Array, Array]:
+    """Give the points, that of the start first, their losses, and the regrets."""
+    best = jnp.array(surface.minima[0])
+
+    def loss(point: Array, step: Array) -> Array:
+        if surface.step_loss is None:
+            return surface.loss(point)
+        return surface.step_loss(point, step, jax.random.fold_in(key, step))
+
+    def take(carry, step):
+        point, state = carry
+        met, grads = jax.value_and_grad(loss)(point, step)
+        updates, state = tx.update(grads, state, point)
+        point = jnp.asarray(optax.apply_updates(point, updates))
+        point = jnp.clip(point, -surface.limit, surface.limit)
+        return (point, state), (point, met - loss(best, step))
+
+    numbers = jnp.arange(1, surface.steps + 1)
+    _, (points, regrets) = jax.lax.scan(take, (start, tx.init(start)), numbers)
+    points = jnp.concatenate([start[None], points])
+    return points, jax.vmap(surface.loss)(points), jnp.cumsum(regrets) / numbers
+
+
+def measure(
+    surface: Surface,
+    optimizer: OptimizerConfig,
+    points: np.ndarray,
+    losses: np.ndarray,
+    regrets: np.ndarray,
+) -> Trace:
+    """Cut a path where it diverges, and find when it does what."""
+    finite = np.isfinite(points).all(axis=1) & np.isfinite(losses)
+    diverged = find_first(~finite)
+    points, losses = points[:diverged], losses[:diverged]
+    distances = measure_distances(points, surface.minima)
+    low, high = np.transpose(surface.bounds)
+    outside = ((points < low) | (points > high)).any(axis=1)
+    inside = np.flatnonzero(~outside)
+    left = int(inside[-1]) + 1 if inside.size else 0
+    return Trace(
+        optimizer,
+        points,
+        losses,
+        regrets[: len(points) - 1],
+        distances,
+        reached=find_first(distances <= NEAR),
+        left=left if left < len(points) else None,
+        diverged=diverged,
+    )
+
+
+def measure_distances(points: np.ndarray, minima: tuple[Point, ...]) -> np.ndarray:
+    """Give the distance of each point to the nearest minimum."""
+    apart = points.astype(np.float64)[:, None] - np.array(minima)
+    return np.hypot(apart[..., 0], apart[..., 1]).min(axis=1)
+
+
+def find_first(happens: np.ndarray) -> int | None:
+    """Give the first place that is true."""
+    places = np.flatnonzero(happens)
+    return int(places[0]) if places.size else None

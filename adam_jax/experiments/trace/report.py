@@ -1,0 +1,84 @@
+"""What is shown while the animation is drawn, and the table that closes the run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from adam_jax.experiments.trace.paths import NEAR, Trace
+
+TABLE_WIDTH = 120  # narrower, numbers would be cut
+LINES = 4  # of progress, without a terminal
+
+
+class TraceReport:
+    """Show progress as a bar on a terminal, as plain lines elsewhere."""
+
+    def __init__(self, frames: int):
+        """Take the number of frames that are to be drawn."""
+        self.console = Console(highlight=False)
+        self.frames = frames
+        self.bar = Progress(
+            TextColumn("frame"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=frames)
+
+    def show(self, frame: int) -> None:
+        """Show that a frame, counted from 0, is drawn."""
+        done = frame + 1
+        self.bar.update(self.task, completed=done)
+        passed = [done * LINES // self.frames, frame * LINES // self.frames]
+        if self.bar.disable and passed[0] > passed[1]:
+            self.console.print(f"animation: frame {done}/{self.frames}")
+
+    def summarise(
+        self, title: str, about: str, traces: Mapping[str, Trace], folder: Path
+    ) -> None:
+        """Print where each path has come to."""
+        table = Table(title=title, caption=about)
+        table.add_column("optimizer")
+        heads = ("learning rate", "last point", "loss", "distance")
+        for head in (*heads, f"within {NEAR:g}"):
+            table.add_column(head, justify="right", no_wrap=True)
+        ends = [describe_end(trace) for trace in traces.values()]
+        if any(ends):
+            table.add_column("lost", no_wrap=True)
+        for (name, trace), end in zip(traces.items(), ends, strict=True):
+            table.add_row(
+                name,
+                f"{trace.optimizer.learning_rate:g}",
+                "({:.3g}, {:.3g})".format(*trace.points[-1]),
+                f"{trace.losses[-1]:.4g}",
+                f"{trace.distances[-1]:.2g}",
+                "never" if trace.reached is None else f"step {trace.reached:,}",
+                *([end] if any(ends) else []),
+            )
+        self.console.width = max(self.console.width, TABLE_WIDTH)
+        self.console.print(table)
+        self.console.print(
+            "distance: to the nearest minimum; within: the first step that is so near"
+        )
+        self.console.print(f"run: {folder}", soft_wrap=True)
+
+
+def describe_end(trace: Trace) -> str:
+    """Say how the path was lost, if it was: what is outside is not in the picture."""
+    if trace.diverged is not None:
+        return f"diverged at step {trace.diverged:,}"
+    if trace.left is not None:
+        return f"outside from step {trace.left:,}"
+    return ""
