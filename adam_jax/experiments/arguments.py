@@ -15,9 +15,13 @@ from jsonargparse import (
     Namespace,
 )
 
-NO_TABLE = "model and optimizer must be tables, as in [optimizer] or optimizer.name"
+NO_TABLE = (
+    "model and optimizer must be tables, as in [optimizer] or optimizer.name; so must "
+    "the grid of a sweep"
+)
 
 _EXPECTED = r"expected \1, got \2"
+_EXPECTED_RANGE = r"expected a list of numbers, or {min, max, count}, got \1"
 
 
 class Command(NamedTuple):
@@ -116,6 +120,8 @@ def in_one_sentence(message: str) -> str:
         (r"Parser key \"(.+?)\":", r"\1:"),
         (r"^(\w+): Unable to load config '(.*?)'.*", r"\1: no such file: '\2'"),
         (r"Does not validate .*Subtypes: \[(.*?), .*?\].*value: (.*)", _EXPECTED),
+        (r"Problem with given class_path '.*?': ", ""),
+        (r"Expected a <class '\S*Range'>\. Got value: (.*)", _EXPECTED_RANGE),
         (r"Expected an? (.*?)\. Got value: (.*)", _EXPECTED),
         (r"<class '(\w+)'>", r"\1"),
         (r"typing\.Literal\[(.*?)\]", r"one of \1"),

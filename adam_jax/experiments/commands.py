@@ -12,10 +12,13 @@ from adam_jax.experiments.arguments import (
     new_parser,
 )
 from adam_jax.experiments.bench import command as bench
+from adam_jax.experiments.study import compare, sweep
 
 # Each has its parser where its work is.
 COMMANDS: dict[str, Command] = {
     "train": run.COMMAND,
+    "compare": compare.COMMAND,
+    "sweep": sweep.COMMAND,
     "inspect": inspection.COMMAND,
     "bench": bench.COMMAND,
 }

@@ -8,7 +8,8 @@ from typing import Literal
 from adam_jax import OPTIMIZERS
 
 
-def _require(holds: bool, key: str, value: object, expected: str) -> None:
+def require(holds: bool, key: str, value: object, expected: str) -> None:
+    """Raise a ValueError that names the key, unless its value holds."""
     if not holds:
         raise ValueError(f"{key} is {value!r}, but must be {expected}")
 
@@ -36,15 +37,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         positive = all(width > 0 for width in self.widths)
-        _require(positive, "model.widths", list(self.widths), "positive numbers")
+        require(positive, "model.widths", list(self.widths), "positive numbers")
         finite = math.isfinite(self.hidden_bias)
-        _require(finite, "model.hidden_bias", self.hidden_bias, "a finite number")
+        require(finite, "model.hidden_bias", self.hidden_bias, "a finite number")
         if self.name == "transformer":
             widths, heads = list(self.widths), self.heads
             equal = len(set(widths)) == 1
-            _require(equal, "model.widths", widths, "equal in a transformer")
+            require(equal, "model.widths", widths, "equal in a transformer")
             divides = heads > 0 and widths[0] % heads == 0
-            _require(divides, "model.heads", heads, f"a divisor of {widths[0]}")
+            require(divides, "model.heads", heads, f"a divisor of {widths[0]}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class OptimizerConfig:
       eps_root: What is added to the second moment inside its root.
       weight_decay: Share of the parameters taken away in each step, times the
         learning rate.
+      l2: Share of the parameters added to the gradient, before it enters the moments:
+        L2 regularisation, which is not weight_decay.
       mu_dtype: How the first moment is stored: float32, bfloat16 or 8bit.
       nu_dtype: How the second moment is stored.
       rounding: How bfloat16 parameters take an update: to the nearest, stochastic,
@@ -85,6 +88,7 @@ class OptimizerConfig:
     eps: float | None = None
     eps_root: float | None = None
     weight_decay: float | None = None
+    l2: float | None = None
     mu_dtype: str | None = None
     nu_dtype: str | None = None
     rounding: Literal["nearest", "stochastic", "compensated"] = "nearest"
@@ -94,13 +98,15 @@ class OptimizerConfig:
         """Refuse values out of range; the optimizer itself checks the others."""
         names = ", ".join(sorted(OPTIMIZERS))
         known = self.name in OPTIMIZERS
-        _require(known, "optimizer.name", self.name, f"one of {names}")
+        require(known, "optimizer.name", self.name, f"one of {names}")
         usable = 0 < self.learning_rate < math.inf
-        _require(
+        require(
             usable, "optimizer.learning_rate", self.learning_rate, "positive and finite"
         )
         enough = self.warmup_steps >= 0
-        _require(enough, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        require(enough, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        shrinks = self.l2 is None or 0 <= self.l2 < math.inf
+        require(shrinks, "optimizer.l2", self.l2, "0 or more, and finite")
 
 
 @dataclass(frozen=True)
@@ -136,17 +142,17 @@ class TaskConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         plain = re.fullmatch(r"\w[\w.-]*", self.name) is not None
-        _require(plain, "name", self.name, "letters, digits and any of '_', '-', '.'")
-        _require(self.epochs > 0, "epochs", self.epochs, "1 or more")
-        _require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
-        _require(self.context > 0, "context", self.context, "1 or more")
+        require(plain, "name", self.name, "letters, digits and any of '_', '-', '.'")
+        require(self.epochs > 0, "epochs", self.epochs, "1 or more")
+        require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
+        require(self.context > 0, "context", self.context, "1 or more")
         given = self.epoch_steps is None or self.epoch_steps > 0
-        _require(given, "epoch_steps", self.epoch_steps, "1 or more")
+        require(given, "epoch_steps", self.epoch_steps, "1 or more")
         smooth = 0 <= self.label_smoothing < 1
         expected = "at least 0 and below 1"
-        _require(smooth, "label_smoothing", self.label_smoothing, expected)
+        require(smooth, "label_smoothing", self.label_smoothing, expected)
         inside = 0 < self.test_share < 1
-        _require(inside, "test_share", self.test_share, "between 0 and 1")
+        require(inside, "test_share", self.test_share, "between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -164,4 +170,4 @@ class TrainConfig(TaskConfig):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
