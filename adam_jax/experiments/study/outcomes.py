@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     members: list[Member]
 
     def final(self, curve: str) -> Spread:
-        """Give the mean and the ends of a curve's last values; NaN if one is not finite.
+        """Give the mean and the ends of a curve's last values; NaN if one is infinite.
 
         Args:
           curve: One of CURVES.

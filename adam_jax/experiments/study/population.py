@@ -60,26 +60,25 @@ class Population:
             for setting, seed in itertools.product(settings, config.seed_list)
         ]
         self.bytes_needed = 0
-        member = jax.eval_shape(self._init, *self._select([0]))
-        carried = sum(
-            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(member)
-        )
+        carried = _count_bytes(jax.eval_shape(self._init, *self._select([0])))
         fitting = max(1, config.memory_bytes // carried)
         self.chunk = min(len(self.members), fitting)
+        self._start = jax.jit(self._init)
         self._traced = self._trace()
 
-    def train(self) -> Iterator[list[Member]]:
+    def train(self) -> Iterator[tuple[int, list[Member]]]:
         """Train chunk by chunk, and report after each epoch of a chunk.
 
         Yields:
-          The members that are done: none, but after a chunk's last epoch.
+          How many members were trained for an epoch; and those that are done: none, but
+          after a chunk's last epoch.
         """
         epoch_of_chunk = self._compile()
         for first in range(0, len(self.members), self.chunk):
-            last = min(first + self.chunk, len(self.members)) - 1
-            chosen = [min(first + n, last) for n in range(self.chunk)]
+            working = range(first, min(first + self.chunk, len(self.members)))
+            chosen = [min(first + n, working[-1]) for n in range(self.chunk)]
             hyperparams, keys = self._select(chosen)
-            carry = jax.jit(self._init)(hyperparams, keys)
+            carry = self._start(hyperparams, keys)
             history = []
             for epoch in range(1, self.config.epochs + 1):
                 carry, measured = epoch_of_chunk(
@@ -87,12 +86,11 @@ class Population:
                 )
                 history.append(jax.device_get(measured))
                 if epoch < self.config.epochs:
-                    yield []
+                    yield len(working), []
             curves = np.asarray(history, np.float64).transpose(2, 1, 0)
-            yield [
-                self._report(member, curve)
-                for member, curve in zip(range(first, last + 1), curves, strict=False)
-            ]
+            # Copies that fill up the last chunk are left out.
+            done = map(self._report, working, curves)
+            yield len(working), list(done)
 
     def _compile(self) -> Any:
         """Compile for as many members at once as the memory holds: one, if need be."""
@@ -105,10 +103,13 @@ class Population:
                 - sizes.alias_size_in_bytes
                 + sizes.temp_size_in_bytes
             )
-            excess = self.bytes_needed / self.config.memory_bytes
-            if excess <= 1 or self.chunk == 1:
+            allowed = self.config.memory_bytes
+            if self.bytes_needed <= allowed or self.chunk == 1:
                 return compiled
-            self.chunk = max(1, min(self.chunk - 1, int(self.chunk / excess)))
+            shared = _count_bytes(self.problem.dataset)
+            each = (self.bytes_needed - shared) / self.chunk
+            fitting = int((allowed - shared) / each)
+            self.chunk = max(1, min(self.chunk - 1, fitting))
             self._traced = self._trace()
 
     def _trace(self) -> Any:
@@ -184,3 +185,7 @@ class Population:
         options, seed = self.members[number]
         values = dict(zip(CURVES, curves.tolist(), strict=True))
         return Member(self.candidate.title, options, seed, **values)
+
+
+def _count_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

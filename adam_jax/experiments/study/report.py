@@ -48,11 +48,13 @@ class StudyReport:
         words = f"{title}: {number} {'run' if number == 1 else 'runs'}"
         self.bar.update(self.task, description=words)
 
-    def advance(self, population: Population, done: int) -> None:
-        """Show an epoch of a chunk, and how many members are done with it."""
-        share = min(population.chunk, len(population.members))
-        self.bar.advance(self.task, share)
-        if self.bar.disable and done:
+    def advance(self, working: int) -> None:
+        """Show that some members were trained for an epoch."""
+        self.bar.advance(self.task, working)
+
+    def tell(self, population: Population, done: int) -> None:
+        """Tell how many members are done, where there is no bar."""
+        if self.bar.disable:
             title, epochs = population.candidate.title, population.config.epochs
             seconds = time.perf_counter() - self.began
             line = f"{title}: {done} of {len(population.members)} runs, {epochs} epochs"

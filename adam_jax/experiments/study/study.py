@@ -80,10 +80,12 @@ def _train(
 ) -> None:
     report.start(population)
     before = len(members)
-    for done in population.train():
+    for working, done in population.train():
         append_members(folder, done)
         members += done
-        report.advance(population, len(members) - before if done else 0)
+        report.advance(working)
+        if done:
+            report.tell(population, len(members) - before)
         if stop.is_set():
             raise KeyboardInterrupt
     report.warn_of_memory(population)
