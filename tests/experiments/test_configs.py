@@ -1,6 +1,7 @@
 """Every config that we ship runs, and says how, and what came out."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,25 @@ import pytest
 from adam_jax.experiments.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+# What makes a run of a command last two steps.
+SHORT = {
+    "train": ("--epochs=1", "--epoch_steps=2"),
+    "compare": ("--epochs=1", "--epoch_steps=2", "--seeds=1"),
+    "sweep": ("--epochs=1", "--epoch_steps=2", "--seeds=1"),
+}
+
+
+def get_head(config):
+    return config.read_text().split("\n\n")[0]
+
+
+def get_command(config):
+    """Give the command that the first lines of a config name."""
+    shown = rf"^#   adam-jax (\w+) --config configs/{re.escape(config.name)}$"
+    (command,) = re.findall(shown, get_head(config), re.MULTILINE)
+    return command
+
+
 by_name = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 
 
@@ -17,12 +37,14 @@ def test_all_are_here():
         "diagnose_healthy",
         "diagnose_large_lr",
         "diagnose_noisy_batch",
+        "compare_digits",
         "digits_cnn",
         "digits_mlp",
         "digits_mlp_adamw",
         "digits_mlp_rmsprop",
         "digits_mlp_sgd",
         "digits_mlp_simplified_adam",
+        "sweep_digits",
         "topics_8bit",
         "topics_bfloat16",
         "topics_float32",
@@ -32,20 +54,25 @@ def test_all_are_here():
 
 @by_name
 def test_it_runs_for_two_steps(config, runs_dir):
-    options = [f"--runs_dir={runs_dir}", "--epochs=1", "--epoch_steps=2"]
+    command = get_command(config)
+    options = [f"--runs_dir={runs_dir}", *SHORT[command]]
     if config.stem.startswith("topics"):
         options += ["--model.widths=[32]", "--test_share=0.01", "--context=128"]
         options += ["--optimizer.warmup_steps=1"]
-    assert main(["train", f"--config={config}", *options]) == 0
+    assert main([command, f"--config={config}", *options]) == 0
+    if command != "train":
+        lines = (runs_dir / config.stem / "members.jsonl").read_text().splitlines()
+        assert {len(json.loads(line)["train_loss"]) for line in lines} == {1}
+        return
     (line,) = (runs_dir / config.stem / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["step"] == 2
 
 
 @by_name
 def test_it_opens_with_its_command_and_its_result(config):
-    head = config.read_text().split("\n\n")[0]
+    head = get_head(config)
     assert all(line.startswith("#") for line in head.splitlines())
-    assert f"adam-jax train --config configs/{config.name}" in head
+    assert get_command(config) in SHORT
     assert "Test accuracy" in head or "Test loss" in head
     assert "seeds 0, 1, 2" in head
 

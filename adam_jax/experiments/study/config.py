@@ -44,16 +44,6 @@ class Range:
     count: int = 8
     scale: Literal["log", "linear"] = "log"
 
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        ends = [self.min, self.max]
-        rises = -math.inf < self.min < self.max < math.inf
-        require(rises, "[min, max] of a range", ends, "finite, and min below max")
-        require(self.count > 1, "count of a range", self.count, "2 or more")
-        spaced = self.scale == "linear" or self.min > 0
-        expected = "positive on a log scale; scale = 'linear' takes 0"
-        require(spaced, "min of a range", self.min, expected)
-
 
 Axis = Range | list[float] | None
 
@@ -83,17 +73,28 @@ class GridConfig:
     l2: Axis = None
 
     def __post_init__(self) -> None:
-        """Refuse lists that are no choice of numbers."""
+        """Refuse what is no choice of numbers."""
         for key, axis in self.axes.items():
             if isinstance(axis, list):
                 distinct = len(set(axis)) == len(axis) > 0
                 require(distinct, f"grid.{key}", axis, "different numbers")
+            else:
+                _check_range(f"grid.{key}", axis)
 
     @property
     def axes(self) -> dict[str, Range | list[float]]:
         """Give the hyperparameters that vary, and their values."""
         axes = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
         return {key: axis for key, axis in axes.items() if axis is not None}
+
+
+def _check_range(name: str, axis: Range) -> None:
+    rises = -math.inf < axis.min < axis.max < math.inf
+    require(rises, f"{name}.max", axis.max, f"finite, and more than min, {axis.min!r}")
+    require(axis.count > 1, f"{name}.count", axis.count, "2 or more")
+    spaced = axis.scale == "linear" or axis.min > 0
+    expected = "positive on a log scale; scale = 'linear' takes 0"
+    require(spaced, f"{name}.min", axis.min, expected)
 
 
 HYPERPARAMS = tuple(key.name for key in dataclasses.fields(GridConfig))

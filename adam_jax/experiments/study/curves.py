@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from adam_jax.experiments.study.config import CompareConfig
 from adam_jax.experiments.study.members import Member
@@ -73,8 +73,8 @@ def _scale_loss(panel: Axes, outcomes: Sequence[Outcome], name: str) -> None:
         return
     panel.set_yscale("log")
     starts = [mean[0] for mean in means if 0 < mean[0] < math.inf]
-    low, high = min(shown), min(max(shown), 3 * float(np.median(starts or shown)))
+    low, high = min(shown), min(max(shown), 10 * float(np.median(starts or shown)))
     panel.set_ylim(low / 1.1, max(high, 1.1 * low) * 1.1)
-    narrow = high < 10 * low
     panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter("{x:g}" if narrow else NullFormatter())
+    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    panel.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())

@@ -56,7 +56,7 @@ def _draw_lines(config: SweepConfig, key: str, outcomes: list[Outcome]) -> Figur
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     panel = figure.subplots()
     figure.suptitle(_title(config, "test loss"), weight="bold")
-    finite = [x.score for x in outcomes if math.isfinite(x.score)]
+    finite = [x.score for x in outcomes if 0 < x.score < math.inf]
     top = 2 * max(finite, default=1.0)
     for number, (name, group) in enumerate(_split(outcomes).items()):
         group = sorted(group, key=lambda outcome: outcome.setting[key])
@@ -100,7 +100,7 @@ def _draw_pairs(
     panels = figure.subplots(rows, columns, squeeze=False)
     others = ", best over the others" if len(keys) > 2 and config.draws is None else ""
     figure.suptitle(_title(config, "test loss") + others, weight="bold")
-    finite = [x.score for x in outcomes if math.isfinite(x.score)] or [1.0]
+    finite = [x.score for x in outcomes if 0 < x.score < math.inf] or [1.0]
     # Beyond this all settings are equally useless: the colours are for the others.
     low, high = min(finite), min(max(finite), 30 * min(finite))
     style = {"norm": LogNorm(low, max(high, 1.01 * low)), "cmap": "viridis_r"}
