@@ -20,7 +20,7 @@ sanitize: .venv/ready  ## Test the native step under the address and undefined-b
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/step_test $(ARGS)
 
-bench: .venv/ready  ## Measure how true moments are, a sweep beside single runs, and a step beside optax, torch and a bare loop (25 min).
+bench: .venv/ready  ## Measure how true moments are, a sweep beside single runs, and a step beside optax, torch and a bare loop (20 min and more).
 	$(BIN)/python benchmarks/moment_accuracy.py
 	$(BIN)/python benchmarks/sweep_speed.py
 	$(BIN)/adam-jax bench $(ARGS)

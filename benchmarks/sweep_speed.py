@@ -8,7 +8,7 @@ included, beside the same 64 runs made otherwise:
 - one after the other, but in one program that is compiled once.
 
 Of the first two only 4 of 64 runs are timed, evenly spaced, and multiplied by 16,
-unless `--all` is given. About two minutes on two CPU cores. `make bench` runs it.
+unless `--all` is given. `make bench` runs it.
 """
 
 import argparse

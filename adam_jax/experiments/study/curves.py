@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
@@ -75,6 +76,14 @@ def _scale_loss(panel: Axes, outcomes: Sequence[Outcome], name: str) -> None:
     starts = [mean[0] for mean in means if 0 < mean[0] < math.inf]
     low, high = min(shown), min(max(shown), 10 * float(np.median(starts or shown)))
     panel.set_ylim(low / 1.1, max(high, 1.1 * low) * 1.1)
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    panel.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
+    label_decades(panel.yaxis, low, high)
+
+
+def label_decades(axis: Axis, low: float, high: float) -> None:
+    """Label a log scale: its decades, and what is between if there are few."""
+    if high < 3 * low:
+        axis.set_major_locator(MaxNLocator(5))
+    elif high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:.4g}")
+    axis.set_minor_formatter(NullFormatter())

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import color_sequences, colormaps
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from adam_jax.experiments.study.config import Range, SweepConfig
+from adam_jax.experiments.study.curves import COLOURS, label_decades
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import Outcome, group_members
 
-COLOURS = color_sequences["petroff10"]
 DIVERGED = "0.75"
 COLUMNS = 4  # panels side by side
 TICKS = 12  # numbers along an axis that can be read
@@ -79,10 +79,11 @@ def _draw_lines(config: SweepConfig, key: str, outcomes: list[Outcome]) -> Figur
     if _spans_decades([outcome.setting[key] for outcome in outcomes]):
         panel.set_xscale("log")
     panel.set(xlabel=key, ylabel="test loss", yscale="log")
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter("{x:g}" if _is_narrow(finite) else "")
+    label_decades(panel.yaxis, min(finite, default=1.0), top)
     panel.grid(alpha=0.3)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper")
+    figure.legend(
+        *panel.get_legend_handles_labels(), loc="outside lower center", ncols=3
+    )
     return figure
 
 
@@ -115,8 +116,7 @@ def _draw_pairs(
         mappable[0], ax=panels, shrink=0.8, extend="max" if max(finite) > high else None
     )
     bar.set_label("test loss (framed or starred: the best; grey with x: diverged)")
-    bar.ax.yaxis.set_major_formatter("{x:.3g}")
-    bar.ax.yaxis.set_minor_formatter("{x:.3g}" if _is_narrow([low, high]) else "")
+    label_decades(bar.ax.yaxis, low, high)
     return figure
 
 
@@ -180,7 +180,3 @@ def _draw_points(
 
 def _spans_decades(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) > 10 * min(values)
-
-
-def _is_narrow(values: Sequence[float]) -> bool:
-    return not values or max(values) < 10 * min(values)
