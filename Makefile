@@ -20,8 +20,9 @@ sanitize: .venv/ready  ## Test the native step under the address and undefined-b
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/step_test $(ARGS)
 
-bench: .venv/ready  ## Measure how true moments are, and a step beside optax, torch and a bare loop (20 min).
+bench: .venv/ready  ## Measure how true moments are, a sweep beside single runs, and a step beside optax, torch and a bare loop (20 min and more).
 	$(BIN)/python benchmarks/moment_accuracy.py
+	$(BIN)/python benchmarks/sweep_speed.py
 	$(BIN)/adam-jax bench $(ARGS)
 
 figures: .venv/ready  ## Train the transformer in every format, from five seeds (25 min).

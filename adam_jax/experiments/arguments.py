@@ -15,9 +15,14 @@ from jsonargparse import (
     Namespace,
 )
 
-NO_TABLE = "model and optimizer must be tables, as in [optimizer] or optimizer.name"
+NO_TABLE = (
+    "model and optimizer must be tables, as in [optimizer] or optimizer.name; so must "
+    "the grid of a sweep"
+)
 
 _EXPECTED = r"expected \1, got \2"
+_EXPECTED_NAME = r"expected tables with a name, got \1"
+_EXPECTED_RANGE = r"expected a list of numbers, or {min, max, count}, got \1"
 
 
 class Command(NamedTuple):
@@ -115,7 +120,10 @@ def in_one_sentence(message: str) -> str:
     for pattern, words in (
         (r"Parser key \"(.+?)\":", r"\1:"),
         (r"^(\w+): Unable to load config '(.*?)'.*", r"\1: no such file: '\2'"),
+        (r"Does not validate .*\[<class '\S*Range'>.*value: (.*)", _EXPECTED_RANGE),
         (r"Does not validate .*Subtypes: \[(.*?), .*?\].*value: (.*)", _EXPECTED),
+        (r"Not a valid subclass of \w+\. Got value: (.*?) Subclass.*", _EXPECTED_NAME),
+        (r"Problem with given class_path '.*?': ", ""),
         (r"Expected an? (.*?)\. Got value: (.*)", _EXPECTED),
         (r"<class '(\w+)'>", r"\1"),
         (r"typing\.Literal\[(.*?)\]", r"one of \1"),

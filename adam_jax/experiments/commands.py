@@ -12,11 +12,14 @@ from adam_jax.experiments.arguments import (
     new_parser,
 )
 from adam_jax.experiments.bench import command as bench
+from adam_jax.experiments.study import compare, sweep
 from adam_jax.experiments.trace import command as trace
 
 # Each has its parser where its work is.
 COMMANDS: dict[str, Command] = {
     "train": run.COMMAND,
+    "compare": compare.COMMAND,
+    "sweep": sweep.COMMAND,
     "inspect": inspection.COMMAND,
     "bench": bench.COMMAND,
     "trace": trace.COMMAND,

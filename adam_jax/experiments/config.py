@@ -88,6 +88,8 @@ class OptimizerConfig:
       eps_root: What is added to the second moment inside its root.
       weight_decay: Share of the parameters taken away in each step, times the
         learning rate.
+      l2: Share of the parameters added to the gradient, before it enters the moments:
+        L2 regularisation, which is not weight_decay.
       mu_dtype: How the first moment is stored: float32, bfloat16 or 8bit.
       nu_dtype: How the second moment is stored.
       rounding: How bfloat16 parameters take an update: to the nearest, stochastic,
@@ -108,6 +110,7 @@ class OptimizerConfig:
     eps: float | None = None
     eps_root: float | None = None
     weight_decay: float | None = None
+    l2: float | None = None
     mu_dtype: str | None = None
     nu_dtype: str | None = None
     rounding: Literal["nearest", "stochastic", "compensated"] = "nearest"
@@ -124,6 +127,8 @@ class OptimizerConfig:
         )
         enough = self.warmup_steps >= 0
         require(enough, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        shrinks = self.l2 is None or 0 <= self.l2 < math.inf
+        require(shrinks, "optimizer.l2", self.l2, "0 or more, and finite")
 
 
 @dataclass(frozen=True)

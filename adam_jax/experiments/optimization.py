@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from adam_jax import (
     FIGURES,
     OPTIMIZERS,
+    add_decayed_weights,
     compensate_params,
     record,
     round_to_params,
@@ -21,16 +23,24 @@ from adam_jax import (
 from adam_jax.experiments.config import OptimizerConfig
 
 # Options of the run, not of one of OPTIMIZERS.
-OURS = ("name", "learning_rate", "schedule", "warmup_steps", "rounding", "guard")
+OURS = ("name", "learning_rate", "schedule", "warmup_steps", "l2", "rounding", "guard")
 
 
-def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+def build_schedule(
+    config: OptimizerConfig, steps: int, learning_rate: ArrayLike | None = None
+) -> optax.Schedule:
     """Give the learning rate as a function of the step, which counts from 0.
+
+    Args:
+      config: Says which schedule.
+      steps: Of the whole run.
+      learning_rate: Peak in place of the config's; it may be traced.
 
     Raises:
       ValueError: if the warm-up takes all steps or more.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak: Any = config.learning_rate if learning_rate is None else learning_rate
+    warmup = config.warmup_steps
     if warmup >= steps:
         raise ValueError(
             f"optimizer.warmup_steps is {warmup}, but the whole run has {steps} steps: "
@@ -48,14 +58,23 @@ def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def build_optimizer(
-    config: OptimizerConfig, learning_rate: optax.ScalarOrSchedule
+    config: OptimizerConfig,
+    learning_rate: optax.ScalarOrSchedule,
+    **hyperparams: ArrayLike,
 ) -> optax.GradientTransformation:
     """Look the optimizer up, and give it the options that the config sets.
+
+    Args:
+      config: Says which optimizer, and its options.
+      learning_rate: The config's, or its schedule.
+      **hyperparams: Options in place of the config's; these may be traced.
 
     Raises:
       ValueError: if it does not take one of them, or refuses its value.
     """
-    options = dataclasses.asdict(config)
+    known = [field.name for field in dataclasses.fields(OptimizerConfig)]
+    options = {key: getattr(config, key) for key in known} | hyperparams
+    l2 = options["l2"]
     for ours in OURS:
         del options[ours]
     factory = OPTIMIZERS[config.name]
@@ -68,6 +87,8 @@ def build_optimizer(
                 f"it takes {', '.join(takes)}"
             )
     tx = factory(learning_rate, **chosen)
+    if l2 is not None:
+        tx = optax.chain(add_decayed_weights(l2), tx)
     wrap = {
         "stochastic": round_to_params,
         "compensated": compensate_params,

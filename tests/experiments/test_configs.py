@@ -13,6 +13,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 SHORT = {
     "train": ("--epochs=1", "--epoch_steps=2"),
     "trace": ("--steps=2", "--animation=none"),
+    "compare": ("--epochs=1", "--epoch_steps=2", "--seeds=1"),
+    "sweep": ("--epochs=1", "--epoch_steps=2", "--seeds=1"),
 }
 
 
@@ -47,17 +49,20 @@ def test_it_runs_for_two_steps(config, runs_dir):
     elif command == "trace":
         paths = json.loads((folder / "trace.json").read_text())["paths"]
         assert {len(path["points"]) for path in paths.values()} == {1 + 2}
+    else:
+        lines = (folder / "members.jsonl").read_text().splitlines()
+        assert {len(json.loads(line)["train_loss"]) for line in lines} == {1}
 
 
 @by_name
 def test_it_opens_with_its_command_and_its_result(config):
     head = get_head(config)
     assert all(line.startswith("#") for line in head.splitlines())
-    if get_command(config) == "train":
+    if get_command(config) == "trace":
+        assert re.search(r"\d steps", head)
+    else:
         assert "Test accuracy" in head or "Test loss" in head
         assert "seeds 0, 1, 2" in head
-    elif get_command(config) == "trace":
-        assert re.search(r"\d steps", head)
 
 
 def test_the_mlp_recognises_97_percent(runs_dir):

@@ -1,0 +1,1 @@
+"""Many small runs at once: optimizers compared, and hyperparameters swept."""

@@ -1,0 +1,111 @@
+"""`adam-jax compare`: several optimizers on one problem, from several seeds."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+from matplotlib.figure import Figure
+from rich.console import RenderableType
+from rich.table import Table
+
+from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.study.config import CompareConfig
+from adam_jax.experiments.study.curves import draw_curves
+from adam_jax.experiments.study.members import Member
+from adam_jax.experiments.study.outcomes import (
+    Outcome,
+    Spread,
+    group_members,
+    has_accuracy,
+)
+from adam_jax.experiments.study.study import prepare_study, run_study
+
+EXAMPLES = """\
+examples:
+  adam-jax compare --config configs/compare_digits.toml
+  adam-jax compare --config configs/compare_digits.toml --seeds 10 --epochs 5
+
+A config names the optimizers:
+
+  [[optimizers]]
+  name = "adam"
+  learning_rate = 0.003
+
+  [[optimizers]]
+  name = "adam"
+  learning_rate = 0.003
+  b2 = 0.99
+  label = "adam, b2 = 0.99"
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the command."""
+    return new_config_parser(
+        CompareConfig,
+        "Train with several optimizers, each from several seeds at once; end with a "
+        "table and a picture of their curves.",
+        EXAMPLES,
+    )
+
+
+def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+    """Build what the options describe.
+
+    Raises:
+      ValueError: if one of them is wrong.
+    """
+    config, resolved = read_config(CompareConfig, parser, options)
+    populations = prepare_study(config, [{}])
+
+    def view(members: Sequence[Member]) -> tuple[Figure, list[RenderableType]]:
+        return draw_curves(config, members), [tabulate(config, members)]
+
+    return lambda: run_study(populations, resolved, "compare.png", view)
+
+
+COMMAND = Command("train with several optimizers", build_parser, prepare)
+
+
+def tabulate(config: CompareConfig, members: Sequence[Member]) -> Table:
+    """Make the table of the optimizers, best first."""
+    outcomes = sorted(group_members(members), key=lambda outcome: outcome.score)
+    accuracy = has_accuracy(members)
+    table = Table(
+        title=f"{config.name}: after {config.epochs} epochs, mean (min to max) over "
+        f"{len(config.seed_list)} seeds",
+        caption_justify="left",
+    )
+    table.add_column("optimizer")
+    heads = ["training loss", "test loss", *(["test accuracy"] if accuracy else [])]
+    if config.target_loss is not None:
+        heads += [f"epochs to training loss {config.target_loss:g}"]
+    for head in [*heads, "diverged"]:
+        table.add_column(head, justify="right")
+    for outcome in outcomes:
+        cells = [to_text(outcome.final(key)) for key in ("train_loss", "test_loss")]
+        if accuracy:
+            cells += [to_text(outcome.final("test_accuracy"), percent=True)]
+        if config.target_loss is not None:
+            cells += [count_epochs(outcome, config.target_loss)]
+        table.add_row(outcome.optimizer, *cells, str(outcome.diverged or ""))
+    return table
+
+
+def to_text(spread: Spread, percent: bool = False) -> str:
+    """Give a figure over seeds in words."""
+    if math.isnan(spread.mean):
+        return "-"
+    mean, low, high = (f"{x:.2%}" if percent else f"{x:.4g}" for x in spread)
+    return f"{mean} ({low} to {high})" if spread.low < spread.high else mean
+
+
+def count_epochs(outcome: Outcome, target: float) -> str:
+    """Give the mean of the first epochs whose training loss is at most `target`."""
+    firsts = []
+    for member in outcome.members:
+        reached = [n for n, x in enumerate(member.train_loss, start=1) if x <= target]
+        if not reached:
+            return "-"
+        firsts.append(reached[0])
+    return f"{sum(firsts) / len(firsts):.3g}"

@@ -1,0 +1,191 @@
+"""What a study is: which optimizers, from which seeds, over which settings."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adam_jax.experiments.config import OptimizerConfig, TaskConfig, require
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Candidate(OptimizerConfig):
+    """Say which optimizer is tried. What is left out is the optimizer's default.
+
+    Attributes:
+      label: What it is called in tables and pictures; by default, its name.
+    """
+
+    label: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Give its label."""
+        return self.name if self.label is None else self.label
+
+
+@dataclass(frozen=True)
+class Range:
+    """Say which values a hyperparameter takes: from min to max, evenly spaced.
+
+    Attributes:
+      min: The smallest value.
+      max: The largest value.
+      count: How many; in a random draw, any between them is drawn.
+      scale: Even in their logarithms, or in themselves.
+    """
+
+    min: float
+    max: float
+    count: int = 8
+    scale: Literal["log", "linear"] = "log"
+
+
+Axis = Range | list[float] | None
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Say which values each hyperparameter takes: a list, or {min, max, count, scale}.
+
+    Attributes:
+      learning_rate: Of every optimizer; its peak, if it follows a schedule.
+      b1: As in [[optimizers]], like the others.
+      b2: As in [[optimizers]].
+      decay: As in [[optimizers]].
+      momentum: As in [[optimizers]].
+      eps: As in [[optimizers]].
+      weight_decay: As in [[optimizers]].
+      l2: As in [[optimizers]].
+    """
+
+    learning_rate: Axis = None
+    b1: Axis = None
+    b2: Axis = None
+    decay: Axis = None
+    momentum: Axis = None
+    eps: Axis = None
+    weight_decay: Axis = None
+    l2: Axis = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no choice of numbers."""
+        for key, axis in self.axes.items():
+            if isinstance(axis, list):
+                distinct = len(set(axis)) == len(axis) > 0
+                require(distinct, f"grid.{key}", axis, "different numbers")
+            else:
+                _check_range(f"grid.{key}", axis)
+
+    @property
+    def axes(self) -> dict[str, Range | list[float]]:
+        """Give the hyperparameters that vary, and their values."""
+        axes = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
+        return {key: axis for key, axis in axes.items() if axis is not None}
+
+
+def _check_range(name: str, axis: Range) -> None:
+    rises = -math.inf < axis.min < axis.max < math.inf
+    require(rises, f"{name}.max", axis.max, f"finite, and more than min, {axis.min!r}")
+    require(axis.count > 1, f"{name}.count", axis.count, "2 or more")
+    spaced = axis.scale == "linear" or axis.min > 0
+    expected = "positive on a log scale; scale = 'linear' takes 0"
+    require(spaced, f"{name}.min", axis.min, expected)
+
+
+HYPERPARAMS = tuple(key.name for key in dataclasses.fields(GridConfig))
+
+
+@dataclass(frozen=True)
+class StudyConfig(TaskConfig):
+    """Describe a study: what is trained, by which optimizers, from which seeds.
+
+    Attributes:
+      seeds: Train from the seeds 0, 1, ... up to this number, or from those listed.
+      optimizers: A table [[optimizers]] for each: its name, options and label.
+      memory: What is trained at once is cut into chunks that need no more than this:
+        bytes, or as in 500MB or 2GB.
+    """
+
+    seeds: int | list[int] = 3
+    optimizers: tuple[Candidate, ...] = ()
+    memory: int | str = "2GB"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        seeds = self.seed_list
+        distinct = len(set(seeds)) == len(seeds) > 0
+        require(distinct, "seeds", self.seeds, "1 or more, or a list of seeds")
+        inside = all(0 <= seed < 2**32 for seed in seeds)
+        require(inside, "seeds", self.seeds, "from 0 to 4294967295")
+        if not self.optimizers:
+            raise ValueError("there is no optimizer: add tables [[optimizers]]")
+        titles = [candidate.title for candidate in self.optimizers]
+        for title in titles:
+            expected = "used once: give each of these [[optimizers]] a label of its own"
+            require(titles.count(title) == 1, "optimizers.label", title, expected)
+        require(self.memory_bytes > 0, "memory", self.memory, "as in 500MB or 2GB")
+
+    @property
+    def seed_list(self) -> list[int]:
+        """List the seeds."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def memory_bytes(self) -> int:
+        """Give the memory in bytes; 0 if it is not to be understood."""
+        found = re.fullmatch(r"(\d+\.?\d*) ?([KMG]B|)", str(self.memory))
+        return int(float(found[1]) * UNITS[found[2]]) if found else 0
+
+
+@dataclass(frozen=True)
+class CompareConfig(StudyConfig):
+    """Describe a comparison.
+
+    Attributes:
+      target_loss: Count the epochs until the training loss is down to this.
+    """
+
+    name: str = "compare"
+    target_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class SweepConfig(StudyConfig):
+    """Describe a sweep: a study of each optimizer under many settings.
+
+    Attributes:
+      grid: The values of each hyperparameter; all their combinations are trained.
+      draws: Train so many random draws from the grid instead, each value of a range
+        as likely as the others.
+      draw_seed: Seed of these draws.
+    """
+
+    name: str = "sweep"
+    seeds: int | list[int] = 1
+    grid: GridConfig = field(default_factory=GridConfig)
+    draws: int | None = None
+    draw_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.grid.axes:
+            raise ValueError(
+                "the grid is empty: add a table [grid], as in "
+                "learning_rate = {min = 1e-5, max = 1, count = 11}"
+            )
+        drawn = self.draws is None or self.draws > 0
+        require(drawn, "draws", self.draws, "1 or more")
+        require(self.draw_seed >= 0, "draw_seed", self.draw_seed, "0 or more")
+
+
+def set_options(candidate: Candidate, setting: Mapping[str, float]) -> dict[str, Any]:
+    """Give the numbers that a candidate is trained with, but for its defaults."""
+    options = {key: getattr(candidate, key) for key in HYPERPARAMS} | dict(setting)
+    return {key: value for key, value in options.items() if value is not None}

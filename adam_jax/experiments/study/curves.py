@@ -1,0 +1,89 @@
+"""The picture of a comparison: curves over epochs, with a band over seeds."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import color_sequences
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from adam_jax.experiments.study.config import CompareConfig
+from adam_jax.experiments.study.members import Member
+from adam_jax.experiments.study.outcomes import Outcome, group_members, has_accuracy
+
+COLOURS = color_sequences["petroff10"]  # told apart by the colour-blind, too
+STYLES = ("-", "--", ":")
+LOSSES = {"train_loss": "Training loss", "test_loss": "Test loss"}
+
+
+def draw_curves(config: CompareConfig, members: Sequence[Member]) -> Figure:
+    """Draw the losses and the test accuracy: means, in bands from min to max."""
+    outcomes = group_members(members)
+    names = [*LOSSES, *(["test_accuracy"] if has_accuracy(members) else [])]
+    figure = Figure(figsize=(5.2 * len(names), 5.2), layout="constrained")
+    panels = dict(zip(names, figure.subplots(1, len(names)), strict=True))
+    seeds = len(config.seed_list)
+    over = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    figure.suptitle(
+        f"{config.name}: {config.model.name} on {config.data}, {over}", weight="bold"
+    )
+    for number, outcome in enumerate(outcomes):
+        for name, panel in panels.items():
+            _draw_band(panel, outcome, name, number)
+    for name, title in LOSSES.items():
+        panels[name].set(title=title, ylabel="loss")
+        _scale_loss(panels[name], outcomes, name)
+    if "test_accuracy" in panels:
+        panels["test_accuracy"].set(title="Test accuracy", ylabel="test labels found")
+        panels["test_accuracy"].yaxis.set_major_formatter(PercentFormatter(1))
+    for panel in panels.values():
+        panel.grid(alpha=0.3)
+        panel.set(xlabel="epoch", xlim=(0.5, config.epochs + 0.5))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    lines, labels = panels["train_loss"].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(5, len(lines)))
+    return figure
+
+
+def _draw_band(panel: Axes, outcome: Outcome, name: str, number: int) -> None:
+    curves = np.array([getattr(member, name) for member in outcome.members])
+    epochs = np.arange(1, curves.shape[1] + 1)
+    colour = COLOURS[number % len(COLOURS)]
+    style = STYLES[number // len(COLOURS) % len(STYLES)]
+    diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
+    panel.plot(
+        epochs,
+        curves.mean(axis=0),
+        style,
+        color=colour,
+        marker="." if len(epochs) < 3 else None,
+        label=outcome.optimizer + diverged,
+    )
+    low, high = curves.min(axis=0), curves.max(axis=0)
+    panel.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def _scale_loss(panel: Axes, outcomes: Sequence[Outcome], name: str) -> None:
+    """Use a log scale, on which a run that explodes leaves room for the others."""
+    means = [np.mean([getattr(m, name) for m in o.members], axis=0) for o in outcomes]
+    shown = [x for mean in means for x in mean.tolist() if 0 < x < math.inf]
+    if not shown:
+        return
+    panel.set_yscale("log")
+    starts = [mean[0] for mean in means if 0 < mean[0] < math.inf]
+    low, high = min(shown), min(max(shown), 10 * float(np.median(starts or shown)))
+    panel.set_ylim(low / 1.1, max(high, 1.1 * low) * 1.1)
+    label_decades(panel.yaxis, low, high)
+
+
+def label_decades(axis: Axis, low: float, high: float) -> None:
+    """Label a log scale: its decades, and what is between if there are few."""
+    if high < 3 * low:
+        axis.set_major_locator(MaxNLocator(5))
+    elif high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:.4g}")
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,56 @@
+"""The results of a study: its members, how they are stored and read back."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MEMBERS = "members.jsonl"
+
+
+class Member(NamedTuple):
+    """Report one trained member of a study.
+
+    Attributes:
+      optimizer: The label of its optimizer.
+      setting: The hyperparameters that were set, by name.
+      seed: Of its first parameters and of the order of its batches.
+      train_loss: Mean loss of the batches of each epoch.
+      test_loss: Loss on the test examples after each epoch.
+      test_accuracy: Share of the test labels that are found, after each epoch; NaN for
+        a problem without labels.
+    """
+
+    optimizer: str
+    setting: dict[str, float]
+    seed: int
+    train_loss: list[float]
+    test_loss: list[float]
+    test_accuracy: list[float]
+
+
+CURVES = ("train_loss", "test_loss", "test_accuracy")
+
+
+def to_json(member: Member) -> str:
+    """Write a member as one line of JSON, with null for what is not finite."""
+    fields = member._asdict()
+    for key in CURVES:
+        fields[key] = [x if math.isfinite(x) else None for x in fields[key]]
+    return json.dumps(fields, allow_nan=False)
+
+
+def from_json(line: str) -> Member:
+    """Read a member, with NaN for null."""
+    fields: dict[str, Any] = json.loads(line)
+    for key in CURVES:
+        fields[key] = [math.nan if x is None else float(x) for x in fields[key]]
+    return Member(**fields)
+
+
+def append_members(folder: Path, members: Sequence[Member]) -> None:
+    """Add members to those stored in a folder."""
+    with (folder / MEMBERS).open("a", encoding="utf-8") as file:
+        for member in members:
+            print(to_json(member), file=file)

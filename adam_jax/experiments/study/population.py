@@ -1,0 +1,191 @@
+"""Many runs of one optimizer in one compiled program: every setting from every seed."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from adam_jax.experiments.data import Dataset
+from adam_jax.experiments.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.problems import Problem
+from adam_jax.experiments.study.config import Candidate, StudyConfig, set_options
+from adam_jax.experiments.study.members import CURVES, Member
+from adam_jax.experiments.training import count_steps
+
+# Members one after the other, not side by side: XLA on CPU runs the grouped convolution
+# that vmap makes of theirs 3.6 times slower (16 members of digits_cnn, a step each).
+SEQUENTIAL = ("cnn",)
+
+
+class Population:
+    """Train one optimizer under each setting from each seed.
+
+    The hyperparameters are arguments of the compiled program, which trains a chunk of
+    members for an epoch; the last chunk is filled up with copies of its last member.
+    A member sees the batches, and starts from the parameters, that `adam-jax train`
+    gives its seed.
+
+    Attributes:
+      candidate: The optimizer.
+      members: The hyperparameters and the seed of each member.
+      chunk: How many are trained at once, as it looks before compilation.
+      bytes_needed: What a chunk needs, once it is compiled.
+
+    Raises:
+      ValueError: if the data or the optimizer refuses a setting.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        problem: Problem,
+        candidate: Candidate,
+        settings: Sequence[dict[str, float]],
+    ):
+        """Check every setting, and trace the program."""
+        self.config, self.problem, self.candidate = config, problem, candidate
+        self.steps_per_epoch = count_steps(config, problem.dataset)
+        self.steps = config.epochs * self.steps_per_epoch
+        for setting in settings:
+            checked = dataclasses.replace(candidate, **setting)
+            build_optimizer(checked, build_schedule(checked, self.steps))
+        self.members = [
+            (set_options(candidate, setting), seed)
+            for setting, seed in itertools.product(settings, config.seed_list)
+        ]
+        self.bytes_needed = 0
+        carried = _count_bytes(jax.eval_shape(self._init, *self._select([0])))
+        fitting = max(1, config.memory_bytes // carried)
+        self.chunk = min(len(self.members), fitting)
+        self._start = jax.jit(self._init)
+        self._traced = self._trace()
+
+    def train(self) -> Iterator[tuple[int, list[Member]]]:
+        """Train chunk by chunk, and report after each epoch of a chunk.
+
+        Yields:
+          How many members were trained for an epoch; and those that are done: none, but
+          after a chunk's last epoch.
+        """
+        epoch_of_chunk = self._compile()
+        for first in range(0, len(self.members), self.chunk):
+            working = range(first, min(first + self.chunk, len(self.members)))
+            chosen = [min(first + n, working[-1]) for n in range(self.chunk)]
+            hyperparams, keys = self._select(chosen)
+            carry = self._start(hyperparams, keys)
+            history = []
+            for epoch in range(1, self.config.epochs + 1):
+                carry, measured = epoch_of_chunk(
+                    hyperparams, carry, keys, epoch, self.problem.dataset
+                )
+                history.append(jax.device_get(measured))
+                if epoch < self.config.epochs:
+                    yield len(working), []
+            curves = np.asarray(history, np.float64).transpose(2, 1, 0)
+            # Copies that fill up the last chunk are left out.
+            done = map(self._report, working, curves)
+            yield len(working), list(done)
+
+    def _compile(self) -> Any:
+        """Compile for as many members at once as the memory holds: one, if need be."""
+        while True:
+            compiled = self._traced.lower().compile()
+            sizes = compiled.memory_analysis()
+            self.bytes_needed = (
+                sizes.argument_size_in_bytes
+                + sizes.output_size_in_bytes
+                - sizes.alias_size_in_bytes
+                + sizes.temp_size_in_bytes
+            )
+            allowed = self.config.memory_bytes
+            if self.bytes_needed <= allowed or self.chunk == 1:
+                return compiled
+            shared = _count_bytes(self.problem.dataset)
+            each = (self.bytes_needed - shared) / self.chunk
+            fitting = int((allowed - shared) / each)
+            self.chunk = max(1, min(self.chunk - 1, fitting))
+            self._traced = self._trace()
+
+    def _trace(self) -> Any:
+        hyperparams, keys = self._select(range(self.chunk))
+        carry = jax.eval_shape(self._init, hyperparams, keys)
+        jitted = jax.jit(self._run_epoch, donate_argnums=1)
+        return jitted.trace(hyperparams, carry, keys, 1, self.problem.dataset)
+
+    def _select(self, chosen: Sequence[int]) -> tuple[dict[str, Array], Array]:
+        """Give the hyperparameters and the keys of some members, a row each."""
+        rows = [self.members[n] for n in chosen]
+        keys = jnp.stack([jax.random.key(seed) for _, seed in rows])
+        hyperparams = {
+            key: jnp.asarray([options[key] for options, _ in rows], jnp.float32)
+            for key in rows[0][0]
+        }
+        return hyperparams, keys
+
+    def _build(self, hyperparams: dict[str, Any]) -> optax.GradientTransformation:
+        others = dict(hyperparams)
+        schedule = build_schedule(
+            self.candidate, self.steps, others.pop("learning_rate")
+        )
+        return build_optimizer(self.candidate, schedule, **others)
+
+    def _init(self, hyperparams: dict[str, Array], keys: Array) -> Any:
+        def start(hyperparams: dict[str, Array], key: Array) -> Any:
+            params = self.problem.init(key)
+            return params, self._build(hyperparams).init(params)
+
+        return jax.vmap(start)(hyperparams, keys)
+
+    def _run_epoch(
+        self,
+        hyperparams: dict[str, Array],
+        carry: Any,
+        keys: Array,
+        epoch: int,
+        dataset: Dataset,
+    ) -> Any:
+        def run(hyperparams: dict[str, Array], carry: Any, key: Array) -> Any:
+            key = jax.random.fold_in(key, epoch)
+            return self._run_member(hyperparams, carry, key, dataset)
+
+        if self.config.model.name in SEQUENTIAL:
+            members = (hyperparams, carry, keys)
+            return jax.lax.map(lambda member: run(*member), members)
+        return jax.vmap(run)(hyperparams, carry, keys)
+
+    def _run_member(
+        self, hyperparams: dict[str, Array], carry: Any, key: Array, dataset: Dataset
+    ) -> Any:
+        tx = self._build(hyperparams)
+        train, size, count = dataset.train, self.config.batch_size, self.steps_per_epoch
+        order = jax.random.permutation(key, len(train.labels))
+        batches = order[: count * size].reshape(-1, size)
+
+        def step(carry: Any, batch_and_number: Any) -> Any:
+            params, opt_state = carry
+            batch, number = batch_and_number
+            examples = jax.tree.map(lambda rows: rows[batch], train)
+            loss, grads = jax.value_and_grad(self.problem.loss)(
+                params, examples, jax.random.fold_in(key, number)
+            )
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), loss
+
+        carry, losses = jax.lax.scan(step, carry, (batches, jnp.arange(count)))
+        test_loss, test_accuracy = self.problem.test(carry[0], dataset.test)
+        return carry, (losses.mean(), test_loss, test_accuracy)
+
+    def _report(self, number: int, curves: np.ndarray) -> Member:
+        options, seed = self.members[number]
+        values = dict(zip(CURVES, curves.tolist(), strict=True))
+        return Member(self.candidate.title, options, seed, **values)
+
+
+def _count_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

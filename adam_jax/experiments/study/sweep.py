@@ -1,0 +1,114 @@
+"""`adam-jax sweep`: one or several optimizers over a grid of hyperparameters."""
+
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+from matplotlib.figure import Figure
+from rich.console import RenderableType
+from rich.table import Table
+
+from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.study.compare import to_text
+from adam_jax.experiments.study.config import SweepConfig
+from adam_jax.experiments.study.maps import draw_sweep
+from adam_jax.experiments.study.members import Member
+from adam_jax.experiments.study.outcomes import (
+    Outcome,
+    find_border,
+    group_members,
+    has_accuracy,
+)
+from adam_jax.experiments.study.settings import list_settings
+from adam_jax.experiments.study.study import prepare_study, run_study
+
+EXAMPLES = """\
+examples:
+  adam-jax sweep --config configs/sweep_digits.toml
+  adam-jax sweep --config configs/sweep_digits.toml --memory 500MB
+  adam-jax sweep --config configs/sweep_digits.toml --draws 64
+
+A config names the optimizers, and the values of their hyperparameters:
+
+  [[optimizers]]
+  name = "adamw"
+
+  [grid]
+  learning_rate = {min = 1e-5, max = 1, count = 11}
+  weight_decay = [0, 0.01, 0.1, 1]
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the command."""
+    return new_config_parser(
+        SweepConfig,
+        "Train under every setting of a grid at once; end with the best one and a "
+        "picture of the loss over them all.",
+        EXAMPLES,
+    )
+
+
+def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+    """Build what the options describe.
+
+    Raises:
+      ValueError: if one of them is wrong.
+    """
+    config, resolved = read_config(SweepConfig, parser, options)
+    populations = prepare_study(config, list_settings(config))
+
+    def view(members: Sequence[Member]) -> tuple[Figure, list[RenderableType]]:
+        outcomes = group_members(members)
+        notes = note_borders(config, find_best(outcomes))
+        return draw_sweep(config, members), [tabulate(config, members), *notes]
+
+    return lambda: run_study(populations, resolved, "sweep.png", view)
+
+
+COMMAND = Command("train over a grid of settings", build_parser, prepare)
+
+
+def find_best(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Find each optimizer's setting of the smallest mean test loss, best first."""
+    best: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        rival = best.setdefault(outcome.optimizer, outcome)
+        if outcome.score < rival.score:
+            best[outcome.optimizer] = outcome
+    return sorted(best.values(), key=lambda outcome: outcome.score)
+
+
+def tabulate(config: SweepConfig, members: Sequence[Member]) -> Table:
+    """Make the table of each optimizer's best setting."""
+    outcomes = group_members(members)
+    accuracy = has_accuracy(members)
+    seeds = len(config.seed_list)
+    over = f", mean (min to max) over {seeds} seeds" if seeds > 1 else ""
+    table = Table(title=f"{config.name}: best after {config.epochs} epochs{over}")
+    table.add_column("optimizer")
+    heads = [*config.grid.axes, "test loss", *(["test accuracy"] if accuracy else [])]
+    for head in [*heads, "diverged"]:
+        table.add_column(head, justify="right")
+    for best in find_best(outcomes):
+        own = [outcome for outcome in outcomes if outcome.optimizer == best.optimizer]
+        lost = sum(outcome.diverged for outcome in own)
+        cells = [f"{best.setting[key]:.4g}" for key in config.grid.axes]
+        if best.diverged:
+            cells = ["-"] * len(cells)
+        cells += [to_text(best.final("test_loss"))]
+        cells += [to_text(best.final("test_accuracy"), True)] if accuracy else []
+        runs = sum(len(outcome.members) for outcome in own)
+        table.add_row(best.optimizer, *cells, f"{lost} of {runs}")
+    return table
+
+
+def note_borders(config: SweepConfig, best: Sequence[Outcome]) -> list[str]:
+    """Say which of the best settings lie at the end of the grid."""
+    if config.draws is not None:
+        return []
+    return [
+        f"{outcome.optimizer}: {note}; the best may lie beyond"
+        for outcome in best
+        if not outcome.diverged
+        for note in find_border(outcome.setting, config.grid.axes)
+    ]

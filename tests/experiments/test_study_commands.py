@@ -1,0 +1,336 @@
+"""`adam-jax compare` and `adam-jax sweep`: what they leave, and what they say."""
+
+import json
+import math
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from adam_jax.experiments.cli import main
+from adam_jax.experiments.study.compare import count_epochs, to_text
+from adam_jax.experiments.study.config import (
+    Candidate,
+    CompareConfig,
+    GridConfig,
+    Range,
+    SweepConfig,
+)
+from adam_jax.experiments.study.curves import draw_curves
+from adam_jax.experiments.study.maps import draw_sweep
+from adam_jax.experiments.study.members import Member, from_json
+from adam_jax.experiments.study.outcomes import find_border, group_members
+from adam_jax.experiments.study.report import StudyReport
+from adam_jax.experiments.study.sweep import find_best
+
+TINY = """\
+batch_size = 718
+epochs = 2
+[model]
+widths = [8]
+[[optimizers]]
+name = "adam"
+label = "mine"
+[[optimizers]]
+name = "sgd"
+learning_rate = 1e37
+"""
+SWEEP = """\
+batch_size = 718
+epochs = 2
+[model]
+widths = [8]
+[[optimizers]]
+name = "adam"
+[grid]
+learning_rate = {min = 1e-4, max = 1e-2, count = 3}
+b1 = [0, 0.9]
+"""
+
+
+@pytest.fixture
+def run(tmp_path, runs_dir):
+    """Give a function that runs a command with a tiny config."""
+
+    def run(command, *options, text=TINY):
+        (tmp_path / "tiny.toml").write_text(text)
+        config = f"--config={tmp_path / 'tiny.toml'}"
+        return main([command, config, f"--runs_dir={runs_dir}", *options])
+
+    return run
+
+
+def read(folder):
+    return [from_json(x) for x in (folder / "members.jsonl").read_text().splitlines()]
+
+
+def test_compare_leaves_its_folder_and_a_table(run, runs_dir, capfd):
+    assert run("compare", "--seeds=2", "--target_loss=100") == 0
+    folder = runs_dir / "compare"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.toml", "members.jsonl", "compare.png"}
+    assert imread(folder / "compare.png").std() > 0
+    members = read(folder)
+    labels = [(member.optimizer, member.seed) for member in members]
+    assert labels == [("mine", 0), ("mine", 1), ("sgd", 0), ("sgd", 1)]
+    assert members[0].setting == {"learning_rate": 1e-3}
+    assert [len(member.test_loss) for member in members] == [2] * 4
+    first = json.loads((folder / "members.jsonl").read_text().splitlines()[2])
+    assert first["test_loss"] == [None, None]
+
+    out, err = capfd.readouterr()
+    assert err == ""
+    mine, sgd = (
+        next(line for line in out.splitlines() if f"│ {label} " in line)
+        for label in ("mine", "sgd")
+    )
+    losses = [member.test_loss[-1] for member in members[:2]]
+    mean, low, high = np.mean(losses), min(losses), max(losses)
+    assert f"│ {mean:.4g} ({low:.4g} to {high:.4g}) │" in mine
+    assert sgd.split("│")[-2].strip() == "2"  # both diverged
+    assert mine.split("│")[-3].strip() == "1"  # an epoch to a loss of 100
+    assert out.index(mine) < out.index(sgd)
+    assert "mine: 2 of 2 runs, 2 epochs, " in out
+    assert f"study: {folder}\n" in out
+
+
+def test_a_stored_config_repeats_the_study(run, runs_dir):
+    assert run("sweep", "--draws=2", text=SWEEP) == 0
+    stored = f"--config={runs_dir / 'sweep' / 'config.toml'}"
+    assert main(["sweep", stored]) == 0
+    first, second = (
+        (runs_dir / name / "members.jsonl").read_bytes()
+        for name in ("sweep", "sweep-2")
+    )
+    assert first == second
+
+
+def test_sweep_names_the_best_setting_and_the_border(run, runs_dir, capfd):
+    assert run("sweep", text=SWEEP) == 0
+    folder = runs_dir / "sweep"
+    assert imread(folder / "sweep.png").std() > 0
+    members = read(folder)
+    assert len(members) == 6
+    best = min(members, key=lambda member: member.test_loss[-1])
+    out, err = capfd.readouterr()
+    assert err == ""
+    rate, b1 = best.setting["learning_rate"], best.setting["b1"]
+    assert f"{rate:g} │ {b1:g} │ {best.test_loss[-1]:.4g} │" in " ".join(out.split())
+    assert "0 of 6" in out
+    assert f"adam: learning_rate {rate:g} is the largest that was tried" in out
+
+
+def test_ctrl_c_saves_the_members_that_are_done(run, runs_dir, capfd, monkeypatch):
+    tell = StudyReport.tell
+
+    def interrupt(self, *args):
+        tell(self, *args)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(StudyReport, "tell", interrupt)
+    assert run("compare") == 130
+    out, err = capfd.readouterr()
+    assert err == "adam-jax: error: interrupted\n"
+    assert {member.optimizer for member in read(runs_dir / "compare")} == {"mine"}
+    assert (runs_dir / "compare" / "compare.png").exists()
+    assert "sgd" not in out
+
+
+def test_a_terminal_gets_a_bar_and_little_memory_a_warning(run, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run("sweep", "--memory=1", text=SWEEP) == 0
+    out = capfd.readouterr().out
+    assert "━" in out
+    assert "100%" in out
+    assert "6 of 6 runs" not in out
+    assert "more than memory = 1: one at a time" in out
+
+
+ADAM = "[[optimizers]]\nname = 'adam'\n"
+MISTAKES = {
+    "no name": ("compare", "[[optimizers]]", "optimizers: expected tables with a name"),
+    "no optimizer": ("compare", "seeds = 2", "there is no optimizer: add tables"),
+    "no table": ("compare", "optimizers = 3", "optimizers: expected a list, got 3"),
+    "twice": (
+        "compare",
+        ADAM + ADAM,
+        "label is 'adam', but must be used once: give each",
+    ),
+    "an unknown key": ("compare", "[[optimizers]]\nlr = 1", "Option 'lr' is not acc"),
+    "a wrong type": (
+        "compare",
+        "[[optimizers]]\nb1 = 'x'",
+        "optimizers: b1: expected float, got x",
+    ),
+    "no seed": ("compare", "seeds = 0\n" + ADAM, "seeds is 0, but must be 1"),
+    "a negative seed": (
+        "compare",
+        "seeds = [-1]\n" + ADAM,
+        "from 0 to 42949672",
+    ),
+    "no memory": ("compare", "memory = 'x'\n" + ADAM, "memory is 'x', but must"),
+    "a foreign option": (
+        "compare",
+        "[[optimizers]]\nmomentum = 0.5",
+        "optimizer.momentum is set, but adam does not take it",
+    ),
+    "no grid": ("sweep", ADAM, r"the grid is empty: add a table \[grid\]"),
+    "a number": (
+        "sweep",
+        ADAM + "[grid]\nb2 = 3",
+        r"grid.b2: expected a list of numbers, or \{min, max, count\}, got 3 ",
+    ),
+    "a falling range": (
+        "sweep",
+        ADAM + "[grid]\nb2 = {min = 2, max = 1}",
+        "grid.b2.max is 1.0, but must be finite, and more than min, 2.0",
+    ),
+    "0 on a log scale": (
+        "sweep",
+        ADAM + "[grid]\neps = {min = 0, max = 1}",
+        "grid.eps.min is 0.0, but must be positive on a log scale",
+    ),
+    "a repeated value": (
+        "sweep",
+        ADAM + "[grid]\neps = [1, 1]",
+        "different numbers",
+    ),
+    "a value out of range": (
+        "sweep",
+        ADAM + "[grid]\nb2 = [0.9, 1]",
+        r"b2 must be a decay rate in \[0, 1\), got 1.0",
+    ),
+    "no draws": (
+        "sweep",
+        "draws = 0\n" + ADAM + "[grid]\nb1 = [0]",
+        "draws is 0, but must be 1 or more",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_sentence(run, runs_dir, capfd, mistake):
+    command, text, message = MISTAKES[mistake]
+    assert run(command, text=text) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("adam-jax: error: ")
+    assert len(err.splitlines()) == 1
+    assert not runs_dir.exists()
+    assert re.search(message, err), err
+
+
+def make_members(settings, optimizers=("adam", "sgd"), accuracy=0.5):
+    """Make members whose final loss is the distance of log10(learning_rate) from -2."""
+    return [
+        Member(
+            optimizer,
+            setting,
+            seed,
+            [3.0, loss],
+            [3.0, loss + seed],
+            [accuracy, accuracy],
+        )
+        for optimizer in optimizers
+        for setting in settings
+        for seed in (0, 1)
+        for rate in [setting["learning_rate"]]
+        for loss in [math.nan if rate == 1 else 1 + abs(math.log10(rate) + 2)]
+    ]
+
+
+RATES = [1e-3, 1e-2, 1e-1, 1.0]
+
+
+def test_outcomes_are_over_seeds():
+    outcomes = group_members(make_members([{"learning_rate": x} for x in RATES]))
+    assert [len(outcome.members) for outcome in outcomes] == [2] * 8
+    adam = outcomes[:4]
+    assert adam[0].final("test_loss") == pytest.approx((2.5, 2, 3))
+    assert to_text(adam[0].final("test_loss")) == "2.5 (2 to 3)"
+    assert [outcome.diverged for outcome in adam] == [0, 0, 0, 2]
+    assert [outcome.score for outcome in adam] == pytest.approx(
+        [2.5, 1.5, 2.5, math.inf]
+    )
+    assert to_text(adam[3].final("train_loss")) == "-"
+    best = find_best(outcomes)
+    assert [(o.optimizer, o.setting["learning_rate"]) for o in best] == [
+        ("adam", 1e-2),
+        ("sgd", 1e-2),
+    ]
+    assert count_epochs(adam[0], 2.5) == "2"
+    assert count_epochs(adam[0], 3) == "1"
+    assert count_epochs(adam[0], 1) == "-"
+
+
+def test_a_border_is_named_but_not_a_natural_zero():
+    axes = {"learning_rate": RATES, "b1": [0.0, 0.9], "b2": [0.5]}
+    setting = {"learning_rate": 1e-3, "b1": 0.0, "b2": 0.5}
+    assert find_border(setting, axes) == [
+        "learning_rate 0.001 is the smallest that was tried"
+    ]
+    setting = {"learning_rate": 1e-2, "b1": 0.9, "b2": 0.5}
+    assert find_border(setting, axes) == ["b1 0.9 is the largest that was tried"]
+
+
+OPTIMIZERS = (Candidate(), Candidate(name="sgd"))
+
+
+@pytest.mark.parametrize("draws", [None, 2])
+@pytest.mark.parametrize("keys", [1, 2, 3])
+def test_sweeps_can_be_drawn(tmp_path, keys, draws):
+    axes = {"learning_rate": Range(1e-3, 1.0, 4), "b1": [0.0, 0.9], "b2": [0.5, 0.9]}
+    axes = dict(list(axes.items())[:keys])
+    grid = GridConfig(**axes)
+    config = SweepConfig(grid=grid, draws=draws, seeds=2, optimizers=OPTIMIZERS)
+    others = {"b1": 0.9, "b2": 0.5}
+    settings = [{key: others.get(key, rate) for key in axes} for rate in RATES]
+    figure = draw_sweep(config, make_members(settings))
+    figure.savefig(tmp_path / "sweep.png")
+    panels = [panel for panel in figure.axes if panel.get_xlabel()]
+    assert len(panels) == {1: 1, 2: 2, 3: 6}[keys]
+
+
+def test_a_heat_map_shows_the_best_and_the_lost():
+    grid = GridConfig(learning_rate=RATES, b1=[0.0, 0.9])
+    settings = [{"learning_rate": x, "b1": y} for x in RATES for y in (0.0, 0.9)]
+    config = SweepConfig(grid=grid, seeds=2, optimizers=OPTIMIZERS)
+    panel = draw_sweep(config, make_members(settings)).axes[0]
+    (image,) = panel.images
+    shown = image.get_array()
+    assert shown.shape == (4, 2)  # the learning rates upwards
+    assert shown.mask.tolist() == [[False] * 2] * 3 + [[True] * 2]
+    np.testing.assert_allclose(shown[:3, 0], [2.5, 1.5, 2.5])
+    (frame,) = panel.patches
+    assert frame.get_xy() == (-0.5, 0.5)  # of the row of 1e-2
+    assert [text.get_position() for text in panel.texts] == [(0, 3), (1, 3)]
+
+
+@pytest.mark.parametrize("accuracy", [0.5, math.nan])
+def test_curves_can_be_drawn_without_accuracy_and_of_diverged_runs(tmp_path, accuracy):
+    settings = [{"learning_rate": 1.0}]
+    members = make_members(settings, ("sgd",), accuracy)
+    members += make_members([{"learning_rate": 1e-2}], ("adam",), accuracy)
+    config = CompareConfig(seeds=2, epochs=2, optimizers=OPTIMIZERS)
+    figure = draw_curves(config, members)
+    figure.savefig(tmp_path / "compare.png")
+    assert len(figure.axes) == (2 if math.isnan(accuracy) else 3)
+    line = figure.axes[1].lines[1]
+    np.testing.assert_allclose(line.get_ydata(), [3, 1.5])  # of two seeds, 1 apart
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert labels == ["sgd, 2 diverged", "adam"]
+
+
+def test_a_study_of_nothing_but_diverged_runs_can_be_drawn(tmp_path):
+    settings = [{"learning_rate": 1.0, "b1": 0.9}]
+    for keys in (["learning_rate"], ["learning_rate", "b1"]):
+        grid = GridConfig(**{key: [settings[0][key]] for key in keys})
+        for draws in (None, 1):
+            config = SweepConfig(grid=grid, draws=draws, optimizers=OPTIMIZERS)
+            members = make_members([{key: settings[0][key] for key in keys}])
+            draw_sweep(config, members).savefig(tmp_path / "sweep.png")
+    config = CompareConfig(epochs=2, optimizers=OPTIMIZERS)
+    draw_curves(config, make_members(settings)).savefig(tmp_path / "compare.png")
