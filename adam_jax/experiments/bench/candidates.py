@@ -67,8 +67,8 @@ def _optax(format: Format) -> Any:
 
 def _ours(format: Format, wrap: Any = lambda tx: tx) -> Any:
     """Return an adamw of the package's, with both moments in the format."""
-    moments = {"mu_dtype": format.moments, "nu_dtype": format.moments}
-    tx = wrap(adam_jax.adamw(LEARNING_RATE, **moments))
+    stored = format.moments
+    tx = wrap(adam_jax.adamw(LEARNING_RATE, mu_dtype=stored, nu_dtype=stored))
     return optax.chain(tx, adam_jax.round_to_params()) if _is_pure(format) else tx
 
 
