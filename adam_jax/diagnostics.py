@@ -25,6 +25,7 @@ from adam_jax.figures import (
     step_bound,
 )
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
+from adam_jax.packing import unpack
 from adam_jax.transforms import Moments, expect_updates
 
 
@@ -107,7 +108,7 @@ def record(
             rate = jnp.asarray(at(learning_rate, past, float))
         step = Step(
             grads=None if tx is None else grads,
-            moments=[_moments(node) for node in find_moments(after)],
+            moments=_moments(after, updates),
             updates=updates,
             params=params,
             learning_rate=rate,
@@ -255,6 +256,14 @@ def _choose(figures: Any) -> Mapping[str, Figure]:
     return {name: FIGURES[name] for name in figures}
 
 
-def _moments(node: Any) -> Moments:
-    mu, nu = decode_moments(node)
-    return Moments(node.count, None, mu, nu, node.weights[0, 0], node.weights[1, 0])
+def _moments(state: Any, params: Any) -> list[Moments]:
+    """Return the moments in a state; none of leaves packed without the others."""
+    try:
+        nodes = find_moments(unpack(state, params))
+    except AssertionError:
+        return []
+    read = [(node, *decode_moments(node)) for node in nodes]
+    return [
+        Moments(node.count, None, mu, nu, node.weights[0, 0], node.weights[1, 0])
+        for node, mu, nu in read
+    ]

@@ -781,3 +781,23 @@ def test_steps_between_reduce_nothing():
     assert " conditional(" in text
     assert reductions(text, 100) > 0
     assert reductions(text, 100, through_conditionals=False) == 0
+
+
+def test_packed_moments_have_the_figures_of_unpacked_ones():
+    params = {f"w{i}": jnp.linspace(-1, i, 8) for i in range(3)}
+    grads = jax.tree.map(jnp.cos, params)
+    found = []
+    for wrap in (lambda tx: tx, adam_jax.packed):
+        tx = record(wrap(adam_jax.adam(1e-2, nu_dtype="bfloat16")), learning_rate=1e-2)
+        state = tx.init(params)
+        for scale in (1.0, -0.5):
+            scaled = jax.tree.map(lambda g, scale=scale: scale * g, grads)
+            _, state = jax.jit(tx.update)(scaled, state, params)
+        found.append(named_figures(state, params))
+    assert found[0]["signal_to_noise"] > 0.1
+    assert found[1] == pytest.approx(found[0], rel=1e-2)  # other random bits
+    # Of a part of the leaves, packed, there are no figures of moments.
+    masked = optax.masked(
+        adam_jax.packed(adam_jax.adam(1e-2)), {"w0": True, "w1": False, "w2": True}
+    )
+    assert "signal_to_noise" not in record(masked).init(params).figures
