@@ -12,11 +12,13 @@ from adam_jax.experiments.arguments import (
     new_parser,
 )
 from adam_jax.experiments.bench import command as bench
+from adam_jax.experiments.report import command as report
 
 # Each has its parser where its work is.
 COMMANDS: dict[str, Command] = {
     "train": run.COMMAND,
     "inspect": inspection.COMMAND,
+    "report": report.COMMAND,
     "bench": bench.COMMAND,
 }
 
