@@ -15,6 +15,7 @@ GREY = "#7f7f7f"
 DASHES = ("solid", "dot")
 LEGEND_CHARACTERS = 40  # in a line: more do not fit into the width of a phone
 FEW = 30  # points of a line: with more, their marks would be a second line
+NARROW = 0.04  # that a share of examples must climb to be no straight line
 MANY = 6  # lines: with more, what is shown while hovering hides them
 
 
@@ -57,7 +58,11 @@ def style(number: int) -> tuple[str, str]:
 
 
 def draw_lines(
-    lines: Sequence[Line], x_title: str, y_title: str, log: bool = True
+    lines: Sequence[Line],
+    x_title: str,
+    y_title: str,
+    log: bool = True,
+    digits: str = ".4~g",
 ) -> go.Figure:
     """Draw lines, each with its bands.
 
@@ -66,8 +71,10 @@ def draw_lines(
       x_title: What the horizontal axis is.
       y_title: What the vertical axis is.
       log: Use a log scale for y, if any value has a place on it.
+      digits: How values are written where one points at them, in the words of d3.
     """
     figure = go.Figure()
+    many = len(lines) > MANY or not all(line.joined for line in lines)
     for line in lines:
         for low, high in line.bands:
             _add_band(figure, line, low, high, log)
@@ -81,10 +88,10 @@ def draw_lines(
             mode=_mode(line),
             line={"color": line.colour, "dash": line.dash, "width": 2},
             marker={"size": 5 if line.joined else 8},
-            **_hover(line),
+            **_hover(line, f"{to_plotly(x_title)} %{{x}}: " if many else "", digits),
         )
     figure.update_layout(
-        hovermode="closest" if len(lines) > MANY else "x unified",
+        hovermode="closest" if many else "x unified",
         legend={
             **{"orientation": "h", "x": 0, "y": 0, "yref": "container"},
             "maxheight": 10_000,  # pixels: it never scrolls
@@ -93,6 +100,17 @@ def draw_lines(
         xaxis={"title": {"text": x_title}},
         yaxis={"title": {"text": y_title}} | _scale(lines, log),
     )
+    return figure
+
+
+def draw_shares(lines: Sequence[Line], x_title: str) -> go.Figure:
+    """Draw lines of shares, in percent; what hardly changes looks flat."""
+    figure = draw_lines(lines, x_title, "", log=False, digits=".2%")
+    figure.update_yaxes(tickformat=".4~%")
+    shown = [y for line in lines for y in line.y if math.isfinite(y)]
+    if shown and max(shown) - min(shown) < NARROW:
+        middle = (max(shown) + min(shown)) / 2
+        figure.update_yaxes(range=[middle - NARROW / 2, middle + NARROW / 2])
     return figure
 
 
@@ -125,13 +143,13 @@ def _mode(line: Line) -> str:
     return "lines+markers" if len(line.x) <= FEW else "lines"
 
 
-def _hover(line: Line) -> dict[str, Any]:
+def _hover(line: Line, place: str, digits: str) -> dict[str, Any]:
     if not line.bands:
-        return {"hovertemplate": "%{y:.4g}"}
-    low, high = line.bands[0]
+        return {"hovertemplate": f"{place}%{{y:{digits}}}"}
+    edges = " to ".join(f"%{{customdata[{n}]:{digits}}}" for n in (0, 1))
     return {
-        "customdata": [list(pair) for pair in zip(low, high, strict=True)],
-        "hovertemplate": "%{y:.4g} (%{customdata[0]:.4g} to %{customdata[1]:.4g})",
+        "customdata": [list(pair) for pair in zip(*line.bands[0], strict=True)],
+        "hovertemplate": f"{place}%{{y:{digits}}} ({edges})",
     }
 
 

@@ -54,9 +54,9 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
     folders = [Path(run) for run in options.runs]
     page = make_page(folders)
     path = Path(options.out) if options.out else choose_path(folders)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "a folder" if path.is_dir() else "in no folder that exists"
-        raise ValueError(f"--out is {path}, but that is {what}: name a file")
+    if os.path.isdir(path) or not os.path.isdir(path.parent):
+        what = "a folder" if os.path.isdir(path) else "in no folder that exists"
+        raise ValueError(f"the page would be {path}, but that is {what}; see --out")
     return lambda: save_page(page, path)
 
 
@@ -69,14 +69,14 @@ def make_page(folders: Sequence[Path]) -> Page:
     Raises:
       ValueError: if a folder cannot be read.
     """
-    studies = [folder for folder in folders if (folder / MEMBERS).exists()]
+    studies = [folder for folder in folders if os.path.exists(folder / MEMBERS)]
     if not studies:
         return describe_runs(read_runs(folders))
     folder = studies[0]
     if len(folders) > 1:
         raise ValueError(f"{folder} is a study: report it alone")
     return describe_study(
-        folder.resolve().name,
+        Path(os.path.realpath(folder)).name,
         read_config(folder),
         read_environment(folder),
         read_members(folder),
@@ -87,9 +87,8 @@ def choose_path(folders: Sequence[Path]) -> Path:
     """Choose where the page is written unless told: where its runs are."""
     if len(folders) == 1:
         return folders[0] / "report.html"
-    return Path(
-        os.path.commonpath([folder.resolve() for folder in folders]), "report.html"
-    )
+    places = [os.path.realpath(folder) for folder in folders]
+    return Path(os.path.commonpath(places)) / "report.html"
 
 
 def save_page(page: Page, path: Path) -> None:

@@ -15,7 +15,7 @@ from adam_jax.experiments.arguments import installed_version
 from adam_jax.experiments.report.charts import Chart
 
 Element = ElementTree.Element
-LONG = 16  # characters of a tile: more are written smaller
+LONG = 12  # characters of a tile: more are written smaller
 
 
 class Section(NamedTuple):

@@ -1,6 +1,7 @@
 """What the report reads of a folder: a run, or the config and machine of any."""
 
 import json
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
       ValueError: if one cannot be read, or is named twice.
     """
-    places = [folder.resolve() for folder in folders]
+    places = [Path(os.path.realpath(folder)) for folder in folders]
     for place, folder in zip(places, folders, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"{folder} is named twice: name each run once")

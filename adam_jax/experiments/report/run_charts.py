@@ -12,6 +12,7 @@ from adam_jax.experiments.report.charts import (
     Chart,
     Line,
     draw_lines,
+    draw_shares,
     style,
 )
 from adam_jax.experiments.report.reading import Run
@@ -116,9 +117,7 @@ def chart_learning(runs: Sequence[Run]) -> list[Chart]:
     ]
     accuracies = _lines(runs, lambda epoch: epoch.test_accuracy, COLOURS[2])
     if any(map(_has_values, accuracies)):
-        figure = draw_lines(accuracies, "epoch", "", log=False)
-        figure.update_yaxes(tickformat=".4~%")
-        figure.update_traces(hovertemplate="%{y:.2%}")
+        figure = draw_shares(accuracies, "epoch")
         charts.append(
             Chart("Accuracy", "The share of the test labels that are found.", figure)
         )
@@ -210,9 +209,10 @@ def _draw(topic: Topic, lines: Sequence[Line], words: str) -> Chart:
 
 
 def _choose_groups(run: Run) -> list[str]:
-    """Name the groups that moved most, then those that moved least."""
-    most, least = rank_moved(run.epochs[-1].moved)
-    return list(dict.fromkeys([*most, *least]))
+    """Name the groups; of many those that moved most, then those that moved least."""
+    moved = run.epochs[-1].moved
+    most, least = rank_moved(moved)
+    return list(moved) if len(moved) <= len(COLOURS) else [*most, *least]
 
 
 def _group_lines(run: Run, figures: dict[str, Callable[[Epoch], float]]) -> list[Line]:

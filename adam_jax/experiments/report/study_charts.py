@@ -12,6 +12,7 @@ from adam_jax.experiments.report.charts import (
     Chart,
     Line,
     draw_lines,
+    draw_shares,
     style,
     to_plotly,
 )
@@ -30,21 +31,22 @@ def chart_curves(trials: Sequence[Trial]) -> list[Chart]:
     if any(not math.isfinite(trial.final("train_loss")) for trial in shown):
         words += " A line ends where one of its seeds diverges."
 
-    def draw(curve: str, y_title: str, log: bool) -> go.Figure:
-        lines = [
+    def lines(curve: str) -> list[Line]:
+        return [
             _over_seeds(label(trial, trials), trial.curves[curve], number)
             for number, trial in enumerate(shown)
         ]
-        return draw_lines(lines, "epoch", y_title, log)
 
     charts = [
-        Chart("Training loss", SEEDS + words, draw("train_loss", "loss", True)),
-        Chart("Test loss", SEEDS + words, draw("test_loss", "loss", True)),
+        Chart(title, SEEDS + words, draw_lines(lines(curve), "epoch", "loss"))
+        for title, curve in (
+            ("Training loss", "train_loss"),
+            ("Test loss", "test_loss"),
+        )
     ]
     if any(np.isfinite(trial.curves["test_accuracy"]).any() for trial in shown):
-        figure = draw("test_accuracy", "", False)
-        figure.update_yaxes(tickformat=".4~%")
         caption = f"The share of the test labels that are found. {SEEDS}{words}"
+        figure = draw_shares(lines("test_accuracy"), "epoch")
         charts.append(Chart("Accuracy", caption, figure))
     return charts
 
@@ -93,7 +95,8 @@ def _draw_over_setting(trials: Sequence[Trial], key: str, curve: str) -> Chart:
     places = sorted({trial.setting[key] for trial in trials})
     axis, scale = _choose_axis(places)
     lines = []
-    for number, optimizer in enumerate(dict.fromkeys(t.optimizer for t in trials)):
+    optimizers = list(dict.fromkeys(trial.optimizer for trial in trials))
+    for number, optimizer in enumerate(optimizers):
         own = [trial for trial in trials if trial.optimizer == optimizer]
         own.sort(key=lambda trial: trial.setting[key])
         ends = [trial.curves[curve][:, -1] for trial in own]
@@ -105,10 +108,11 @@ def _draw_over_setting(trials: Sequence[Trial], key: str, curve: str) -> Chart:
         joined = varied(trials, optimizer) == [key]
         bands = [(low, high)] if joined and any(len(end) > 1 for end in ends) else []
         colour, dash = style(number)
-        lines.append(Line(optimizer, x, mean, colour, dash, bands, joined=joined))
+        listed = len(optimizers) > 1
+        line = Line(optimizer, x, mean, colour, dash, bands, listed, joined)
+        lines.append(line)
     figure = draw_lines(lines, key, f"final {LOSSES[curve]}")
     figure.update_xaxes(axis)
-    figure.update_layout(hovermode="closest")
     seeds = SEEDS if all(line.joined for line in lines) else "A dot is one setting."
     caption = f"After the last epoch. {seeds}{_count_diverged(trials, curve)}"
     return Chart(f"Final {LOSSES[curve]} over {key}", caption, figure)
