@@ -182,6 +182,20 @@ def test_the_environment(write_run, tmp_path):
     assert "Not recorded: this is what has made the page." in page.words
 
 
+def test_the_config(write_run):
+    folder = write_run()
+    with (folder / "config.toml").open("a") as file:
+        file.write('[[tried]]\nname = "adam"\nb1 = 0.9\n[[tried]]\nname = "sgd"\n')
+    words = report(folder)[0].words
+    for key, value in (
+        ("model.widths", "[8, 4]"),
+        ("optimizer.learning_rate", "0.001"),
+        ("tried.1", "name=adam, b1=0.9"),
+        ("tried.2", "name=sgd"),
+    ):
+        assert words[words.index(key) + 1] == value
+
+
 def test_train_records_what_report_shows(train, runs_dir):
     assert train() == 0
     recorded = json.loads((runs_dir / "digits" / "environment.json").read_text())

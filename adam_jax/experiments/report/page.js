@@ -70,17 +70,24 @@ const charts = JSON.parse(document.getElementById("charts").textContent);
 const plots = charts.map((_, number) => document.getElementById(`chart-${number}`));
 const drawn = Promise.all(plots.map((plot, number) => draw(plot, charts[number])));
 
-let width = innerWidth;
-addEventListener("resize", async () => {
-  if (innerWidth === width) {
-    return; // a phone hides its address bar while it scrolls
-  }
-  width = innerWidth;
+// One after the other, and only for another width: a phone that scrolls hides its
+// address bar, and so changes its height.
+let [width, work, timer] = [innerWidth, drawn, 0];
+async function refit() {
   for (const plot of plots) {
     makeRoom(plot, plot.data.length);
     await Plotly.Plots.resize(plot);
     await fit(plot);
   }
+}
+addEventListener("resize", () => {
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    if (innerWidth !== width) {
+      width = innerWidth;
+      work = work.then(refit);
+    }
+  }, 150);
 });
 dark.addEventListener("change", () => {
   for (const plot of plots) {

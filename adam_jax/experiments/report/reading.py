@@ -85,6 +85,8 @@ def read_environment(folder: Path) -> dict[str, Any] | None:
 def flatten(table: dict[str, Any]) -> dict[str, Any]:
     """Give the values of nested tables under dotted keys, but for None and empty text.
 
+    Tables in a list are numbered, from 1, and written in a line each.
+
     Raises:
       AttributeError: if it is no table.
     """
@@ -92,6 +94,10 @@ def flatten(table: dict[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
+        elif isinstance(value, list) and any(isinstance(x, dict) for x in value):
+            for number, inner in enumerate(value, start=1):
+                pairs = (f"{name}={x}" for name, x in flatten(inner).items())
+                flat[f"{key}.{number}"] = ", ".join(pairs)
         elif value not in (None, ""):
             flat[key] = value
     return flat
