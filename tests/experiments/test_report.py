@@ -304,6 +304,15 @@ def test_a_random_draw_is_dots_and_the_best_twelve_lines(write_study):
     assert charts["Final test loss over b1"]["layout"]["xaxis"]["type"] == "linear"
 
 
+def test_what_has_diverged_altogether(write_study, write_run, tmp_path):
+    page, charts = report(write_study({("adam", (("lr", 1.0),)): [NAN, NAN]}))
+    assert "none: all have diverged" in page.words
+    assert lines(charts["Test loss"])["adam"] == [1.0, None, None]
+    runs = [write_run(name, test_loss=NAN) for name in ("first", "second")]
+    page, charts = report(*runs, out=tmp_path / "both.html")
+    assert "none: all have diverged" in page.words
+
+
 def test_members_are_gathered_whatever_the_order_of_their_keys(write_study):
     members = read_members(write_study(STUDY))
     turned = [m._replace(setting=dict(reversed(m.setting.items()))) for m in members]

@@ -29,6 +29,7 @@ from adam_jax.experiments.report.tables import (
 )
 
 Environment = Mapping[str, Any] | None
+ALL_DIVERGED = {"Best": "none: all have diverged"}
 GROUP_WORDS = (
     "After the last epoch. Norm: length of the parameters; update/norm: by which share "
     "the last step changed them; step: mean of |update| / learning rate; SNR: median "
@@ -73,17 +74,12 @@ def describe_study(
     seeds = len({member.seed for member in members})
     optimizers = len({trial.optimizer for trial in trials})
     settings = chart_settings(trials)
-    best = trials[0]
-    tiles = {"Best": label(best, trials), "Test loss": _number(best.final("test_loss"))}
-    if math.isfinite(best.final("test_accuracy")):
-        tiles["Test accuracy"] = _share(best.final("test_accuracy"))
-    tiles["Training loss"] = _number(best.final("train_loss"))
     over = [Section("Settings", "The loss after the last epoch.", settings)]
     return Page(
         title=name,
         about=f"{_count(optimizers, 'optimizer')}, {_count(len(trials), 'setting')}, "
         f"{_count(seeds, 'seed')}: {_count(len(members), 'run')} in all",
-        tiles=tiles,
+        tiles=_tile_trial(trials),
         sections=[
             Section("Learning", "", chart_curves(trials)),
             *(over if settings else []),
@@ -124,9 +120,19 @@ def _tile_run(run: Run) -> dict[str, str]:
 def _tile_best(runs: Sequence[Run]) -> dict[str, str]:
     finite = [run for run in runs if math.isfinite(run.epochs[-1].test_loss)]
     if not finite:
-        return {"Best": "none: all have diverged"}
+        return ALL_DIVERGED
     best = min(finite, key=lambda run: run.epochs[-1].test_loss)
     return {"Smallest test loss": best.name} | _tile_run(best)
+
+
+def _tile_trial(trials: Sequence[Trial]) -> dict[str, str]:
+    best = trials[0]
+    if not math.isfinite(best.final("test_loss")):
+        return ALL_DIVERGED
+    tiles = {"Best": label(best, trials), "Test loss": _number(best.final("test_loss"))}
+    if math.isfinite(best.final("test_accuracy")):
+        tiles["Test accuracy"] = _share(best.final("test_accuracy"))
+    return tiles | {"Training loss": _number(best.final("train_loss"))}
 
 
 def _tabulate_results(runs: Sequence[Run]) -> Element:
@@ -180,10 +186,10 @@ def _spread(trial: Trial, curve: str, write: Callable[[float], str]) -> str:
 def _group_tables(runs: Sequence[Run]) -> list[Element]:
     if len(runs) == 1:
         return [tabulate_groups(runs[0].epochs[-1])]
+    tables = {run.name: tabulate_groups(run.epochs[-1]) for run in runs}
     return [
-        element("details", element("summary", run.name), tabulate_groups(last))
-        for run in runs
-        for last in run.epochs[-1:]
+        element("details", element("summary", name), table)
+        for name, table in tables.items()
     ]
 
 
