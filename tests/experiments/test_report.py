@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from plotly.offline import get_plotlyjs
 
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.report.charts import COLOURS, to_plotly
@@ -41,6 +42,8 @@ def read_page(path):
     """Give the reader of a page, and its charts by their titles."""
     reader = Reader()
     text = path.read_text("utf-8")
+    assert text.count(get_plotlyjs()) == 1
+    text = text.replace(get_plotlyjs(), "plotly")
     reader.feed(text)
     titles = re.findall(r"<h3>(.*?)</h3>", text)
     charts = json.loads(re.search(r'id="charts">(.*?)</script>', text)[1])

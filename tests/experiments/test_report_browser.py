@@ -114,6 +114,10 @@ def test_a_run_fits_a_phone(visit, write_run):
 
 def test_a_study_fits_a_phone_and_a_window_that_narrows(visit, write_study):
     page = visit(write_study(GRID))
+    heat_map = find_chart(page, "Final test loss of adamw")
+    cells = heat_map.locator(".heatmap-label").all_text_contents()
+    losses = [sum(loss) / 2 for (name, _), loss in GRID.items() if name == "adamw"]
+    assert sorted(cells) == sorted(f"{loss:.4g}" for loss in losses)
     chart = find_chart(page, "Test loss")
     assert chart.locator(".legendtoggle").count() == 12
     page.set_viewport_size(PHONE)
@@ -128,14 +132,6 @@ def test_a_study_fits_a_phone_and_a_window_that_narrows(visit, write_study):
     assert ends[".nsewdrag"] < boxes[".legend .bg"]["y"]
     assert ends[".legend .bg"] <= ends[".plot"]
     assert boxes[".nsewdrag"]["height"] > 150
-
-
-def test_a_heat_map_shows_its_losses(visit, write_study):
-    page = visit(write_study(GRID))
-    chart = find_chart(page, "Final test loss of adamw")
-    cells = chart.locator(".heatmap-label").all_text_contents()
-    losses = [sum(loss) / 2 for (name, _), loss in GRID.items() if name == "adamw"]
-    assert sorted(cells) == sorted(f"{loss:.4g}" for loss in losses)
 
 
 def test_a_dark_page_is_dark(visit, write_run):
