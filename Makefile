@@ -41,6 +41,10 @@ pictures: .venv/ready  ## Draw the pictures in docs/ anew, and print their figur
 	  cp runs/pictures/$$name/trace.png docs/$$name.png && \
 	  cp runs/pictures/$$name/trace.gif docs/$$name.gif || exit; \
 	done
+	$(BIN)/adam-jax report runs/pictures/diagnose_healthy
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,1356 \
+	  --virtual-time-budget=20000 --screenshot=docs/report.png \
+	  runs/pictures/diagnose_healthy/report.html
 
 optax-suite: .venv/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).
 	$(BIN)/python tests/optax_suite.py $(ARGS)

@@ -128,7 +128,7 @@ def in_one_sentence(message: str) -> str:
         (r"<class '(\w+)'>", r"\1"),
         (r"typing\.Literal\[(.*?)\]", r"one of \1"),
         (r"expected tuple", "expected a list"),
-        (r"required: inspect\.", "required: "),
+        (r"required: \w+\.", "required: "),
         (r"^Subcommand '(\w+)' does not accept option '(.*?)'", r"'\2' is no option"),
     ):
         message = re.sub(pattern, words, message)

@@ -12,6 +12,7 @@ from adam_jax.experiments.arguments import (
     new_parser,
 )
 from adam_jax.experiments.bench import command as bench
+from adam_jax.experiments.report import command as report
 from adam_jax.experiments.study import compare, sweep
 from adam_jax.experiments.trace import command as trace
 
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "compare": compare.COMMAND,
     "sweep": sweep.COMMAND,
     "inspect": inspection.COMMAND,
+    "report": report.COMMAND,
     "bench": bench.COMMAND,
     "trace": trace.COMMAND,
 }

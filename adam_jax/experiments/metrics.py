@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,24 +100,41 @@ def read_epochs(folder: Path) -> list[Epoch]:
     """
     path = folder / METRICS
     try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is broken: it is no text") from error
+        epochs = read_lines(path, from_json, "epoch")
     except OSError as error:
         raise ValueError(
             f"{folder} is no run: {path}: {error.strerror}; adam-jax train makes one"
         ) from error
-    # A run that is still at work may have written half of its next line.
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    if not lines:
+    if not epochs:
         raise ValueError(f"{folder} has no finished epoch yet: its {METRICS} is empty")
-    epochs = []
+    return epochs
+
+
+def read_lines(path: Path, parse: Callable[[str], Any], kind: str) -> list[Any]:
+    """Read each line of a file that may still be written to.
+
+    Args:
+      path: The file.
+      parse: Turns a line into what it stands for, and raises what `from_json` does.
+      kind: What a line stands for, in a word.
+
+    Raises:
+      ValueError: if the file is no text, or a line cannot be parsed.
+      OSError: if it cannot be read.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is broken: it is no text") from error
+    parsed = []
+    # The last line may be half written.
+    lines = text[: text.rfind("\n") + 1].splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            epochs.append(from_json(line))
+            parsed.append(parse(line))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(
-                f"{path} is broken: line {number} is no epoch of this version of "
+                f"{path} is broken: line {number} is no {kind} of this version of "
                 "adam-jax; train again"
             ) from error
-    return epochs
+    return parsed

@@ -18,9 +18,10 @@ from adam_jax import OPTIMIZERS
 from adam_jax.experiments.arguments import Command, new_config_parser, read_config
 from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.metrics import METRICS, Epoch, to_json, to_scalars
 from adam_jax.experiments.picture import draw_run
-from adam_jax.experiments.report import Report
+from adam_jax.experiments.progress import Report
 from adam_jax.experiments.training import Diverged, Trainer
 
 EXAMPLES = """\
@@ -61,9 +62,9 @@ COMMAND = Command("train a model", build_parser, prepare)
 def run_training(trainer: Trainer, resolved: str) -> None:
     """Train, and leave everything in a new folder.
 
-    The folder holds config.toml, metrics.jsonl (one line an epoch) and an event file
-    for TensorBoard; when training ends, for whatever reason, params.npz and run.png
-    are added.
+    The folder holds config.toml, environment.json, metrics.jsonl (one line an epoch)
+    and an event file for TensorBoard; when training ends, for whatever reason,
+    params.npz and run.png are added.
 
     Args:
       trainer: Trains, as its config says.
@@ -78,6 +79,7 @@ def run_training(trainer: Trainer, resolved: str) -> None:
     config = trainer.config
     folder = make_run_folder(Path(config.runs_dir), config.name)
     (folder / "config.toml").write_text(resolved, "utf-8")
+    record_environment(folder)
     report = Report(trainer, folder)
     epochs: list[Epoch] = []
     stop = threading.Event()

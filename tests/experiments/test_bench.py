@@ -16,12 +16,12 @@ import pytest
 
 from adam_jax.experiments.bench import problems, steppers, timing
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
-from adam_jax.experiments.bench.machine import PACKAGES
 from adam_jax.experiments.bench.plan import BenchConfig, make_plan
 from adam_jax.experiments.bench.problems import Problem, parse_size
 from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import draw_grads
 from adam_jax.experiments.cli import main
+from adam_jax.experiments.machine import PACKAGES
 from adam_jax.fused import native
 
 BUILT = native.available()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments import cli, report, training
+from adam_jax.experiments import cli, progress, training
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
 
@@ -205,14 +205,14 @@ def test_help_documents_every_option(capfd):
 
 def test_ctrl_c_saves_what_is_done(train, runs_dir, capfd, monkeypatch):
     handler = signal.getsignal(signal.SIGINT)
-    show = report.Report.show
+    show = progress.Report.show
 
     def interrupt(self, epoch):
         show(self, epoch)
         if epoch.epoch == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(report.Report, "show", interrupt)
+    monkeypatch.setattr(progress.Report, "show", interrupt)
     assert train("--epochs=50") == 130
     out, err = capfd.readouterr()
     assert err == "adam-jax: error: interrupted\n"

@@ -33,8 +33,8 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     folder = runs_dir / "digits"
     names = {path.name for path in folder.iterdir()}
     (events,) = {name for name in names if name.startswith("events.out.tfevents.")}
-    others = {"config.toml", "metrics.jsonl", "params.npz", "run.png"}
-    assert names == others | {events}
+    others = {"config.toml", "environment.json", "metrics.jsonl", "params.npz"}
+    assert names == others | {"run.png", events}
     assert imread(folder / "run.png").shape == (1320, 1210, 4)
     first, second = records(folder)
     assert (first["epoch"], first["step"]) == (1, 2)

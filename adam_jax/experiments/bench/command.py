@@ -12,7 +12,6 @@ from jsonargparse import ArgumentParser, Namespace
 from adam_jax.experiments.arguments import Command
 from adam_jax.experiments.bench.arguments import build_parser, read_config
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
-from adam_jax.experiments.bench.machine import describe_machine
 from adam_jax.experiments.bench.picture import draw_rows
 from adam_jax.experiments.bench.plan import BenchConfig, Cell, Plan, make_plan
 from adam_jax.experiments.bench.problems import Problem, why_too_large
@@ -20,6 +19,7 @@ from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import Stepper, draw_grads
 from adam_jax.experiments.bench.timing import compare
 from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.machine import describe_machine
 
 
 def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:

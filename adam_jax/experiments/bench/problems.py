@@ -1,10 +1,10 @@
 """The leaves that a step is measured on, and the memory that they take."""
 
 import math
-import os
 import re
-from pathlib import Path
 from typing import NamedTuple
+
+from adam_jax.experiments.machine import available_bytes
 
 # A measured step and its base in float32: parameters, moments, updates and gradients,
 # and what the diagnostics hold between their passes.
@@ -58,25 +58,6 @@ def _gpt2_shapes() -> tuple[tuple[int, ...], ...]:
     )
     embeddings = ((50257, width), (1024, width))
     return (*embeddings, *block * _GPT2_LAYERS, (width,), (width,))
-
-
-def available_bytes() -> float:
-    """Return the memory that is free to be taken; infinity where nothing tells."""
-    try:
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    return total_bytes() or math.inf
-
-
-def total_bytes() -> int | None:
-    """Return the machine's memory, or None where nothing tells."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
 
 
 def why_too_large(problem: Problem) -> str | None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.experiments.bench.problems import Problem
+from adam_jax.experiments.machine import cores
 from adam_jax.fused import native
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 1e-4
@@ -36,14 +36,6 @@ class Stepper(Protocol):
     def params(self) -> list[np.ndarray]:
         """Copy the parameters, as float32."""
         ...
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux has it
-        return os.cpu_count() or 1
 
 
 def draw_grads(problem: Problem, dtype: Any) -> list[jax.Array]:

@@ -1,6 +1,8 @@
 """The machine and the versions that figures belong to."""
 
 import datetime
+import json
+import math
 import os
 import platform
 import sys
@@ -11,10 +13,12 @@ from typing import Any
 import jax
 
 from adam_jax import fused
-from adam_jax.experiments.bench.problems import total_bytes
-from adam_jax.experiments.bench.steppers import cores
 
-PACKAGES = ("adam_jax", "jax", "jaxlib", "optax", "numpy", "torch", "rollfast")
+ENVIRONMENT = "environment.json"
+PACKAGES = (
+    *("adam_jax", "jax", "jaxlib", "optax", "flax", "numpy"),
+    *("torch", "rollfast"),  # what the benchmark compares with
+)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -32,6 +36,39 @@ def describe_machine() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
+
+
+def record_environment(folder: Path) -> None:
+    """Leave in the folder of a run what it ran on."""
+    text = json.dumps(describe_machine(), indent=2) + "\n"
+    (folder / ENVIRONMENT).write_text(text, "utf-8")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux has it
+        return os.cpu_count() or 1
+
+
+def available_bytes() -> float:
+    """Return the memory that is free to be taken; infinity where nothing tells."""
+    try:
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return total_bytes() or math.inf
+
+
+def total_bytes() -> int | None:
+    """Return the machine's memory, or None where nothing tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def _version(package: str) -> str | None:

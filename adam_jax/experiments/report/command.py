@@ -1,0 +1,107 @@
+"""`adam-jax report`: read, make the page, write it."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from adam_jax.experiments.arguments import Command, new_parser
+from adam_jax.experiments.report.page import Page, write_html
+from adam_jax.experiments.report.pages import describe_runs, describe_study
+from adam_jax.experiments.report.reading import (
+    read_config,
+    read_environment,
+    read_runs,
+)
+from adam_jax.experiments.report.study import MEMBERS, read_members
+
+EXAMPLES = """\
+examples:
+  adam-jax report runs/digits_mlp
+  adam-jax report runs/digits_mlp runs/digits_mlp_adamw --out adam_or_adamw.html
+
+docs/diagnostics.md tells how to read the figures.
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the command."""
+    parser = new_parser(
+        "Make a web page of a run, of several runs side by side, or of a study: "
+        "interactive curves, diagnostics, config and environment, all in one file.",
+        EXAMPLES,
+    )
+    parser.add_argument(
+        "runs", type=str, nargs="+", help="folders of runs, or the one of a study"
+    )
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        help="file to write (default: report.html in the folder of the run, or in the "
+        "one that all runs are in)",
+    )
+    return parser
+
+
+def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+    """Read the runs or the study, and make the page.
+
+    Raises:
+      ValueError: if a folder cannot be read, or the page cannot be where it should.
+    """
+    folders = [Path(run) for run in options.runs]
+    page = make_page(folders)
+    path = Path(options.out) if options.out else choose_path(folders)
+    if os.path.isdir(path) or not os.path.isdir(path.parent):
+        what = "a folder" if os.path.isdir(path) else "in no folder that exists"
+        raise ValueError(f"the page would be {path}, but that is {what}; see --out")
+    return lambda: save_page(page, path)
+
+
+COMMAND = Command("make a web page of runs", build_parser, prepare)
+
+
+def make_page(folders: Sequence[Path]) -> Page:
+    """Make the page of runs, or of one study.
+
+    Raises:
+      ValueError: if a folder cannot be read.
+    """
+    studies = [folder for folder in folders if os.path.exists(folder / MEMBERS)]
+    if not studies:
+        return describe_runs(read_runs(folders))
+    folder = studies[0]
+    if len(folders) > 1:
+        raise ValueError(f"{folder} is a study: report it alone")
+    return describe_study(
+        Path(os.path.realpath(folder)).name,
+        read_config(folder),
+        read_environment(folder),
+        read_members(folder),
+    )
+
+
+def choose_path(folders: Sequence[Path]) -> Path:
+    """Choose where the page is written unless told: where its runs are."""
+    if len(folders) == 1:
+        return folders[0] / "report.html"
+    places = [os.path.realpath(folder) for folder in folders]
+    return Path(os.path.commonpath(places)) / "report.html"
+
+
+def save_page(page: Page, path: Path) -> None:
+    """Write the page, whole or not at all, and print where it is.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        # A name of a group may hold half a character.
+        part.write_bytes(write_html(page).encode("utf-8", "replace"))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    Console(highlight=False).print(str(path), soft_wrap=True, markup=False)

@@ -1,0 +1,133 @@
+"""The members of a study: one line of JSON for each, gathered over their seeds."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adam_jax.experiments.metrics import read_lines
+
+MEMBERS = "members.jsonl"
+CURVES = ("train_loss", "test_loss", "test_accuracy")
+
+
+class Member(NamedTuple):
+    """Hold what became of one member: a value an epoch, NaN where it is not finite.
+
+    Attributes:
+      optimizer: Its label.
+      setting: The hyperparameters that it was given.
+      seed: Its seed.
+      train_loss: Mean loss of each epoch's batches.
+      test_loss: Loss on the test examples after each epoch.
+      test_accuracy: From 0 to 1; NaN throughout where the problem has none.
+    """
+
+    optimizer: str
+    setting: dict[str, Any]
+    seed: int
+    train_loss: list[float]
+    test_loss: list[float]
+    test_accuracy: list[float]
+
+
+class Trial(NamedTuple):
+    """Hold the members that differ in nothing but their seed.
+
+    Attributes:
+      optimizer: Their label.
+      setting: Their hyperparameters.
+      curves: For each name of CURVES the values, (seeds, epochs).
+    """
+
+    optimizer: str
+    setting: dict[str, Any]
+    curves: dict[str, np.ndarray]
+
+    def final(self, curve: str) -> float:
+        """Give the mean over the seeds at the end: NaN where one of them diverged."""
+        return float(self.curves[curve][:, -1].mean())
+
+
+def read_members(folder: Path) -> list[Member]:
+    """Read the members of a study, be it finished, interrupted or still at work.
+
+    Raises:
+      ValueError: if there is none, or one that cannot be read.
+    """
+    path = folder / MEMBERS
+    try:
+        members = read_lines(path, _from_json, "member of a study")
+    except OSError as error:
+        raise ValueError(f"{folder} is no study: {path}: {error.strerror}") from error
+    if not members:
+        raise ValueError(f"{folder} has no finished member yet: its {MEMBERS} is empty")
+    if len({len(member.test_loss) for member in members}) > 1:
+        raise ValueError(f"{path} is broken: its members differ in their epochs")
+    return members
+
+
+def gather(members: Sequence[Member]) -> list[Trial]:
+    """Gather the members of one optimizer and setting; the best comes first.
+
+    The best has the smallest test loss at the end; what diverged comes last.
+    """
+    groups: dict[Any, list[Member]] = {}
+    for member in members:
+        key = member.optimizer, json.dumps(member.setting, sort_keys=True)
+        groups.setdefault(key, []).append(member)
+    trials = [
+        Trial(
+            group[0].optimizer,
+            group[0].setting,
+            {curve: np.array([getattr(m, curve) for m in group]) for curve in CURVES},
+        )
+        for group in groups.values()
+    ]
+
+    def loss(trial: Trial) -> float:
+        final = trial.final("test_loss")
+        return final if math.isfinite(final) else math.inf
+
+    return sorted(trials, key=loss)
+
+
+def varied(trials: Sequence[Trial], optimizer: str) -> list[str]:
+    """Name the hyperparameters of an optimizer that are not the same in all trials."""
+    settings = [trial.setting for trial in trials if trial.optimizer == optimizer]
+    keys = dict.fromkeys(key for setting in settings for key in setting)
+    return [key for key in keys if len({str(s.get(key)) for s in settings}) > 1]
+
+
+def label(trial: Trial, trials: Sequence[Trial]) -> str:
+    """Name a trial by what tells it from the others: optimizer, hyperparameters."""
+    keys = varied(trials, trial.optimizer)
+    parts = [name_value(key, trial.setting.get(key)) for key in keys]
+    alone = parts and all(other.optimizer == trial.optimizer for other in trials)
+    return ", ".join(parts if alone else [trial.optimizer, *parts])
+
+
+def name_value(key: str, value: Any) -> str:
+    """Write a hyperparameter with its name."""
+    return f"{key}={to_word(value)}"
+
+
+def to_word(value: Any) -> str:
+    """Write a hyperparameter: of a float four digits, or fewer if they do."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _from_json(line: str) -> Member:
+    fields = json.loads(line)
+    for curve in CURVES:
+        fields[curve] = [math.nan if x is None else x + 0.0 for x in fields[curve]]
+    member = Member(**fields)
+    if not isinstance(member.optimizer, str) or not isinstance(member.setting, dict):
+        raise TypeError
+    lengths = {len(fields[curve]) for curve in CURVES}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError
+    return member
