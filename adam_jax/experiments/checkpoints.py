@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 KEPT = 3  # checkpoints: with the newest two broken, a run can still go on
+DIGEST = "digest"  # the file with the hash of all others
+DRAFT = ".unfinished"  # ends the name of a checkpoint that is written or removed
 
 
 class Checkpoints:
     """Keep the last checkpoints of a run, each in a folder named by its step.
 
-    Orbax writes them under another name first, so that a kill leaves none half-written.
+    Orbax writes the arrays. The folder has another name until all is in it, so that a
+    kill leaves no half-written checkpoint.
     """
 
     def __init__(self, folder: Path):
@@ -27,19 +28,14 @@ class Checkpoints:
           OSError: if it cannot be written to.
         """
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT,
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-            lightweight_initialize=True,  # one that is broken must not end this
-            save_root_metadata=False,
-        )
-        # Orbax takes absolute paths only.
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        folder.mkdir(exist_ok=True)
+        for draft in folder.glob(f"*{DRAFT}"):
+            shutil.rmtree(draft)
 
     def steps(self) -> list[int]:
         """Give the steps that there is a checkpoint of, in order."""
-        return sorted(self._manager.all_steps())
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, step: int, state: Any) -> None:
         """Write a checkpoint; the newest three are kept.
@@ -51,19 +47,19 @@ class Checkpoints:
         Raises:
           OSError: if it cannot be written. Nothing is left of it then.
         """
-        progress = {"step": step, "digest": compute_digest(step, state)}
-        content = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            progress=ocp.args.JsonSave(progress),
-        )
+        draft = self.folder / f"{step}{DRAFT}"
         try:
-            self._manager.save(step, args=content)
+            # Orbax takes absolute paths only.
+            _checkpointer().save(draft.absolute() / "state", _without_empty(state))
+            (draft / DIGEST).write_text(compute_digest(step, draft))
+            draft.rename(self.folder / str(step))
         except Exception as error:  # what TensorStore raises is not always an OSError
-            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
             if isinstance(error, OSError):
                 raise
             raise OSError(_in_one_line(error)) from error
+        for old in self.steps()[:-KEPT]:
+            self._remove(old)
 
     def restore(self, like: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:
         """Read the newest checkpoint that is whole, and remove those after it.
@@ -80,50 +76,57 @@ class Checkpoints:
         """
         broken = []
         for step in reversed(self.steps()):
+            path = self.folder / str(step)
             try:
-                state = self._restore(step, like)
+                if (path / DIGEST).read_text() != compute_digest(step, path):
+                    raise ValueError("its files are not as they were written")
+                state = _read_state(path / "state", like)
             except Exception as error:  # a broken file may raise whatever it likes
-                cause = _in_one_line(error)
                 broken.append(step)
-                warn(f"the checkpoint {self.folder / str(step)} is broken: {cause}")
+                warn(f"the checkpoint {path} is broken: {_in_one_line(error)}")
                 continue
             for newer in broken:
-                self._manager.delete(newer)
+                self._remove(newer)
             return step, state
         if broken:
-            raise ValueError(f"no checkpoint in {self.folder} can be read")
+            raise ValueError(f"no checkpoint in {self.folder} can be read; train again")
         return None
 
-    def _restore(self, step: int, like: Any) -> Any:
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        found: Any = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
-        expected = {"step": step, "digest": compute_digest(step, found.state)}
-        if found.progress != expected:
-            raise ValueError("its content does not match its digest")
-        return found.state
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        self._manager.close()
+    def _remove(self, step: int) -> None:
+        # Under its own name, one that is half removed would look like a broken one.
+        draft = self.folder / f"{step}{DRAFT}"
+        (self.folder / str(step)).rename(draft)
+        shutil.rmtree(draft)
 
 
-def compute_digest(step: int, state: Any) -> str:
-    """Hash a step, and the path, dtype, shape and bytes of every leaf of a pytree."""
-    digest = hashlib.sha256(str(step).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        name = jax.tree_util.keystr(path)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+def compute_digest(step: int, folder: Path) -> str:
+    """Hash a step, and the names and bytes of all files in a folder but the digest."""
+    digest = hashlib.sha256(f"{step}".encode())
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for name in sorted(name.as_posix() for name in names):
+        if name != DIGEST:
+            content = (folder / name).read_bytes()
+            digest.update(f"\n{name} {len(content)}\n".encode())
+            digest.update(content)
     return digest.hexdigest()
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
+def _read_state(path: Path, like: Any) -> Any:
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(like))
+    arguments = ocp.args.StandardRestore(target)
+    found = jax.tree.leaves(_checkpointer().restore(path.absolute(), args=arguments))
+    leaves, structure = jax.tree.flatten(like)
+    read = iter(found)
+    return structure.unflatten(next(read) if leaf.size else leaf for leaf in leaves)
+
+
+def _without_empty(state: Any) -> Any:
+    """Put None for arrays without elements, which Orbax refuses."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, state)
 
 
 def _in_one_line(error: Exception) -> str:

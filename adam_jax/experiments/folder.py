@@ -42,11 +42,11 @@ class RunFolder:
         """Open the folder, be it that of a new run or of an earlier one."""
         self.path = path
         # Not buffered: what is written is seen at once, and fails at once.
-        (path / METRICS).touch()
-        self._metrics = (path / METRICS).open("r+b", buffering=0)
+        self._metrics = (path / METRICS).open("a+b", buffering=0)
         self._events: EventsWriter | None = None
         try:
             _lock(self._metrics)
+            self._metrics.seek(0)
             self.epochs = _read_lines(self._metrics.read())
             self.checkpoints = Checkpoints(path / CHECKPOINTS)
         except BaseException:
@@ -62,7 +62,7 @@ class RunFolder:
         self.epochs = [epoch for epoch in self.epochs if epoch.step <= step]
         self._metrics.seek(0)
         lines = self._metrics.readlines()[: len(self.epochs)]
-        self._metrics.truncate(self._metrics.seek(sum(map(len, lines))))
+        self._metrics.truncate(sum(map(len, lines)))
         for old in self.path.glob("events.out.tfevents.*"):
             old.unlink()
         self._events = EventsWriter(str(self.path / "events"))
@@ -75,7 +75,7 @@ class RunFolder:
         Raises:
           OSError: if it cannot be written. No half line is left then.
         """
-        before = self._metrics.tell()
+        before = os.fstat(self._metrics.fileno()).st_size
         line = f"{to_json(epoch)}\n".encode()
         try:
             while line:
@@ -100,7 +100,6 @@ class RunFolder:
         """Let another process have the folder."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._metrics.close)
-            stack.callback(self.checkpoints.close)
             if self._events:
                 stack.callback(self._events.close)
 

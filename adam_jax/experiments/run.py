@@ -140,7 +140,7 @@ COMMAND = Command("train a model, or go on with a run", build_parser, prepare)
 
 
 def start_run(trainer: Trainer, resolved: str) -> None:
-    """Train in a new folder, which is removed if the disk is full from the start.
+    """Train in a new folder, which is removed if it cannot be written to at first.
 
     Args:
       trainer: Trains, as its config says.
@@ -156,7 +156,7 @@ def start_run(trainer: Trainer, resolved: str) -> None:
             run_training(trainer, folder)
     except OSError as error:
         if any((path / CHECKPOINTS).glob("*")):
-            raise
+            raise _explain(error, path) from error
         shutil.rmtree(path, ignore_errors=True)
         cause = error.strerror or error
         raise OSError(f"{path}: {cause}; nothing is kept of this run") from error
@@ -170,8 +170,11 @@ def resume_run(trainer: Trainer, folder: RunFolder) -> None:
     """
     epoch, step = divmod(trainer.step, trainer.steps_per_epoch)
     print(f"resumed at step {step} of epoch {epoch + 1}", flush=True)
-    with closing(folder):
-        run_training(trainer, folder)
+    try:
+        with closing(folder):
+            run_training(trainer, folder)
+    except OSError as error:
+        raise _explain(error, folder.path) from error
 
 
 def run_training(trainer: Trainer, folder: RunFolder) -> None:
@@ -189,22 +192,16 @@ def run_training(trainer: Trainer, folder: RunFolder) -> None:
     """
     report = Report(trainer, folder.path)
     stopped: list[int] = []
-    try:
-        with on_signals(stopped.append, signal.SIGINT, signal.SIGTERM):
-            folder.rewind(trainer.step)
-            try:
-                with report:
-                    _train(trainer, folder, report, stopped)
-            except (Diverged, Interrupted):
-                _conclude(trainer, folder, report)
-                raise
+    with on_signals(stopped.append, signal.SIGINT, signal.SIGTERM):
+        folder.rewind(trainer.step)
+        try:
+            with report:
+                _train(trainer, folder, report, stopped)
+        except (Diverged, Interrupted):
             _conclude(trainer, folder, report)
-            folder.save(trainer.step, trainer.carry)
-    except OSError as error:
-        cause = error.strerror or error
-        cure = "free some space" if error.errno in FULL else "mend that"
-        command = _tell_command(folder.path)
-        raise OSError(f"{folder.path}: {cause}; {cure}, and {command}") from error
+            raise
+        _conclude(trainer, folder, report)
+        folder.save(trainer.step, trainer.carry)
 
 
 def _train(
@@ -245,6 +242,12 @@ def _conclude(trainer: Trainer, folder: RunFolder, report: Report) -> None:
             lambda file: picture.savefig(file, dpi=110, format="png"),
         )
         report.summarise(folder.epochs[-1])
+
+
+def _explain(error: OSError, path: Path) -> OSError:
+    cure = "free some space" if error.errno in FULL else "mend that"
+    cause = error.strerror or error
+    return OSError(f"{path}: {cause}; {cure}, and {_tell_command(path)}")
 
 
 def _tell_command(path: Path) -> str:
