@@ -1,6 +1,8 @@
 """Checkpoints of a run, each verified by a digest; the one before where it fails."""
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ import orbax.checkpoint as ocp
 KEPT = 3  # checkpoints: with the newest two broken, a run can still go on
 DIGEST = "digest"  # the file with the hash of all others
 DRAFT = ".unfinished"  # ends the name of a checkpoint that is written or removed
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file
+SPARE = 2**19  # bytes of Orbax's own files: 50 to 150 KB were seen
 
 
 class Checkpoints:
@@ -49,6 +53,8 @@ class Checkpoints:
         """
         draft = self.folder / f"{step}{DRAFT}"
         try:
+            draft.mkdir()
+            _reserve(draft / "reserve", _count_bytes(state) + SPARE)
             # Orbax takes absolute paths only.
             _checkpointer().save(draft.absolute() / "state", _without_empty(state))
             (draft / DIGEST).write_text(compute_digest(step, draft))
@@ -57,7 +63,7 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
             if isinstance(error, OSError):
                 raise
-            raise OSError(_in_one_line(error)) from error
+            raise _to_os_error(error) from error
         for old in self.steps()[:-KEPT]:
             self._remove(old)
 
@@ -109,6 +115,32 @@ def compute_digest(step: int, folder: Path) -> str:
             digest.update(f"\n{name} {len(content)}\n".encode())
             digest.update(content)
     return digest.hexdigest()
+
+
+def _count_bytes(state: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take so much room on the disk, and give it back: what is to come then fits.
+
+    Where it does not, this is one plain error. Orbax would fail with pages of logs.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _to_os_error(error: Exception) -> OSError:
+    """Find out what TensorStore means, which gives the system's words only."""
+    for code in FULL:
+        if os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code))
+    return OSError(_in_one_line(error))
 
 
 def _checkpointer() -> ocp.Checkpointer:

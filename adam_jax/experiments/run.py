@@ -1,7 +1,6 @@
 """`adam-jax train`: one run from its config to its folder; train, show, save."""
 
 import argparse
-import errno
 import shlex
 import shutil
 import signal
@@ -21,6 +20,7 @@ from adam_jax.experiments.arguments import (
     new_config_parser,
     read_config,
 )
+from adam_jax.experiments.checkpoints import FULL
 from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.folder import (
     CHECKPOINTS,
@@ -47,7 +47,6 @@ NAMES = textwrap.fill(
     ", ".join(sorted(OPTIMIZERS)), 78, initial_indent="  ", subsequent_indent="  "
 )
 PAUSE = 60.0  # seconds from one checkpoint to the next, unless the config says steps
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def build_parser() -> ArgumentParser:

@@ -165,7 +165,8 @@ def test_20_kills_change_nothing(tmp_path):
 def test_a_stopped_run_goes_on_bit_for_bit(
     options, train, runs_dir, stop_at, capfd, monkeypatch
 ):
-    monkeypatch.setattr(optimization, "FIGURES", FIGURES)  # all of them
+    if options is not RICH:
+        monkeypatch.setattr(optimization, "FIGURES", FIGURES)  # all of them
     monkeypatch.setattr(training, "SEGMENT_SECONDS", 0)  # steps one by one
     options = (*options, "--batch_size=300")  # 4 steps an epoch
     assert train(*options, "--name=whole") == 0
@@ -472,14 +473,38 @@ def test_a_full_disk_later_can_be_freed(
     assert read_results(path) == whole
 
 
-def test_what_is_no_os_error_in_orbax_is_one_for_us(kept, monkeypatch):
+@pytest.mark.parametrize(
+    ("said", "code", "text"),
+    [
+        ('RESOURCE_EXHAUSTED: "x": No space left on device [1]', errno.ENOSPC, ""),
+        ("INTERNAL:\n  what is this", None, "INTERNAL: what is this"),
+    ],
+)
+def test_what_is_no_os_error_in_orbax_is_one_for_us(
+    said, code, text, kept, monkeypatch
+):
     def fail(*_, **__):
-        raise ValueError("RESOURCE_EXHAUSTED:\n  No space left on device")
+        raise ValueError(said)
 
     monkeypatch.setattr(checkpoints.ocp.Checkpointer, "save", fail)
-    with pytest.raises(OSError, match=r"^RESOURCE_EXHAUSTED: No space left on device$"):
+    with pytest.raises(OSError, match=text or "No space left on device$") as caught:
         kept.save(8, make_state(8))
+    assert caught.value.errno == code
     assert kept.steps() == [5, 6, 7]
+    assert not list(kept.folder.glob("8*"))
+
+
+def test_room_for_a_checkpoint_is_made_sure_of_first(kept, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        checkpoints.os,
+        "posix_fallocate",
+        lambda _file, _start, size: asked.append(size),
+    )
+    kept.save(8, make_state(8))
+    files = [file for file in (kept.folder / "8").rglob("*") if file.is_file()]
+    assert asked[0] > sum(file.stat().st_size for file in files)
+    assert "reserve" not in {file.name for file in files}
 
 
 def test_a_disk_with_another_fault(stopped, monkeypatch, capfd):
