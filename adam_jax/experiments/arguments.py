@@ -129,6 +129,7 @@ def in_one_sentence(message: str) -> str:
         (r"typing\.Literal\[(.*?)\]", r"one of \1"),
         (r"expected tuple", "expected a list"),
         (r"required: \w+\.", "required: "),
+        (r"^Option '(.*?)' is not accepted", r"'\1' is no option"),
         (r"^Subcommand '(\w+)' does not accept option '(.*?)'", r"'\2' is no option"),
     ):
         message = re.sub(pattern, words, message)

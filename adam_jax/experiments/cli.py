@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.interrupts import Interrupted, on_interrupt
 
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C has ended
 
@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and give the exit code.
 
     It is 0 after success, 1 if training diverged, 2 if the command line, the config,
-    the run or the output folder is unusable, 130 after Ctrl-C.
+    the run or the output folder is unusable, 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         with on_interrupt(_exit_at_once):
@@ -38,6 +38,8 @@ def _run(argv: Sequence[str] | None) -> int:
         run()
     except OSError as error:
         return _fail(2, f"cannot write the results: {error}")
+    except Interrupted as error:
+        return _fail(error.code, str(error))
     except Diverged as error:
         return _fail(1, str(error))
     return 0

@@ -187,13 +187,20 @@ class TrainConfig(TaskConfig):
 
     Attributes:
       seed: Seed of the first parameters and of the order of the batches.
+      checkpoint_every: Steps from one checkpoint to the next, from which --resume can
+        go on; null: a minute or more. There is one at the end, too, at Ctrl-C and at
+        SIGTERM, and the last three are kept.
       optimizer: The optimizer; null stands for its own default.
     """
 
     seed: int = 0
+    checkpoint_every: int | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        every = self.checkpoint_every
+        usable = every is None or every > 0
+        require(usable, "checkpoint_every", every, "1 or more")

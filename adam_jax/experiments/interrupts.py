@@ -1,8 +1,21 @@
-"""Ctrl-C, kept out of JAX."""
+"""Ctrl-C and SIGTERM, kept out of JAX."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+class Interrupted(Exception):
+    """Tell that a signal has ended the work, and how to go on.
+
+    Attributes:
+      code: The exit code that shells report of a program ended by that signal.
+    """
+
+    def __init__(self, message: str, number: int):
+        """Take what is told, and the number of the signal."""
+        super().__init__(message)
+        self.code = 128 + number
 
 
 @contextmanager
@@ -12,8 +25,19 @@ def on_interrupt(handler: Callable[[], None]) -> Iterator[None]:
     Raised in the midst of JAX, that exception is sometimes lost, and sometimes
     followed by a crash when Python exits (seen with jax 0.10).
     """
-    previous = signal.signal(signal.SIGINT, lambda *_: handler())
+    with on_signals(lambda _: handler(), signal.SIGINT):
+        yield
+
+
+@contextmanager
+def on_signals(handler: Callable[[int], None], *numbers: int) -> Iterator[None]:
+    """Call `handler` with the number of the signal, at each of these."""
+    previous = {
+        number: signal.signal(number, lambda number, _: handler(number))
+        for number in numbers
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -37,6 +37,7 @@ class Report:
             disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task("", total=self.config.epochs)
+        self.advance()
 
     def __enter__(self) -> "Report":
         """Start the bar."""
@@ -47,22 +48,31 @@ class Report:
         """Stop the bar and leave it on the screen."""
         self.bar.stop()
 
+    def tell(self, sentence: str) -> None:
+        """Print a line."""
+        self.console.print(sentence, soft_wrap=True)
+
+    def advance(self) -> None:
+        """Show how far the trainer is, be it in the midst of an epoch."""
+        epochs = self.trainer.step / self.trainer.steps_per_epoch
+        self.bar.update(self.task, completed=epochs)
+
     def show(self, epoch: Epoch) -> None:
         """Show a finished epoch."""
         tested = f"test loss {epoch.test_loss:.4f}"
         if not math.isnan(epoch.test_accuracy):
             tested = f"test accuracy {epoch.test_accuracy:.2%}"
         state = f"loss {epoch.train_loss:.4f}, {tested}"
-        self.bar.update(self.task, completed=epoch.epoch, description=state)
+        self.bar.update(self.task, description=state)
         if self.bar.disable:
-            done = f"epoch {epoch.epoch}/{self.config.epochs}"
-            self.console.print(f"{done}: {state}", soft_wrap=True)
+            self.tell(f"epoch {epoch.epoch}/{self.config.epochs}: {state}")
 
     def summarise(self, last: Epoch) -> None:
         """Print the table that closes the run."""
         trainer = self.trainer
-        param_count = sum(leaf.size for leaf in jax.tree.leaves(trainer.params))
-        optimizer_state = trainer.opt_state.inner_state  # the figures left out
+        params, opt_state, _ = trainer.carry
+        param_count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        optimizer_state = opt_state.inner_state  # the figures left out
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer_state))
         table = Table(title=self.config.name, show_header=False)
         if not math.isnan(last.test_accuracy):
@@ -72,7 +82,7 @@ class Report:
         table.add_row("epochs", f"{last.epoch} of {self.config.epochs}")
         table.add_row(
             "steps per second",
-            f"{last.step / trainer.seconds:,.0f} (compilation left out)",
+            f"{trainer.taken / trainer.seconds:,.0f} (compilation left out)",
         )
         if self.config.optimizer.guard != "none":
             table.add_row("skipped", f"{last.skipped:,} of {last.step:,} steps")

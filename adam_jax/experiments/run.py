@@ -1,25 +1,37 @@
 """`adam-jax train`: one run from its config to its folder; train, show, save."""
 
-import contextlib
-import itertools
-import math
+import argparse
+import shlex
+import shutil
+import signal
+import sys
 import textwrap
-import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 from jsonargparse import ArgumentParser, Namespace
-from tensorboardX import SummaryWriter
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.arguments import (
+    Command,
+    in_one_sentence,
+    new_config_parser,
+    read_config,
+)
+from adam_jax.experiments.checkpoints import FULL
 from adam_jax.experiments.config import TrainConfig
-from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    RunFolder,
+    make_run_folder,
+    replace_file,
+    save_params,
+)
+from adam_jax.experiments.interrupts import Interrupted, on_signals
 from adam_jax.experiments.machine import record_environment
-from adam_jax.experiments.metrics import METRICS, Epoch, to_json, to_scalars
 from adam_jax.experiments.picture import draw_run
 from adam_jax.experiments.progress import Report
 from adam_jax.experiments.training import Diverged, Trainer
@@ -29,114 +41,219 @@ examples:
   adam-jax train --config configs/digits_mlp.toml
   adam-jax train --config configs/digits_mlp.toml --optimizer.learning_rate 3e-4
   adam-jax train --model.name cnn --model.widths "[32, 64]" --optimizer.name lion
+  adam-jax train --resume runs/digits_mlp
   adam-jax inspect runs/digits_mlp
 """
 NAMES = textwrap.fill(
     ", ".join(sorted(OPTIMIZERS)), 78, initial_indent="  ", subsequent_indent="  "
 )
+PAUSE = 60.0  # seconds from one checkpoint to the next, unless the config says steps
 
 
 def build_parser() -> ArgumentParser:
     """Build the parser of the command."""
-    return new_config_parser(
+    parser = new_config_parser(
         TrainConfig,
         "Train a Flax NNX model on handwritten digits, or on English text.",
         f"optimizers:\n{NAMES}\n\n{EXAMPLES}",
     )
+    parser.add_argument(
+        "--resume",
+        type=str,
+        metavar="RUN",
+        help="Folder of a run that was killed or interrupted, to go on from its last "
+        "checkpoint to the end that it would have had. Its config is kept: no other "
+        "option goes with this one.",
+    )
+    return parser
 
 
 def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
-    """Build the trainer that the options describe.
+    """Build the trainer that the options describe, or that of the run to resume.
 
     Raises:
-      ValueError: if one of them is wrong.
+      ValueError: if one of them is wrong, or the run cannot be resumed.
     """
+    resume = options["resume"]
+    if resume is not None:
+        defaults = parser.get_defaults()
+        for key, value in options.items():
+            if key != "resume" and value != defaults[key]:
+                raise ValueError(
+                    f"{key} is set, but --resume goes on with the config of the run: "
+                    f"leave out --{key}"
+                )
+        return prepare_resumed(parser, Path(resume))
+    del options["resume"]
     config, resolved = read_config(TrainConfig, parser, options)
     trainer = Trainer(config)
-    return lambda: run_training(trainer, resolved)
+    return lambda: start_run(trainer, resolved)
 
 
-COMMAND = Command("train a model", build_parser, prepare)
+def prepare_resumed(parser: ArgumentParser, path: Path) -> Callable[[], None]:
+    """Read a run, and build its trainer as it was at the last checkpoint.
+
+    Raises:
+      ValueError: if there is no such run, another process trains it, or what it has
+        saved is broken.
+    """
+    try:
+        (path / CONFIG).read_bytes()
+        options = parser.parse_args([f"--config={path / CONFIG}"])
+    except OSError as error:
+        raise ValueError(
+            f"{path} is no run: {path / CONFIG}: {error.strerror}; adam-jax train "
+            "makes one"
+        ) from error
+    except argparse.ArgumentError as error:
+        raise ValueError(in_one_sentence(str(error))) from error
+    del options["resume"]
+    config, _ = read_config(TrainConfig, parser, options)
+    try:
+        folder = RunFolder(path)
+    except OSError as error:
+        raise ValueError(f"cannot go on with {path}: {error.strerror}") from error
+    try:
+        # The last checkpoint is written when all else is.
+        last = folder.epochs[-1] if folder.epochs else None
+        trained = last and last.epoch == config.epochs and last.step
+        if trained in folder.checkpoints.steps():
+            folder.close()
+            return lambda: print(f"{path} is finished: nothing is left to do")
+        trainer = Trainer(config)
+        restored = folder.checkpoints.restore(trainer.carry, _warn)
+        if restored is not None:
+            trainer.step, trainer.carry = restored
+        needed = trainer.step // trainer.steps_per_epoch
+        if len(folder.epochs) < needed:
+            raise ValueError(
+                f"{path} is broken: its metrics have {len(folder.epochs)} epochs, but "
+                f"its checkpoint {needed}; train again"
+            )
+    except BaseException:
+        folder.close()
+        raise
+    return lambda: resume_run(trainer, folder)
 
 
-def run_training(trainer: Trainer, resolved: str) -> None:
-    """Train, and leave everything in a new folder.
+COMMAND = Command("train a model, or go on with a run", build_parser, prepare)
 
-    The folder holds config.toml, environment.json, metrics.jsonl (one line an epoch)
-    and an event file for TensorBoard; when training ends, for whatever reason,
-    params.npz and run.png are added.
+
+def start_run(trainer: Trainer, resolved: str) -> None:
+    """Train in a new folder, which is removed if it cannot be written to at first.
 
     Args:
       trainer: Trains, as its config says.
       resolved: The same config as TOML, to be stored.
 
     Raises:
-      OSError: if the folder cannot be made or written to.
+      OSError, Diverged, Interrupted: as run_training does.
+    """
+    path = make_run_folder(Path(trainer.config.runs_dir), trainer.config.name)
+    try:
+        replace_file(path / CONFIG, lambda file: file.write(resolved.encode()))
+        record_environment(path)
+        with closing(RunFolder(path)) as folder:
+            run_training(trainer, folder)
+    except OSError as error:
+        if any((path / CHECKPOINTS).glob("*")):
+            raise _explain(error, path) from error
+        shutil.rmtree(path, ignore_errors=True)
+        cause = error.strerror or error
+        raise OSError(f"{path}: {cause}; nothing is kept of this run") from error
+
+
+def resume_run(trainer: Trainer, folder: RunFolder) -> None:
+    """Go on with a run, and close its folder.
+
+    Raises:
+      OSError, Diverged, Interrupted: as run_training does.
+    """
+    epoch, step = divmod(trainer.step, trainer.steps_per_epoch)
+    print(f"resumed at step {step} of epoch {epoch + 1}", flush=True)
+    try:
+        with closing(folder):
+            run_training(trainer, folder)
+    except OSError as error:
+        raise _explain(error, folder.path) from error
+
+
+def run_training(trainer: Trainer, folder: RunFolder) -> None:
+    """Train from the step at which the trainer is, and leave everything in a folder.
+
+    The folder gets metrics.jsonl (one line an epoch), an event file for TensorBoard and
+    checkpoints; when training ends, params.npz and run.png, and after these the last
+    checkpoint, which marks the run as finished.
+
+    Raises:
+      OSError: if something cannot be written. What the folder holds can be resumed.
       Diverged: if the loss stops being finite, or the guard skips one step after the
         other. Everything has been saved then.
-      KeyboardInterrupt: after Ctrl-C, at the end of the epoch. The same holds.
+      Interrupted: after Ctrl-C or SIGTERM, within a second or two. The same holds.
     """
-    config = trainer.config
-    folder = make_run_folder(Path(config.runs_dir), config.name)
-    (folder / "config.toml").write_text(resolved, "utf-8")
-    record_environment(folder)
-    report = Report(trainer, folder)
-    epochs: list[Epoch] = []
-    stop = threading.Event()
-    with on_interrupt(stop.set):
+    report = Report(trainer, folder.path)
+    stopped: list[int] = []
+    with on_signals(stopped.append, signal.SIGINT, signal.SIGTERM):
+        folder.rewind(trainer.step)
         try:
-            with (
-                report,
-                (folder / METRICS).open("w", encoding="utf-8") as file,
-                SummaryWriter(str(folder)) as events,
-            ):
-                for epoch in trainer.epochs():
-                    epochs.append(epoch)
-                    print(to_json(epoch), file=file, flush=True)
-                    write_events(events, epoch)
-                    report.show(epoch)
-                    if stop.is_set():
-                        raise KeyboardInterrupt
-                    # A batch that the guard has skipped may have had any loss.
-                    guarded = config.optimizer.guard != "none"
-                    loss = epoch.test_loss + (0 if guarded else epoch.train_loss)
-                    if not math.isfinite(loss):
-                        raise Diverged(
-                            f"training diverged: the loss of epoch {epoch.epoch} is "
-                            "not finite; try a smaller --optimizer.learning_rate"
-                        )
-        finally:
-            if epochs:
-                save_params(folder / "params.npz", trainer.params)
-                draw_run(config, epochs).savefig(folder / "run.png", dpi=110)
-                report.summarise(epochs[-1])
+            with report:
+                _train(trainer, folder, report, stopped)
+        except (Diverged, Interrupted):
+            _conclude(trainer, folder, report)
+            raise
+        _conclude(trainer, folder, report)
+        folder.save(trainer.step, trainer.carry)
 
 
-def make_run_folder(runs_dir: Path, name: str) -> Path:
-    """Make the first folder that is still free of name, name-2, name-3, ..."""
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-    for folder in (runs_dir / name for name in names):
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            return folder
-    raise AssertionError("unreachable: there is always a next number")
+def _train(
+    trainer: Trainer, folder: RunFolder, report: Report, stopped: Sequence[int]
+) -> None:
+    every = trainer.config.checkpoint_every
+    saved = time.monotonic()
+    for epoch in trainer.segments(every):
+        if epoch is not None:
+            folder.add(epoch)
+            report.show(epoch)
+            trainer.check(epoch)
+        report.advance()
+        if trainer.step == trainer.steps:
+            return
+        signals = tuple(stopped)  # one that comes later waits for the next segment
+        if every is None:
+            due = time.monotonic() - saved > PAUSE
+        else:
+            due = trainer.step % every == 0
+        if due or signals:
+            folder.save(trainer.step, trainer.carry)
+            saved = time.monotonic()
+        if signals:
+            raise Interrupted(
+                f"interrupted after step {trainer.step:,} of {trainer.steps:,}, which "
+                f"is saved; {_tell_command(folder.path)}",
+                signals[0],
+            )
 
 
-def write_events(events: SummaryWriter, epoch: Epoch) -> None:
-    """Write the numbers of an epoch for TensorBoard, but for those not finite."""
-    for name, value in to_scalars(epoch).items():
-        if math.isfinite(value):
-            events.add_scalar(name, value, epoch.step)
+def _conclude(trainer: Trainer, folder: RunFolder, report: Report) -> None:
+    save_params(folder.path / "params.npz", trainer.carry.params)
+    if folder.epochs:
+        picture = draw_run(trainer.config, folder.epochs)
+        replace_file(
+            folder.path / "run.png",
+            lambda file: picture.savefig(file, dpi=110, format="png"),
+        )
+        report.summarise(folder.epochs[-1])
 
 
-def save_params(path: Path, params: Any) -> None:
-    """Write the parameters as one NumPy archive, each under its path in the model."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    name = jax.tree_util.keystr
-    # NumPy's archives know no bfloat16; float32 holds its values.
-    arrays: dict[str, Any] = {
-        name(key, simple=True, separator="."): np.asarray(leaf, np.float32)
-        for key, leaf in leaves
-    }
-    np.savez(path, **arrays)
+def _explain(error: OSError, path: Path) -> OSError:
+    cure = "free some space" if error.errno in FULL else "mend that"
+    cause = error.strerror or error
+    return OSError(f"{path}: {cause}; {cure}, and {_tell_command(path)}")
+
+
+def _tell_command(path: Path) -> str:
+    return f"go on with: adam-jax train --resume {shlex.quote(str(path))}"
+
+
+def _warn(sentence: str) -> None:
+    print(f"adam-jax: warning: {sentence}", file=sys.stderr, flush=True)

@@ -1,8 +1,9 @@
-"""The training loop: one epoch is one compiled scan over its batches."""
+"""The training loop: one compiled program takes any number of steps of an epoch."""
 
+import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,113 +19,163 @@ from adam_jax.experiments.optimization import build_optimizer, build_schedule, w
 from adam_jax.experiments.problems import build_problem
 
 STUCK = 100  # steps that a guard skips in a row before the run is given up
+SEGMENT_SECONDS = 1.0  # after which a run can be stopped
 
 
 class Diverged(RuntimeError):
     """Tell that a run cannot go on."""
 
 
-class Trainer:
-    """Train the model of a config, epoch by epoch.
+class Carry(NamedTuple):
+    """Hold what goes from step to step; with the number of the step, all of a run.
 
     Attributes:
-      params: The parameters after the last finished epoch.
-      opt_state: The optimizer state before the first one.
+      params: The parameters.
+      opt_state: The optimizer's state.
+      loss_sum: Sum of the losses of this epoch's batches so far.
+    """
+
+    params: Any
+    opt_state: Any
+    loss_sum: Array
+
+
+class Trainer:
+    """Train the model of a config, segment by segment.
+
+    A segment is some steps of one epoch. Where segments begin and end changes no bit of
+    the result: these are arguments of one compiled program.
+
+    Attributes:
+      carry: What the steps so far have led to.
+      step: How many these are. Both may be set, to go on with another run.
+      steps: How many there are in the whole run.
       steps_per_epoch: Batches in an epoch.
-      seconds: Time spent in epochs so far: tests included, compilation not.
+      seconds: Time spent in steps and tests so far, compilation not included.
+      taken: Steps that were taken in this time.
 
     Raises:
       ValueError: if the data, the schedule or the optimizer refuses the config.
     """
 
     def __init__(self, config: TrainConfig):
-        """Load the data, draw the parameters, and compile the epoch."""
+        """Load the data, draw the parameters, and compile the steps and the test."""
         self.config = config
         self.problem = build_problem(config)
         self.dataset = self.problem.dataset
         self.steps_per_epoch = count_steps(config, self.dataset)
-        steps = config.epochs * self.steps_per_epoch
-        self.schedule = build_schedule(config.optimizer, steps)
-        self.params = self.problem.init(jax.random.key(config.seed))
+        self.steps = config.epochs * self.steps_per_epoch
+        self.schedule = build_schedule(config.optimizer, self.steps)
+        self.start = self.problem.init(jax.random.key(config.seed))
         # The last step of an epoch is the one that is measured.
         self.tx = watch(
             build_optimizer(config.optimizer, self.schedule),
             config.optimizer,
             self.schedule,
-            self.params,
+            self.start,
             every=self.steps_per_epoch,
         )
-        self.opt_state: Any = self.tx.init(self.params)
         self.key = jax.random.key(config.seed)
+        params = jax.tree.map(jnp.copy, self.start)  # the steps overwrite them
+        self.carry = Carry(params, self.tx.init(self.start), jnp.zeros([]))
+        self.step = 0
         self.seconds = 0.0
+        self.taken = 0
         # Compiled here, once: what the optimizer refuses at its first trace is then
         # refused before anything is written, and no epoch's time includes it.
-        self._compiled_epoch = (
-            jax.jit(self._run_epoch, donate_argnums=(0, 1))
-            .lower(self.params, self.opt_state, self.dataset, self.key)
+        self._advance = (
+            jax.jit(self._take_steps, donate_argnums=0)
+            .lower(self.carry, self.dataset.train, self.key, 0, 0)
             .compile()
         )
+        self._test = (
+            jax.jit(self.problem.test).lower(params, self.dataset.test).compile()
+        )
 
-    def epochs(self) -> Iterator[Epoch]:
-        """Train, and report each epoch when it is done.
+    def segments(self, every: int | None = None) -> Iterator[Epoch | None]:
+        """Train, and stop after each epoch, each `every` steps and each second or so.
+
+        Gives the epoch where one is done.
+        """
+        length = 1
+        while self.step < self.steps:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            stop = min(done + length, self.steps_per_epoch)
+            if every is not None:
+                stop = min(stop, done + every - self.step % every)
+            began = time.perf_counter()
+            key = jax.random.fold_in(self.key, epoch + 1)
+            self.carry = self._advance(self.carry, self.dataset.train, key, done, stop)
+            jax.block_until_ready(self.carry)
+            seconds = time.perf_counter() - began
+            self.seconds += seconds
+            self.taken += stop - done
+            self.step += stop - done
+            yield self._finish_epoch() if stop == self.steps_per_epoch else None
+            pace = (stop - done) / seconds
+            length = max(1, min(2 * length, int(pace * SEGMENT_SECONDS)))
+
+    def check(self, epoch: Epoch) -> None:
+        """Refuse to go on after an epoch that leads nowhere.
 
         Raises:
-          Diverged: if the guard skips one step after the other.
+          Diverged: if its loss is not finite, or the guard skips one step after the
+            other.
         """
-        start = self.params
-        params, opt_state = jax.tree.map(jnp.copy, (start, self.opt_state))
-        for epoch in range(1, self.config.epochs + 1):
-            began = time.perf_counter()
-            params, opt_state, measured = self._compiled_epoch(
-                params, opt_state, self.dataset, jax.random.fold_in(self.key, epoch)
+        # A batch that the guard has skipped may have had any loss.
+        guarded = self.config.optimizer.guard != "none"
+        loss = epoch.test_loss + (0 if guarded else epoch.train_loss)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"training diverged: the loss of epoch {epoch.epoch} is not finite; "
+                "try a smaller --optimizer.learning_rate"
             )
-            measured = {key: x.item() for key, x in jax.device_get(measured).items()}
-            self.seconds += time.perf_counter() - began
-            # A copy, because the next epoch overwrites its arguments.
-            self.params = jax.tree.map(jnp.copy, params)
-            step = epoch * self.steps_per_epoch
-            figures = named_figures(opt_state, params)
-            taken = step - measured["skipped"]
-            yield Epoch(
-                epoch=epoch,
-                step=step,
-                learning_rate=jnp.asarray(self.schedule(max(0, taken - 1))).item(),
-                figures=figures,
-                moved=measure_moved(start, params),
-                **measured,
-            )
-            try:
-                check_skips(opt_state, limit=STUCK)
-            except RuntimeError as error:
-                raise Diverged(f"training is stuck: {error}") from error
+        try:
+            check_skips(self.carry.opt_state, limit=STUCK)
+        except RuntimeError as error:
+            raise Diverged(f"training is stuck: {error}") from error
 
-    def _run_epoch(self, params: Any, opt_state: Any, dataset: Dataset, key: Array):
-        train, size = dataset.train, self.config.batch_size
-        count = self.steps_per_epoch
+    def _finish_epoch(self) -> Epoch:
+        params, opt_state, loss_sum = self.carry
+        began = time.perf_counter()
+        test_loss, test_accuracy = self._test(params, self.dataset.test)
+        test_loss, test_accuracy = test_loss.item(), test_accuracy.item()
+        self.seconds += time.perf_counter() - began
+        self.carry = Carry(params, opt_state, jnp.zeros([]))
+        skipped = int(optax.tree.get(opt_state, "skipped", 0))
+        last = max(0, self.step - skipped - 1)
+        return Epoch(
+            epoch=self.step // self.steps_per_epoch,
+            step=self.step,
+            skipped=skipped,
+            learning_rate=jnp.asarray(self.schedule(last)).item(),
+            train_loss=(loss_sum / self.steps_per_epoch).item(),
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            figures=named_figures(opt_state, params),
+            moved=measure_moved(self.start, params),
+        )
+
+    def _take_steps(
+        self, carry: Carry, train: Examples, key: Array, start: Any, stop: Any
+    ) -> Carry:
+        """Take steps `start` up to `stop` of the epoch whose key is given."""
+        size = self.config.batch_size
         order = jax.random.permutation(key, len(train.labels))
-        batches = order[: count * size].reshape(-1, size)
 
-        def step(carry, batch_and_number):
-            params, opt_state = carry
-            batch, number = batch_and_number
+        def step(number: Array, carry: Carry) -> Carry:
+            params, opt_state, loss_sum = carry
+            batch = jax.lax.dynamic_slice_in_dim(order, number * size, size)
             examples = Examples(train.inputs[batch], train.labels[batch])
             loss, grads = jax.value_and_grad(self.problem.loss)(
                 params, examples, jax.random.fold_in(key, number)
             )
             updates, opt_state = self.tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
+            return Carry(
+                optax.apply_updates(params, updates), opt_state, loss_sum + loss
+            )
 
-        (params, opt_state), losses = jax.lax.scan(
-            step, (params, opt_state), (batches, jnp.arange(count))
-        )
-        test_loss, test_accuracy = self.problem.test(params, dataset.test)
-        measured = {
-            "train_loss": losses.mean(),
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "skipped": optax.tree.get(opt_state, "skipped", jnp.zeros([], jnp.int32)),
-        }
-        return params, opt_state, measured
+        return jax.lax.fori_loop(start, stop, step, carry)
 
 
 def count_steps(config: TaskConfig, dataset: Dataset) -> int:

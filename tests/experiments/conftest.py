@@ -37,8 +37,10 @@ def train(runs_dir: Path) -> Callable[..., int]:
 def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what is compiled: many runs are of the same program."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jit")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture

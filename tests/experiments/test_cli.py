@@ -61,6 +61,10 @@ MISTAKES = {
     ),
     "a negative seed": ("--seed=-1", r"seed is -1, but must be from 0 to 4294967295"),
     "no epochs": ("--epochs=0", r"epochs is 0, but must be 1 or more"),
+    "no checkpoints": (
+        "--checkpoint_every=0",
+        r"checkpoint_every is 0, but must be 1 or more",
+    ),
     "no batch": ("--batch_size=0", r"batch_size is 0, but must be 1 or more"),
     "a large batch": (
         "--batch_size=1438",
@@ -203,26 +207,32 @@ def test_help_documents_every_option(capfd):
             assert re.search(rf"--{table}{field.name} \S+ [A-Z]\w* ", text), field.name
 
 
-def test_ctrl_c_saves_what_is_done(train, runs_dir, capfd, monkeypatch):
-    handler = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_saves_what_is_done(number, code, train, runs_dir, capfd, monkeypatch):
+    number = signal.Signals[number]
+    handler = signal.getsignal(number)
     show = progress.Report.show
 
     def interrupt(self, epoch):
         show(self, epoch)
         if epoch.epoch == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(progress.Report, "show", interrupt)
-    assert train("--epochs=50") == 130
+    assert train("--epochs=50") == code
     out, err = capfd.readouterr()
-    assert err == "adam-jax: error: interrupted\n"
+    folder = runs_dir / "digits"
+    assert err == (
+        "adam-jax: error: interrupted after step 4 of 100, which is saved; go on with: "
+        f"adam-jax train --resume {folder}\n"
+    )
     assert "2 of 50" in out
-    lines = (runs_dir / "digits" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 2
-    assert (runs_dir / "digits" / "run.png").exists()
-    assert main(["inspect", str(runs_dir / "digits")]) == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (folder / "run.png").exists()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["4"]
+    assert main(["inspect", str(folder)]) == 0
     assert "after epoch " in capfd.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
 
 
 def test_ctrl_c_before_training_writes_nothing(train, runs_dir, capfd, monkeypatch):

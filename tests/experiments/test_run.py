@@ -13,8 +13,8 @@ from tensorboardX.proto.event_pb2 import Event
 from adam_jax import FIGURES, QUANTILES
 from adam_jax.experiments import training
 from adam_jax.experiments.cli import main
+from adam_jax.experiments.folder import make_run_folder
 from adam_jax.experiments.metrics import from_json, rank_moved, to_scalars
-from adam_jax.experiments.run import make_run_folder
 
 
 def records(folder):
@@ -34,7 +34,7 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     names = {path.name for path in folder.iterdir()}
     (events,) = {name for name in names if name.startswith("events.out.tfevents.")}
     others = {"config.toml", "environment.json", "metrics.jsonl", "params.npz"}
-    assert names == others | {"run.png", events}
+    assert names == others | {"run.png", "checkpoints", events}
     assert imread(folder / "run.png").shape == (1320, 1210, 4)
     first, second = records(folder)
     assert (first["epoch"], first["step"]) == (1, 2)

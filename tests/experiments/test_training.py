@@ -3,51 +3,121 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from adam_jax import FIGURES, OPTIMIZERS
+from adam_jax.experiments import training
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
+from adam_jax.experiments.data import Examples
 from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
-from adam_jax.experiments.training import Trainer
+from adam_jax.experiments.training import Carry, Trainer
 
 TINY = TrainConfig(batch_size=718, epochs=3, model=ModelConfig(widths=(8,)))
 
 
-def test_an_epoch_is_one_scan_and_is_traced_once(monkeypatch):
+@pytest.fixture(scope="module")
+def trainer():
+    """Give a trainer of 14 steps an epoch, which counts how often its steps are traced.
+
+    `restart` makes it a new one.
+    """
     traces = []
-    run_epoch = Trainer._run_epoch
+    take_steps = Trainer._take_steps
 
     def count(self, *args):
         traces.append(args)
-        return run_epoch(self, *args)
+        return take_steps(self, *args)
 
-    monkeypatch.setattr(Trainer, "_run_epoch", count)
-    trainer = Trainer(TINY)
-    assert [epoch.step for epoch in trainer.epochs()] == [2, 4, 6]
-    assert len(traces) == 1
+    config = TrainConfig(batch_size=100, epochs=2, model=ModelConfig(widths=(8,)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_take_steps", count)
+        trainer = Trainer(config)
+    trainer.traces = traces
+    return trainer
 
-    args = (trainer.params, trainer.opt_state, trainer.dataset, trainer.key)
-    jaxpr = jax.make_jaxpr(trainer._run_epoch)(*args)
+
+def restart(trainer):
+    """Set a trainer back to its first step."""
+    params = jax.tree.map(jnp.copy, trainer.start)
+    trainer.carry = Carry(params, trainer.tx.init(trainer.start), jnp.zeros([]))
+    trainer.step = 0
+    return trainer
+
+
+def train(trainer, every=None):
+    """Train from the first step, and give the epochs and the steps at the stops."""
+    found = [(epoch, trainer.step) for epoch in restart(trainer).segments(every)]
+    return [epoch for epoch, _ in found if epoch], [step for _, step in found]
+
+
+def test_steps_are_one_loop_traced_once(trainer):
+    epochs, _ = train(trainer)
+    assert [epoch.step for epoch in epochs] == [14, 28]
+    (traced,) = trainer.traces
+
+    jaxpr = jax.make_jaxpr(trainer._take_steps)(*traced)
     loops = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in ("scan", "while")]
-    assert [eqn.params["length"] for eqn in loops] == [trainer.steps_per_epoch]
+    # Not a scan, whose length would be that of one segment only.
+    assert [eqn.primitive.name for eqn in loops] == ["while"]
 
 
-def test_parameters_and_state_are_donated():
-    trainer = Trainer(TINY)
-    args = jax.tree.map(jnp.copy, (trainer.params, trainer.opt_state))
-    trainer._compiled_epoch(*args, trainer.dataset, trainer.key)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(args))
+def test_where_segments_end_changes_no_bit(trainer, monkeypatch):
+    expected, _ = train(trainer)
+    whole = jax.tree.map(np.asarray, trainer.carry)
+    for every, stops in ((1, list(range(1, 29))), (3, None), (28, None)):
+        epochs, steps = train(trainer, every)
+        assert steps == (stops or steps)
+        assert set(range(every, 29, every)) | {14, 28} <= set(steps)
+        assert epochs == expected
+        jax.tree.map(np.testing.assert_array_equal, whole, trainer.carry)
 
 
-def test_batches_are_drawn_anew_in_each_epoch():
-    trainer = Trainer(TINY)
-    params, state = trainer.params, trainer.opt_state
+def test_a_segment_takes_a_second_or_less(trainer, monkeypatch):
+    clock = [0.0]
+
+    def advance(self, *args):
+        clock[0] += 0.3 * float(args[-1] - args[-2])  # seconds for a step
+        return compiled(*args)
+
+    compiled = trainer._advance
+    monkeypatch.setattr(trainer, "_advance", lambda *args: advance(trainer, *args))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    _, steps = train(trainer)
+    assert steps == [1, 3, 6, 9, 12, 14, 17, 20, 23, 26, 28]
+
+
+def test_parameters_and_state_are_donated(trainer):
+    carry = restart(trainer).carry
+    next(trainer.segments())
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(carry))
+
+
+def test_batches_are_drawn_anew_in_each_epoch(trainer):
     losses = []
     for seed in (0, 1):
-        key = jax.random.key(seed)
-        args = jax.tree.map(jnp.copy, (params, state))
-        losses.append(trainer._compiled_epoch(*args, trainer.dataset, key)[2])
-    assert losses[0]["train_loss"] != losses[1]["train_loss"]
+        carry = restart(trainer).carry
+        args = (trainer.dataset.train, jax.random.key(seed), 0, 14)
+        losses.append(trainer._advance(carry, *args).loss_sum)
+    assert losses[0] != losses[1]
+
+
+def test_an_epoch_sees_no_example_twice(trainer, monkeypatch):
+    seen = []
+
+    def loss(params, examples, key):
+        jax.debug.callback(seen.extend, examples.inputs)
+        return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, params))
+
+    monkeypatch.setattr(trainer, "problem", trainer.problem._replace(loss=loss))
+    monkeypatch.setattr(trainer, "tx", optax.sgd(1.0))
+    numbers = jnp.arange(1437)
+    carry = Carry({"w": jnp.ones(2)}, trainer.tx.init({"w": jnp.ones(2)}), 0.0)
+    args = (Examples(numbers, numbers), jax.random.key(1))
+    for start, stop in ((0, 5), (5, 14)):
+        jax.block_until_ready(trainer._take_steps(carry, *args, start, stop))
+    jax.effects_barrier()
+    assert len(seen) == len(set(map(int, seen))) == 1400
 
 
 def test_schedules():
@@ -94,7 +164,7 @@ def test_the_report_gives_the_rate_of_the_last_step():
         model=ModelConfig(widths=()),
         optimizer=OptimizerConfig(warmup_steps=1),
     )
-    first, second = Trainer(config).epochs()
+    first, second = filter(None, Trainer(config).segments())
     assert first.learning_rate == 0
     assert first.figures["effective_step"] == 0  # nothing to divide by
     assert set(first.moved.values()) == {0}
@@ -106,15 +176,29 @@ def test_the_report_gives_the_rate_of_the_last_step():
     assert second.moved["layers/1/bias"] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_last_step_of_an_epoch_is_measured():
-    trainer = Trainer(TINY)
-    state = jax.tree.map(jnp.copy, trainer.opt_state)
-    for epoch in (1, 2):
-        params = jax.tree.map(jnp.copy, trainer.params)
-        key = jax.random.key(0)
-        _, state, _ = trainer._compiled_epoch(params, state, trainer.dataset, key)
-        measured = state.figures["bias_correction_nu"].total
-        assert measured == pytest.approx(1 / (1 - 0.999 ** (2 * epoch)), rel=1e-4)
+def test_the_last_step_of_an_epoch_is_measured(trainer):
+    epochs, _ = train(trainer, 5)
+    for number, epoch in enumerate(epochs, start=1):
+        correction = 1 / (1 - 0.999 ** (14 * number))
+        found = epoch.figures["bias_correction_nu"]
+        assert found == pytest.approx(correction, rel=1e-4)
+
+
+def test_the_training_loss_is_the_mean_of_the_batches(trainer):
+    losses, total = [], 0.0
+    restart(trainer)
+    for epoch in trainer.segments(1):
+        if epoch:
+            break
+        losses.append(float(trainer.carry.loss_sum) - total)
+        total = float(trainer.carry.loss_sum)
+    assert len(losses) == 13
+    # The first batch meets the parameters that were drawn.
+    order = jax.random.permutation(jax.random.fold_in(trainer.key, 1), 1437)[:100]
+    batch = Examples(*(x[order] for x in trainer.dataset.train))
+    first = trainer.problem.loss(trainer.start, batch, trainer.key)
+    assert losses[0] == pytest.approx(float(first), rel=1e-5)
+    assert min(losses) < 14 * epoch.train_loss - total < max(losses)
 
 
 def test_guards_skip_what_they_promise():

@@ -1,0 +1,166 @@
+"""Checkpoints of a run, each verified by a digest; the one before where it fails."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+KEPT = 3  # checkpoints: with the newest two broken, a run can still go on
+DIGEST = "digest"  # the file with the hash of all others
+DRAFT = ".unfinished"  # ends the name of a checkpoint that is written or removed
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file
+SPARE = 2**19  # bytes of Orbax's own files: 50 to 150 KB were seen
+
+
+class Checkpoints:
+    """Keep the last checkpoints of a run, each in a folder named by its step.
+
+    Orbax writes the arrays. The folder has another name until all is in it, so that a
+    kill leaves no half-written checkpoint.
+    """
+
+    def __init__(self, folder: Path):
+        """Open the folder, or make it, and remove what a kill left unfinished in it.
+
+        Raises:
+          OSError: if it cannot be written to.
+        """
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        for draft in folder.glob(f"*{DRAFT}"):
+            shutil.rmtree(draft)
+
+    def steps(self) -> list[int]:
+        """Give the steps that there is a checkpoint of, in order."""
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def save(self, step: int, state: Any) -> None:
+        """Write a checkpoint; the newest three are kept.
+
+        Args:
+          step: Steps since the start of the run.
+          state: A pytree of arrays.
+
+        Raises:
+          OSError: if it cannot be written. Nothing is left of it then.
+        """
+        draft = self.folder / f"{step}{DRAFT}"
+        try:
+            draft.mkdir()
+            _reserve(draft / "reserve", _count_bytes(state) + SPARE)
+            # Orbax takes absolute paths only.
+            _checkpointer().save(draft.absolute() / "state", _without_empty(state))
+            (draft / DIGEST).write_text(compute_digest(step, draft))
+            draft.rename(self.folder / str(step))
+        except Exception as error:  # what TensorStore raises is not always an OSError
+            shutil.rmtree(draft, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise
+            raise _to_os_error(error) from error
+        for old in self.steps()[:-KEPT]:
+            self._remove(old)
+
+    def restore(self, like: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:
+        """Read the newest checkpoint that is whole, and remove those after it.
+
+        Args:
+          like: A pytree of arrays: the structure, shapes and dtypes that are expected.
+          warn: Takes a sentence about each checkpoint that is broken.
+
+        Returns:
+          The step and the state; None if there is no checkpoint.
+
+        Raises:
+          ValueError: if there are some, but all are broken. They stay as they are.
+        """
+        broken = []
+        for step in reversed(self.steps()):
+            path = self.folder / str(step)
+            try:
+                if (path / DIGEST).read_text() != compute_digest(step, path):
+                    raise ValueError("its files are not as they were written")
+                state = _read_state(path / "state", like)
+            except Exception as error:  # a broken file may raise whatever it likes
+                broken.append(step)
+                warn(f"the checkpoint {path} is broken: {_in_one_line(error)}")
+                continue
+            for newer in broken:
+                self._remove(newer)
+            return step, state
+        if broken:
+            raise ValueError(f"no checkpoint in {self.folder} can be read; train again")
+        return None
+
+    def _remove(self, step: int) -> None:
+        # Under its own name, one that is half removed would look like a broken one.
+        draft = self.folder / f"{step}{DRAFT}"
+        (self.folder / str(step)).rename(draft)
+        shutil.rmtree(draft)
+
+
+def compute_digest(step: int, folder: Path) -> str:
+    """Hash a step, and the names and bytes of all files in a folder but the digest."""
+    digest = hashlib.sha256(f"{step}".encode())
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for name in sorted(name.as_posix() for name in names):
+        if name != DIGEST:
+            content = (folder / name).read_bytes()
+            digest.update(f"\n{name} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _count_bytes(state: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take so much room on the disk, and give it back: what is to come then fits.
+
+    Where it does not, this is one plain error. Orbax would fail with pages of logs.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _to_os_error(error: Exception) -> OSError:
+    """Find out what TensorStore means, which gives the system's words only."""
+    for code in FULL:
+        if os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code))
+    return OSError(_in_one_line(error))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
+def _read_state(path: Path, like: Any) -> Any:
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(like))
+    arguments = ocp.args.StandardRestore(target)
+    found = jax.tree.leaves(_checkpointer().restore(path.absolute(), args=arguments))
+    leaves, structure = jax.tree.flatten(like)
+    read = iter(found)
+    return structure.unflatten(next(read) if leaf.size else leaf for leaf in leaves)
+
+
+def _without_empty(state: Any) -> Any:
+    """Put None for arrays without elements, which Orbax refuses."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, state)
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."

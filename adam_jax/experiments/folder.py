@@ -1,0 +1,175 @@
+"""The folder of a run, written so that no kill leaves it unusable."""
+
+import contextlib
+import fcntl
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue] (made when it is imported)
+)
+from tensorboardX.summary import scalar
+
+from adam_jax.experiments.checkpoints import Checkpoints
+from adam_jax.experiments.metrics import METRICS, Epoch, from_json, to_json, to_scalars
+
+CONFIG = "config.toml"
+CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """Write the files of a run; one process at a time can.
+
+    Attributes:
+      path: The folder.
+      epochs: Those in its metrics.jsonl.
+      checkpoints: Its checkpoints.
+
+    Raises:
+      ValueError: if another process has it.
+      OSError: if it cannot be written to.
+    """
+
+    def __init__(self, path: Path):
+        """Open the folder, be it that of a new run or of an earlier one."""
+        self.path = path
+        # Not buffered: what is written is seen at once, and fails at once.
+        self._metrics = (path / METRICS).open("a+b", buffering=0)
+        self._events: EventsWriter | None = None
+        try:
+            _lock(self._metrics)
+            self._metrics.seek(0)
+            self.epochs = _read_lines(self._metrics.read())
+            self.checkpoints = Checkpoints(path / CHECKPOINTS)
+        except BaseException:
+            self._metrics.close()
+            raise
+
+    def rewind(self, step: int) -> None:
+        """Forget the epochs that end after a step, and start the event file anew.
+
+        Raises:
+          OSError: if a file cannot be written.
+        """
+        self.epochs = [epoch for epoch in self.epochs if epoch.step <= step]
+        self._metrics.seek(0)
+        lines = self._metrics.readlines()[: len(self.epochs)]
+        self._metrics.truncate(sum(map(len, lines)))
+        for old in self.path.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._events = EventsWriter(str(self.path / "events"))
+        for epoch in self.epochs:
+            write_events(self._events, epoch)
+
+    def add(self, epoch: Epoch) -> None:
+        """Add an epoch to metrics.jsonl, and to the event file for TensorBoard.
+
+        Raises:
+          OSError: if it cannot be written. No half line is left then.
+        """
+        before = os.fstat(self._metrics.fileno()).st_size
+        line = f"{to_json(epoch)}\n".encode()
+        try:
+            while line:
+                line = line[self._metrics.write(line) :]
+        except OSError:
+            self._metrics.truncate(before)
+            raise
+        self.epochs.append(epoch)
+        if self._events:
+            write_events(self._events, epoch)
+
+    def save(self, step: int, state: Any) -> None:
+        """Write a checkpoint, once the epochs before it are sure to be on the disk.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        os.fsync(self._metrics.fileno())
+        self.checkpoints.save(step, state)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._metrics.close)
+            if self._events:
+                stack.callback(self._events.close)
+
+
+def _lock(file: BinaryIO) -> None:
+    # The system frees such a lock, however the process ends.
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{Path(file.name).parent} is in use: another process trains it; wait for "
+            "that to end"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+
+
+def _read_lines(text: bytes) -> list[Epoch]:
+    """Read the epochs up to the first line that is none, as after a kill."""
+    epochs = []
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
+        for line in text[: text.rfind(b"\n") + 1].splitlines():
+            epochs.append(from_json(line.decode()))
+    return epochs
+
+
+def make_run_folder(runs_dir: Path, name: str) -> Path:
+    """Make the first folder that is still free of name, name-2, name-3, ..."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    for folder in (runs_dir / name for name in names):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("unreachable: there is always a next number")
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file beside its place first: what is there is whole, old or new.
+
+    Raises:
+      OSError: if it cannot be written. The old one is still there then.
+    """
+    temporary = path.with_name(f".{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_events(events: EventsWriter, epoch: Epoch) -> None:
+    """Write the numbers of an epoch for TensorBoard, but for those not finite."""
+    for name, value in to_scalars(epoch).items():
+        if math.isfinite(value):
+            content = scalar(name, value)
+            event = Event(wall_time=time.time(), step=epoch.step, summary=content)
+            events.write_event(event)
+    events.flush()
+
+
+def save_params(path: Path, params: Any) -> None:
+    """Write the parameters as one NumPy archive, each under its path in the model."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    name = jax.tree_util.keystr
+    # NumPy's archives know no bfloat16; float32 holds its values.
+    arrays: dict[str, Any] = {
+        name(key, simple=True, separator="."): np.asarray(leaf, np.float32)
+        for key, leaf in leaves
+    }
+    replace_file(path, lambda file: np.savez(file, **arrays))
