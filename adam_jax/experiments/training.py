@@ -16,7 +16,7 @@ from adam_jax.experiments.config import TaskConfig, TrainConfig
 from adam_jax.experiments.data import Dataset, Examples
 from adam_jax.experiments.metrics import Epoch
 from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
-from adam_jax.experiments.problems import build_problem
+from adam_jax.experiments.problems import Problem, build_problem
 
 STUCK = 100  # steps that a guard skips in a row before the run is given up
 SEGMENT_SECONDS = 1.0  # after which a run can be stopped
@@ -159,23 +159,34 @@ class Trainer:
     def _take_steps(
         self, carry: Carry, train: Examples, key: Array, start: Any, stop: Any
     ) -> Carry:
-        """Take steps `start` up to `stop` of the epoch whose key is given."""
         size = self.config.batch_size
-        order = jax.random.permutation(key, len(train.labels))
+        return take_steps(self.problem, self.tx, size, carry, train, key, start, stop)
 
-        def step(number: Array, carry: Carry) -> Carry:
-            params, opt_state, loss_sum = carry
-            batch = jax.lax.dynamic_slice_in_dim(order, number * size, size)
-            examples = Examples(train.inputs[batch], train.labels[batch])
-            loss, grads = jax.value_and_grad(self.problem.loss)(
-                params, examples, jax.random.fold_in(key, number)
-            )
-            updates, opt_state = self.tx.update(grads, opt_state, params)
-            return Carry(
-                optax.apply_updates(params, updates), opt_state, loss_sum + loss
-            )
 
-        return jax.lax.fori_loop(start, stop, step, carry)
+def take_steps(
+    problem: Problem,
+    tx: optax.GradientTransformation,
+    batch_size: int,
+    carry: Carry,
+    train: Examples,
+    key: Array,
+    start: Any,
+    stop: Any,
+) -> Carry:
+    """Take steps `start` up to `stop` of the epoch whose key is given."""
+    order = jax.random.permutation(key, len(train.labels))
+
+    def step(number: Array, carry: Carry) -> Carry:
+        params, opt_state, loss_sum = carry
+        batch = jax.lax.dynamic_slice_in_dim(order, number * batch_size, batch_size)
+        examples = Examples(train.inputs[batch], train.labels[batch])
+        loss, grads = jax.value_and_grad(problem.loss)(
+            params, examples, jax.random.fold_in(key, number)
+        )
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return Carry(optax.apply_updates(params, updates), opt_state, loss_sum + loss)
+
+    return jax.lax.fori_loop(start, stop, step, carry)
 
 
 def count_steps(config: TaskConfig, dataset: Dataset) -> int:

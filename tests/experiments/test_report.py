@@ -12,7 +12,8 @@ from plotly.offline import get_plotlyjs
 
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.report.charts import COLOURS, to_plotly
-from adam_jax.experiments.report.study import gather, label, read_members
+from adam_jax.experiments.report.study import gather, label
+from adam_jax.experiments.study.members import read_members
 
 NAN = math.nan
 

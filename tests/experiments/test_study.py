@@ -61,7 +61,8 @@ def test_a_member_is_the_run_of_its_setting_and_seed(whole):
     options = dataclasses.asdict(ADAMW) | SETTINGS[1]
     del options["label"]
     optimizer = OptimizerConfig(**options)
-    epochs = list(Trainer(TrainConfig(**TASK, seed=5, optimizer=optimizer)).epochs())
+    trainer = Trainer(TrainConfig(**TASK, seed=5, optimizer=optimizer))
+    epochs = [epoch for epoch in trainer.segments() if epoch]
     for curve in CURVES:
         alone = [getattr(epoch, curve) for epoch in epochs]
         # Twelve steps, each of which rounds a few sums of 359 terms otherwise.

@@ -71,7 +71,8 @@ def test_compare_leaves_its_folder_and_a_table(run, runs_dir, capfd):
     assert run("compare", "--seeds=2", "--target_loss=100") == 0
     folder = runs_dir / "compare"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.toml", "members.jsonl", "compare.png"}
+    others = {"config.toml", "environment.json", "members.jsonl"}
+    assert names == others | {"compare.png"}
     assert imread(folder / "compare.png").std() > 0
     members = read(folder)
     labels = [(member.optimizer, member.seed) for member in members]

@@ -15,7 +15,7 @@ from adam_jax.experiments.report.reading import (
     read_environment,
     read_runs,
 )
-from adam_jax.experiments.report.study import MEMBERS, read_members
+from adam_jax.experiments.study.members import MEMBERS, read_members
 
 EXAMPLES = """\
 examples:

@@ -3,35 +3,11 @@
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from adam_jax.experiments.metrics import read_lines
-
-MEMBERS = "members.jsonl"
-CURVES = ("train_loss", "test_loss", "test_accuracy")
-
-
-class Member(NamedTuple):
-    """Hold what became of one member: a value an epoch, NaN where it is not finite.
-
-    Attributes:
-      optimizer: Its label.
-      setting: The hyperparameters that it was given.
-      seed: Its seed.
-      train_loss: Mean loss of each epoch's batches.
-      test_loss: Loss on the test examples after each epoch.
-      test_accuracy: From 0 to 1; NaN throughout where the problem has none.
-    """
-
-    optimizer: str
-    setting: dict[str, Any]
-    seed: int
-    train_loss: list[float]
-    test_loss: list[float]
-    test_accuracy: list[float]
+from adam_jax.experiments.study.members import CURVES, Member
 
 
 class Trial(NamedTuple):
@@ -50,24 +26,6 @@ class Trial(NamedTuple):
     def final(self, curve: str) -> float:
         """Give the mean over the seeds at the end: NaN where one of them diverged."""
         return float(self.curves[curve][:, -1].mean())
-
-
-def read_members(folder: Path) -> list[Member]:
-    """Read the members of a study, be it finished, interrupted or still at work.
-
-    Raises:
-      ValueError: if there is none, or one that cannot be read.
-    """
-    path = folder / MEMBERS
-    try:
-        members = read_lines(path, _from_json, "member of a study")
-    except OSError as error:
-        raise ValueError(f"{folder} is no study: {path}: {error.strerror}") from error
-    if not members:
-        raise ValueError(f"{folder} has no finished member yet: its {MEMBERS} is empty")
-    if len({len(member.test_loss) for member in members}) > 1:
-        raise ValueError(f"{path} is broken: its members differ in their epochs")
-    return members
 
 
 def gather(members: Sequence[Member]) -> list[Trial]:
@@ -118,16 +76,3 @@ def name_value(key: str, value: Any) -> str:
 def to_word(value: Any) -> str:
     """Write a hyperparameter: of a float four digits, or fewer if they do."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _from_json(line: str) -> Member:
-    fields = json.loads(line)
-    for curve in CURVES:
-        fields[curve] = [math.nan if x is None else x + 0.0 for x in fields[curve]]
-    member = Member(**fields)
-    if not isinstance(member.optimizer, str) or not isinstance(member.setting, dict):
-        raise TypeError
-    lengths = {len(fields[curve]) for curve in CURVES}
-    if len(lengths) > 1 or 0 in lengths:
-        raise ValueError
-    return member

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adam_jax.experiments.metrics import read_lines
+
 MEMBERS = "members.jsonl"
 
 
@@ -42,11 +44,39 @@ def to_json(member: Member) -> str:
 
 
 def from_json(line: str) -> Member:
-    """Read a member, with NaN for null."""
+    """Read a member, with NaN for null.
+
+    Raises:
+      ValueError, TypeError, LookupError, AttributeError: if the line holds none.
+    """
     fields: dict[str, Any] = json.loads(line)
-    for key in CURVES:
-        fields[key] = [math.nan if x is None else float(x) for x in fields[key]]
-    return Member(**fields)
+    for curve in CURVES:
+        fields[curve] = [math.nan if x is None else x + 0.0 for x in fields[curve]]
+    member = Member(**fields)
+    if not isinstance(member.optimizer, str) or not isinstance(member.setting, dict):
+        raise TypeError
+    lengths = {len(fields[curve]) for curve in CURVES}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError
+    return member
+
+
+def read_members(folder: Path) -> list[Member]:
+    """Read the members of a study, be it finished, interrupted or still at work.
+
+    Raises:
+      ValueError: if there is none, or one that cannot be read.
+    """
+    path = folder / MEMBERS
+    try:
+        members = read_lines(path, from_json, "member of a study")
+    except OSError as error:
+        raise ValueError(f"{folder} is no study: {path}: {error.strerror}") from error
+    if not members:
+        raise ValueError(f"{folder} has no finished member yet: its {MEMBERS} is empty")
+    if len({len(member.test_loss) for member in members}) > 1:
+        raise ValueError(f"{path} is broken: its members differ in their epochs")
+    return members
 
 
 def append_members(folder: Path, members: Sequence[Member]) -> None:

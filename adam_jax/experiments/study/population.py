@@ -16,7 +16,7 @@ from adam_jax.experiments.optimization import build_optimizer, build_schedule
 from adam_jax.experiments.problems import Problem
 from adam_jax.experiments.study.config import Candidate, StudyConfig, set_options
 from adam_jax.experiments.study.members import CURVES, Member
-from adam_jax.experiments.training import count_steps
+from adam_jax.experiments.training import Carry, count_steps, take_steps
 
 # Members one after the other, not side by side: XLA on CPU runs the grouped convolution
 # that vmap makes of theirs 3.6 times slower (16 members of digits_cnn, a step each).
@@ -162,24 +162,15 @@ class Population:
     def _run_member(
         self, hyperparams: dict[str, Array], carry: Any, key: Array, dataset: Dataset
     ) -> Any:
-        tx = self._build(hyperparams)
-        train, size, count = dataset.train, self.config.batch_size, self.steps_per_epoch
-        order = jax.random.permutation(key, len(train.labels))
-        batches = order[: count * size].reshape(-1, size)
-
-        def step(carry: Any, batch_and_number: Any) -> Any:
-            params, opt_state = carry
-            batch, number = batch_and_number
-            examples = jax.tree.map(lambda rows: rows[batch], train)
-            loss, grads = jax.value_and_grad(self.problem.loss)(
-                params, examples, jax.random.fold_in(key, number)
-            )
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
-
-        carry, losses = jax.lax.scan(step, carry, (batches, jnp.arange(count)))
-        test_loss, test_accuracy = self.problem.test(carry[0], dataset.test)
-        return carry, (losses.mean(), test_loss, test_accuracy)
+        tx, size = self._build(hyperparams), self.config.batch_size
+        count, train = self.steps_per_epoch, dataset.train
+        params, opt_state = carry
+        begun = Carry(params, opt_state, jnp.zeros([]))
+        params, opt_state, loss_sum = take_steps(
+            self.problem, tx, size, begun, train, key, 0, count
+        )
+        test_loss, test_accuracy = self.problem.test(params, dataset.test)
+        return (params, opt_state), (loss_sum / count, test_loss, test_accuracy)
 
     def _report(self, number: int, curves: np.ndarray) -> Member:
         options, seed = self.members[number]

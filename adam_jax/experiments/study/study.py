@@ -7,9 +7,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console, RenderableType
 
+from adam_jax.experiments.folder import make_run_folder
 from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.problems import build_problem
-from adam_jax.experiments.run import make_run_folder
 from adam_jax.experiments.study.config import StudyConfig
 from adam_jax.experiments.study.members import MEMBERS, Member, append_members
 from adam_jax.experiments.study.population import Population
@@ -39,8 +40,8 @@ def run_study(
 ) -> None:
     """Train, and leave everything in a new folder.
 
-    The folder holds config.toml and members.jsonl, to which each chunk is added when it
-    is done; when all are, or after Ctrl-C, the picture is added.
+    The folder holds config.toml, environment.json and members.jsonl, to which each
+    chunk is added when it is done; when all are, or after Ctrl-C, the picture is added.
 
     Args:
       populations: What is trained.
@@ -55,6 +56,7 @@ def run_study(
     config = populations[0].config
     folder = make_run_folder(Path(config.runs_dir), config.name)
     (folder / "config.toml").write_text(resolved, "utf-8")
+    record_environment(folder)
     (folder / MEMBERS).touch()
     report = StudyReport(populations)
     members: list[Member] = []
