@@ -2,11 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from adam_jax import QUANTILES
@@ -31,16 +30,6 @@ def train(runs_dir: Path) -> Callable[..., int]:
         return main(["train", f"--runs_dir={runs_dir}", *TINY, *options])
 
     return run
-
-
-@pytest.fixture(autouse=True, scope="package")
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what is compiled: many runs are of the same program."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jit")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture
