@@ -273,13 +273,13 @@ def clock(monkeypatch):
 
 
 def test_the_ratio_is_the_median_over_pairs(clock):
-    base, base_turns = clock.stepper([1e-3])
-    other, turns = clock.stepper([0.5e-3, 0.25e-3, 2e-3])
+    base, base_turns = clock.stepper([15e-3])
+    other, turns = clock.stepper([7.5e-3, 3.75e-3, 30e-3])
     found = timing.compare(base, other, cycle=1, repeats=9, budget=math.inf)
     assert math.isclose(found.speed, 2)
     assert np.allclose(found.quartiles, (0.5, 4))
-    assert math.isclose(found.seconds, 0.5e-3)
-    assert math.isclose(found.base_seconds, 1e-3)
+    assert math.isclose(found.seconds, 7.5e-3)
+    assert math.isclose(found.base_seconds, 15e-3)
     assert (found.pairs, found.steps) == (9, 2)
     assert turns[1:] == base_turns[4:] == [2] * 9
 

@@ -25,7 +25,7 @@ from adam_jax.experiments import (
     checkpoints,
     folder,
     optimization,
-    report,
+    progress,
     run,
     training,
 )
@@ -68,10 +68,12 @@ def start_fast():
 @pytest.fixture
 def stop_at(monkeypatch):
     """Give a function that lets a signal come after some step of the next run."""
-    advance = report.Report.advance
+    advance = progress.Report.advance
 
     def arm(step, number=signal.SIGTERM):
-        monkeypatch.setattr(report.Report, "advance", stop_after(step, advance, number))
+        monkeypatch.setattr(
+            progress.Report, "advance", stop_after(step, advance, number)
+        )
 
     return arm
 
@@ -91,9 +93,9 @@ def stop_after(step, advance, number=signal.SIGTERM):
 def stopped_once(tmp_path_factory):
     """Give a tiny run that was stopped after its third step of four."""
     runs_dir = tmp_path_factory.mktemp("stopped")
-    advance = report.Report.advance
+    advance = progress.Report.advance
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.Report, "advance", stop_after(3, advance))
+        patch.setattr(progress.Report, "advance", stop_after(3, advance))
         command = ["train", f"--runs_dir={runs_dir}", *TINY, "--checkpoint_every=1"]
         assert main(command) == 143
     return runs_dir / "digits"
