@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import re
 import tomllib
@@ -19,6 +20,7 @@ from jsonargparse import (
     DefaultHelpFormatter,
     Namespace,
     set_dumper,
+    set_parsing_settings,
 )
 
 NO_TABLE = (
@@ -42,6 +44,8 @@ class _Encoder(toml.TomlEncoder):
 
 
 set_dumper("toml", lambda data: toml.dumps(data, _Encoder()))
+# A config is data: no class_path in it imports what it likes.
+set_parsing_settings(import_path_allowlist=["adam_jax"], import_path_denylist=["*"])
 
 
 class Command(NamedTuple):
@@ -108,6 +112,10 @@ def check_table(config: type, name: str, table: dict[str, Any]) -> None:
     Raises:
       ValueError: if a key or a type is wrong, in one sentence that names the table.
     """
+    # The library takes null for anything here, though it stands for a default of null.
+    needed = {x.name for x in dataclasses.fields(config) if x.default is not None}
+    for key in needed & {key for key, value in table.items() if value is None}:
+        raise ValueError(f"{name}: {key}: expected a value, got null")
     parser = new_parser("", "")
     parser.add_class_arguments(config)
     with _in_one_sentence(f"{name}: "):
@@ -184,6 +192,7 @@ def in_one_sentence(message: str) -> str:
         (r"Not a valid subclass of \w+\. Got value: (.*?) Subclass.*", _EXPECTED_NAME),
         (r"Expected a dot import path string: ?(.*)", _EXPECTED_NAME),
         (r"Import path (.*) does not correspond .*", _EXPECTED_NAME),
+        (r"Importing '(.*)' is not allowed.*", _EXPECTED_NAME),
         (r"Problem with given class_path '.*?': ", ""),
         (r"Expected an? (.*?)\. Got value: ?(.*)", _EXPECTED),
         (r"<class '(\w+)'>", r"\1"),

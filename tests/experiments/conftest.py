@@ -29,8 +29,16 @@ def train(runs_dir: Path) -> Callable[..., int]:
 
 
 @pytest.fixture(autouse=True, scope="package")
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what is compiled: many runs are of the same program."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jit")))
+def compile_little(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is compiled, for many runs are of the same program; optimise little."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jit")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
     yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    for name, value in before.items():
+        jax.config.update(name, value)
