@@ -71,7 +71,7 @@ def dense(dtype: DTypeLike | None = None, seed: int = 0) -> Format:
     if dtype is not None:
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         if not jnp.issubdtype(dtype, jnp.inexact) or (
-            jnp.finfo(dtype).bits < 32 and dtype != jnp.bfloat16
+            jnp.finfo(dtype).bits not in (32, 64) and dtype != jnp.bfloat16
         ):
             raise ValueError(
                 f"a moment cannot be stored as {dtype}: choose 'float32', 'bfloat16' "

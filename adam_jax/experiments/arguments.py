@@ -1,18 +1,26 @@
 """What the parsers of all commands share; jsonargparse reads and type-checks."""
 
 import argparse
+import contextlib
+import dataclasses
+import json
 import re
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import toml
 from jsonargparse import (
     ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage] (documented)
     ArgumentParser,
     DefaultHelpFormatter,
     Namespace,
+    set_dumper,
+    set_parsing_settings,
 )
 
 NO_TABLE = (
@@ -23,6 +31,21 @@ NO_TABLE = (
 _EXPECTED = r"expected \1, got \2"
 _EXPECTED_NAME = r"expected tables with a name, got \1"
 _EXPECTED_RANGE = r"expected a list of numbers, or {min, max, count}, got \1"
+_MISSING = r"expected {min, max, count}, but \1 is missing"
+_LONGEST = 300  # characters of a message
+
+
+class _Encoder(toml.TomlEncoder):
+    """Write strings as JSON does; its parent class breaks those with a backslash."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dump_funcs[str] = partial(json.dumps, ensure_ascii=False)
+
+
+set_dumper("toml", lambda data: toml.dumps(data, _Encoder()))
+# A config is data: no class_path in it imports what it likes.
+set_parsing_settings(import_path_allowlist=["adam_jax"], import_path_denylist=["*"])
 
 
 class Command(NamedTuple):
@@ -51,11 +74,13 @@ class _ConfigFile(ActionConfigFile):
         self, parser: Any, cfg: Any, values: str, option_string: str | None = None
     ) -> None:
         try:
-            Path(values).read_text("utf-8")
+            table = tomllib.loads(Path(values).read_text("utf-8"))
+            if "config" in table:
+                raise ValueError("'config' is no option of a file")
             super().__call__(parser, cfg, values, option_string)
         except OSError as error:
             raise argparse.ArgumentError(None, f"{values}: {error.strerror}") from error
-        except (UnicodeDecodeError, argparse.ArgumentError) as error:
+        except (ValueError, argparse.ArgumentError) as error:
             raise argparse.ArgumentError(None, f"{values}: {error}") from error
 
 
@@ -66,8 +91,49 @@ def new_parser(description: str, epilog: str, **options: Any) -> ArgumentParser:
         epilog=epilog,
         formatter_class=_HelpFormatter,
         exit_on_error=False,
+        parser_mode="toml",
         **options,
     )
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Read options.
+
+    Raises:
+      ValueError: if an option, a key or a type is wrong, in one sentence.
+    """
+    with _in_one_sentence():
+        return parser.parse_args(argv)
+
+
+def check_table(config: type, name: str, table: dict[str, Any]) -> None:
+    """Check the types of a table that has any of a config's fields.
+
+    Raises:
+      ValueError: if a key or a type is wrong, in one sentence that names the table.
+    """
+    # The library takes null for anything here, though it stands for a default of null.
+    needed = {x.name for x in dataclasses.fields(config) if x.default is not None}
+    for key in needed & {key for key, value in table.items() if value is None}:
+        raise ValueError(f"{name}: {key}: expected a value, got null")
+    parser = new_parser("", "")
+    parser.add_class_arguments(config)
+    with _in_one_sentence(f"{name}: "):
+        parser.parse_object(table, defaults=False)
+
+
+@contextlib.contextmanager
+def _in_one_sentence(start: str = "") -> Iterator[None]:
+    try:
+        yield
+    except argparse.ArgumentError as error:
+        raise ValueError(start + in_one_sentence(str(error))) from error
+    except TypeError as error:  # the library's own, at `optimizer = 3`
+        raise ValueError(start + NO_TABLE) from error
+    except OverflowError as error:
+        raise ValueError(f"{start}a number has more than 308 digits") from error
+    except RecursionError as error:
+        raise ValueError(f"{start}lists or tables are nested too deeply") from error
 
 
 def new_config_parser(
@@ -77,7 +143,6 @@ def new_config_parser(
     parser = new_parser(
         description,
         epilog,
-        parser_mode="toml",
         dump_header=[f"adam-jax {installed_version()}, jax {jax.__version__}"],
         **options,
     )
@@ -98,10 +163,10 @@ def read_config(
     Raises:
       ValueError: if the config refuses a value.
     """
-    resolved = parser.dump(options)
-    del options["config"]  # where the values came from is not one of them
     try:
-        return config(**parser.instantiate(options)), resolved
+        given = parser.instantiate(options)
+        del given["config"]  # where the values came from is not one of them
+        return config(**given), parser.dump(options)
     except TypeError as error:
         raise ValueError(NO_TABLE) from error
 
@@ -119,18 +184,34 @@ def in_one_sentence(message: str) -> str:
     message = " ".join(message.split())
     for pattern, words in (
         (r"Parser key \"(.+?)\":", r"\1:"),
-        (r"^(\w+): Unable to load config '(.*?)'.*", r"\1: no such file: '\2'"),
-        (r"Does not validate .*\[<class '\S*Range'>.*value: (.*)", _EXPECTED_RANGE),
-        (r"Does not validate .*Subtypes: \[(.*?), .*?\].*value: (.*)", _EXPECTED),
+        (r"(\w+): Unable to load config '(.*?)'.*", r"\1: no such file: '\2'"),
+        (r"Subclasses are disabled for .*", NO_TABLE),
+        (r"Does not validate .*Range'>.* required: ([\w, ]+?) - .*", _MISSING),
+        (r"Does not validate .*\[<class '\S*Range'>.*value: ?(.*)", _EXPECTED_RANGE),
+        (r"Does not validate .*Subtypes: \[(.*?), .*?\].*value: ?(.*)", _EXPECTED),
         (r"Not a valid subclass of \w+\. Got value: (.*?) Subclass.*", _EXPECTED_NAME),
+        (r"Expected a dot import path string: ?(.*)", _EXPECTED_NAME),
+        (r"Import path (.*) does not correspond .*", _EXPECTED_NAME),
+        (r"Importing '(.*)' is not allowed.*", _EXPECTED_NAME),
         (r"Problem with given class_path '.*?': ", ""),
-        (r"Expected an? (.*?)\. Got value: (.*)", _EXPECTED),
+        (r"Expected an? (.*?)\. Got value: ?(.*)", _EXPECTED),
         (r"<class '(\w+)'>", r"\1"),
         (r"typing\.Literal\[(.*?)\]", r"one of \1"),
         (r"expected tuple", "expected a list"),
         (r"required: \w+\.", "required: "),
-        (r"^Option '(.*?)' is not accepted", r"'\1' is no option"),
-        (r"^Subcommand '(\w+)' does not accept option '(.*?)'", r"'\2' is no option"),
+        (r"list\[(\w+)\]", r"a list of \1"),
+        (r"\bOption '(.*?)' is not accepted", r"'\1' is no option"),
+        (r"Group '(.*?)' does not accept option '(.*?)'", r"'\1.\2' is no option"),
+        (r", got $", ", got ''"),
     ):
         message = re.sub(pattern, words, message)
-    return f"{message} (see adam-jax --help)"
+    return f"{shorten(message)} (see adam-jax --help)"
+
+
+def shorten(message: str) -> str:
+    """Leave out the middle of what is too long, and show what cannot be printed."""
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    if len(message) <= _LONGEST:
+        return message
+    half = _LONGEST // 2
+    return f"{message[:half]} ... {message[-half:]}"

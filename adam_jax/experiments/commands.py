@@ -1,15 +1,17 @@
 """The commands of `adam-jax`, and the command line that chooses one."""
 
-import argparse
+import sys
 from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentParser
 
 from adam_jax.experiments import inspection, run
 from adam_jax.experiments.arguments import (
-    NO_TABLE,
     Command,
-    in_one_sentence,
     installed_version,
     new_parser,
+    parse,
+    shorten,
 )
 from adam_jax.experiments.bench import command as bench
 from adam_jax.experiments.report import command as report
@@ -36,25 +38,31 @@ def prepare(argv: Sequence[str] | None) -> Callable[[], None] | None:
     Raises:
       ValueError: if an option, a key, a type or a value is wrong, in one sentence.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    name = next(iter(argv), None)
+    if name not in COMMANDS:
+        parser = _build_parser()
+        parse(parser, argv)
+        parser.print_help()
+        return None
+    # Only the parser that is asked for: to build them all takes a tenth of a second.
+    parser = COMMANDS[name].build_parser()
+    parser.prog = f"adam-jax {name}"
+    try:
+        return COMMANDS[name].prepare(parser, parse(parser, argv[1:]))
+    except ValueError as error:  # what it names may be long
+        raise ValueError(shorten(str(error))) from error
+
+
+def _build_parser() -> ArgumentParser:
+    """Build the parser of what is no command: it lists them."""
     parser = new_parser(
         "Adam taken apart: train small models with any of its relatives.",
         run.EXAMPLES,
         prog="adam-jax",
         version=installed_version(),
-        parser_mode="toml",  # of the commands, too
     )
     commands = parser.add_subcommands(required=False, dest="command")
-    parsers = {name: command.build_parser() for name, command in COMMANDS.items()}
     for name, command in COMMANDS.items():
-        commands.add_subcommand(name, parsers[name], help=command.about)
-    try:
-        options = parser.parse_args(argv)
-    except argparse.ArgumentError as error:
-        raise ValueError(in_one_sentence(str(error))) from error
-    except TypeError as error:  # the library's own, at `optimizer = 3`
-        raise ValueError(NO_TABLE) from error
-    name = options.command
-    if name is None:
-        parser.print_help()
-        return None
-    return COMMANDS[name].prepare(parsers[name], options[name])
+        commands.add_subcommand(name, ArgumentParser(), help=command.about)
+    return parser

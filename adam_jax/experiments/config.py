@@ -7,11 +7,31 @@ from typing import Literal
 
 from adam_jax import OPTIMIZERS
 
+# What is larger is a mistake, and would only fill the memory.
+MOST_EPOCHS = 100_000
+MOST_CONTEXT = 4096
+MOST_WIDTH, MOST_WIDTHS = 65_536, 64
+
 
 def require(holds: bool, key: str, value: object, expected: str) -> None:
     """Raise a ValueError that names the key, unless its value holds."""
     if not holds:
         raise ValueError(f"{key} is {value!r}, but must be {expected}")
+
+
+def require_folder(runs_dir: str, name: str | None) -> None:
+    """Raise a ValueError unless a run can have a folder of that name there."""
+    require(runs_dir.isprintable(), "runs_dir", runs_dir, "of printable characters")
+    plain = name is None or re.fullmatch(r"\w[\w.-]{,99}", name) is not None
+    expected = "letters, digits and any of '_', '-', '.': 100 at most"
+    require(plain, "name", name, expected)
+
+
+def require_label(key: str, label: str) -> None:
+    """Raise a ValueError unless pictures can show a label as it is."""
+    shown = label.isprintable() and re.fullmatch(r"[^\s_$\\][^$\\]{,59}", label)
+    expected = "up to 60 printable characters, without '$' or '\\', and no '_' first"
+    require(bool(shown), key, label, expected)
 
 
 ModelName = Literal["logistic", "mlp", "cnn", "vae", "transformer", "linear"]
@@ -46,11 +66,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        positive = all(width > 0 for width in self.widths)
-        require(positive, "model.widths", list(self.widths), "positive numbers")
+        usable = all(0 < width <= MOST_WIDTH for width in self.widths)
+        few = len(self.widths) <= MOST_WIDTHS
+        expected = f"up to {MOST_WIDTHS} numbers from 1 to {MOST_WIDTH}"
+        require(usable and few, "model.widths", list(self.widths), expected)
         finite = math.isfinite(self.hidden_bias)
         require(finite, "model.hidden_bias", self.hidden_bias, "a finite number")
-        require(self.latent > 0, "model.latent", self.latent, "1 or more")
+        usable = 0 < self.latent <= MOST_WIDTH
+        require(usable, "model.latent", self.latent, f"from 1 to {MOST_WIDTH}")
         share = 0 <= self.dropout < 1
         require(share, "model.dropout", self.dropout, "at least 0 and below 1")
         takes = self.dropout == 0 or self.name in ("mlp", "cnn", "logistic")
@@ -167,11 +190,12 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        plain = re.fullmatch(r"\w[\w.-]*", self.name) is not None
-        require(plain, "name", self.name, "letters, digits and any of '_', '-', '.'")
-        require(self.epochs > 0, "epochs", self.epochs, "1 or more")
+        require_folder(self.runs_dir, self.name)
+        bearable = 0 < self.epochs <= MOST_EPOCHS
+        require(bearable, "epochs", self.epochs, f"from 1 to {MOST_EPOCHS}")
         require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
-        require(self.context > 0, "context", self.context, "1 or more")
+        bearable = 0 < self.context <= MOST_CONTEXT
+        require(bearable, "context", self.context, f"from 1 to {MOST_CONTEXT}")
         given = self.epoch_steps is None or self.epoch_steps > 0
         require(given, "epoch_steps", self.epoch_steps, "1 or more")
         smooth = 0 <= self.label_smoothing < 1

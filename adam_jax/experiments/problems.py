@@ -23,6 +23,7 @@ FITTING = {
     "topics": ("transformer",),
     "wilson": ("linear",),
 }
+MOST_PARAMETERS = 10**8  # Adam holds four arrays of them
 TEST_SEED = 0  # of the noise in a test: losses compare on the same draws only
 
 
@@ -63,7 +64,14 @@ def build_problem(config: TaskConfig) -> Problem:
     def build(key: Array) -> nnx.Module:
         return build_model(config.model, dataset.train, classes, key)
 
-    graphdef = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+    shapes = nnx.eval_shape(build, jax.random.key(0))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes)))
+    if parameters > MOST_PARAMETERS:
+        raise ValueError(
+            f"model.widths is {list(config.model.widths)}, which makes {parameters:,} "
+            f"parameters, but there must be at most {MOST_PARAMETERS:,}"
+        )
+    graphdef = nnx.graphdef(shapes)
 
     def init(key: Array) -> Any:
         return nnx.to_pure_dict(nnx.state(build(key)))

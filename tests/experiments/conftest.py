@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from adam_jax import QUANTILES
@@ -30,6 +31,14 @@ def train(runs_dir: Path) -> Callable[..., int]:
         return main(["train", f"--runs_dir={runs_dir}", *TINY, *options])
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="package")
+def compile_little() -> Iterator[None]:
+    """Optimise little of what is compiled: it is run for a few steps only."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from adam_jax import OPTIMIZERS
 from adam_jax.experiments import cli, progress, training
 from adam_jax.experiments.cli import main
+from adam_jax.experiments.commands import COMMANDS
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
 
 MISTAKES = {
@@ -60,11 +61,44 @@ MISTAKES = {
         r"name is '../x', but must be letters, digits",
     ),
     "a negative seed": ("--seed=-1", r"seed is -1, but must be from 0 to 4294967295"),
-    "no epochs": ("--epochs=0", r"epochs is 0, but must be 1 or more"),
     "no checkpoints": (
         "--checkpoint_every=0",
         r"checkpoint_every is 0, but must be 1 or more",
     ),
+    "no epochs": ("--epochs=0", r"epochs is 0, but must be from 1 to 100000"),
+    "endless epochs": ("--epochs=1000000000000", r"but must be from 1 to 100000"),
+    "an endless batch": (
+        "--batch_size=1000000000000",
+        r"batch_size is 1000000000000 and .* only 1437 training examples",
+    ),
+    "endless windows": (
+        "--context=1000000000000",
+        r"context is 1000000000000, but must be from 1 to 4096",
+    ),
+    "a wide layer": (
+        "--model.widths=[1000000000]",
+        r"widths is \[1000000000\], but must be up to 64 numbers from 1 to 65536",
+    ),
+    "many layers": (f"--model.widths={[1] * 65}", r"but must be up to 64 numbers"),
+    "wide layers": (
+        "--model.widths=[65536, 65536]",
+        r"\[65536, 65536\], which makes 4,299,948,042 parameters, but .* 100,000,000",
+    ),
+    "a wide code": ("--model.latent=1000000000", r"must be from 1 to 65536"),
+    "a huge number": (
+        f"--optimizer.learning_rate={10**400}",
+        r"a number has more than 308 digits",
+    ),
+    "a long name": (
+        f"--name={'x' * 101}",
+        r"must be letters, digits and .*: 100 at most",
+    ),
+    "a folder that no text names": (
+        "--runs_dir=\udcff",
+        r"runs_dir is '\\udcff', but must be of printable characters",
+    ),
+    "a long value": (f"--optimizer.b1={'x' * 5000}", r"got x+ \.\.\. x+ \(see"),
+    "a code": ("--seed=\x1b[2J", r"seed: expected int, got \\x1b\[2J"),
     "no batch": ("--batch_size=0", r"batch_size is 0, but must be 1 or more"),
     "a large batch": (
         "--batch_size=1438",
@@ -97,19 +131,35 @@ MISTAKES = {
         "--model.dropout=1",
         r"model.dropout is 1.0, but must be at least 0 and below 1",
     ),
-    "no code": ("--model.latent=0", r"model.latent is 0, but must be 1 or more"),
+    "no code": ("--model.latent=0", r"model.latent is 0, but must be from 1"),
     "an unknown guard": (
         "--optimizer.guard=spike",
         r"guard: expected one of 'none', 'nonfinite', 'spikes', got spike ",
     ),
     "no units": (
         "--model.widths=[8, 0]",
-        r"model.widths is \[8, 0\], but must be posit",
+        r"model.widths is \[8, 0\], but must be up to",
     ),
 }
 BAD_FILES = {
     "no table": ("optimizer = 3", r"model and optimizer must be tables"),
     "a wrong key": ("nme = 'x'", r"'nme' is no option"),
+    "a number without end": (
+        f"optimizer.learning_rate = 1{'0' * 400}",
+        r"a number has more than 308 digits",
+    ),
+    "what is nested too deeply": (
+        f"seed = {'[' * 9999}",
+        r"nested too deeply|bad.toml: ",
+    ),
+    "a config in a config": (
+        "config.x = 'y'",
+        r"bad.toml: 'config' is no option of a file",
+    ),
+    "a class": (
+        "model.class_path = 'os.system'",
+        r"bad.toml: expected tables with a name, got os.system",
+    ),
     "a wrong key in a table": ("optimizer.lr = 1.0", r"'optimizer.lr' is no option"),
     "a wrong table": ("[optimiser]\nname = 'adam'", r"'optimiser.name' is no option"),
     "a wrong type": ("seed = 'x'", r"seed: expected int, got x"),
@@ -123,7 +173,10 @@ BAD_FILES = {
         "model.hidden_bias = inf",
         r"hidden_bias is inf, but must be a finite number",
     ),
-    "a value out of range": ("epochs = -1", r"epochs is -1, but must be 1 or more"),
+    "a value out of range": (
+        "epochs = -1",
+        r"epochs is -1, but must be from 1 to 100000",
+    ),
 }
 
 
@@ -193,6 +246,40 @@ def test_version(capfd):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capfd.readouterr().out == f"adam-jax {version('adam_jax')}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_of_it(command, capfd):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    out = capfd.readouterr().out
+    assert out.startswith(f"usage: adam-jax {command} ")
+    assert f"  adam-jax {command} " in out[out.index("examples:\n") :]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_takes_what_it_does_not_know(command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "--no_such_option=1"]) == 2
+    assert only_error(capfd)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "sweep", "trace"])
+def test_every_config_must_be_there(command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "--config=none.toml"]) == 2
+    assert only_error(capfd).startswith("none.toml: No such file or directory")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stored_config_holds_any_text(tmp_path):
+    parser = COMMANDS["train"].build_parser()
+    for text in ("C:\\x00\\run", "é😀", "'", '"', "a\\"):
+        stored = tmp_path / "stored.toml"
+        options = parser.parse_args([f"--runs_dir={text}"])
+        stored.write_text(parser.dump(options), "utf-8")
+        assert parser.parse_args([f"--config={stored}"]).runs_dir == text
 
 
 def test_help_documents_every_option(capfd):

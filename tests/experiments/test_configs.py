@@ -4,8 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
+from adam_jax.experiments import commands
 from adam_jax.experiments.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -16,6 +18,8 @@ SHORT = {
     "compare": ("--epochs=1", "--epoch_steps=2", "--seeds=1"),
     "sweep": ("--epochs=1", "--epoch_steps=2", "--seeds=1"),
 }
+# Really run: each command, and each kind of model that no other test runs.
+RUN = ("digits_cnn", "topics_8bit", "trace_saddle", "sweep_digits")
 
 
 def get_head(config):
@@ -32,17 +36,33 @@ def get_command(config):
 by_name = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 
 
-@by_name
-def test_it_runs_for_two_steps(config, runs_dir):
+def get_options(config, runs_dir):
+    """Give a command line that is short."""
     command = get_command(config)
-    options = [f"--runs_dir={runs_dir}", *SHORT[command]]
+    options = [command, f"--config={config}", f"--runs_dir={runs_dir}", *SHORT[command]]
     if config.stem.startswith("topics"):
-        options += ["--model.widths=[32]", "--test_share=0.01", "--context=128"]
-        options += ["--optimizer.warmup_steps=1"]
-    if config.stem.startswith(("mnist", "words")):
-        options += ["--model.widths=[8]", "--model.latent=2", "--test_share=0.02"]
-    assert main([command, f"--config={config}", *options]) == 0
-    folder = runs_dir / config.stem
+        options += ["--test_share=0.01", "--optimizer.warmup_steps=1"]
+    return options
+
+
+@by_name
+def test_its_step_can_be_traced(config, runs_dir, monkeypatch):
+    # The data are loaded, the parameters drawn, and the program is traced.
+    compiled = []
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda x: compiled.append(x))
+    run = commands.prepare(get_options(config, runs_dir))
+    assert callable(run)
+    # A study compiles later.
+    assert bool(compiled) == (get_command(config) in ("train", "trace"))
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_it_runs_for_two_steps(name, runs_dir):
+    (config,) = (config for config in CONFIGS if config.stem == name)
+    command = get_command(config)
+    small = ["--model.widths=[8]"] if command != "trace" else []
+    assert main([*get_options(config, runs_dir), *small]) == 0
+    folder = runs_dir / name
     if command == "train":
         (line,) = (folder / "metrics.jsonl").read_text().splitlines()
         assert json.loads(line)["step"] == 2

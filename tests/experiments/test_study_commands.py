@@ -160,13 +160,17 @@ MISTAKES = {
         ADAM + ADAM,
         "label is 'adam', but must be used once: give each",
     ),
-    "an unknown key": ("compare", "[[optimizers]]\nlr = 1", "Option 'lr' is not acc"),
+    "an unknown key": (
+        "compare",
+        "[[optimizers]]\nlr = 1",
+        "'lr' is no opt",
+    ),
     "a wrong type": (
         "compare",
         "[[optimizers]]\nb1 = 'x'",
         "optimizers: b1: expected float, got x",
     ),
-    "no seed": ("compare", "seeds = 0\n" + ADAM, "seeds is 0, but must be 1"),
+    "no seed": ("compare", "seeds = 0\n" + ADAM, "seeds is 0, but must be from 1"),
     "a negative seed": (
         "compare",
         "seeds = [-1]\n" + ADAM,
@@ -183,6 +187,48 @@ MISTAKES = {
         "sweep",
         ADAM + "[grid]\nb2 = 3",
         r"grid.b2: expected a list of numbers, or \{min, max, count\}, got 3 ",
+    ),
+    "half a range": (
+        "sweep",
+        ADAM + "[grid]\nb2 = {min = 2}",
+        r"grid.b2: expected \{min, max, count\}, but max is missing",
+    ),
+    "an endless range": (
+        "sweep",
+        ADAM + "[grid]\nb2 = {min = 0.5, max = 0.9, count = 1000000000}",
+        "grid.b2.count is 1000000000, but must be from 2 to 10000",
+    ),
+    "an endless grid": (
+        "sweep",
+        ADAM + "[grid]\n"
+        "b1 = {min = 0.5, max = 0.9, count = 1000}\n"
+        "b2 = {min = 0.5, max = 0.9, count = 1000}",
+        "these are 1,000,000 runs of each optimizer, but 10,000 are the most",
+    ),
+    "endless draws": (
+        "sweep",
+        "draws = 1000000000\n" + ADAM + "[grid]\nb1 = [0]",
+        "these are 1,000,000,000 runs of each optimizer",
+    ),
+    "endless seeds": (
+        "compare",
+        "seeds = 1000000000\n" + ADAM,
+        "seeds is 1000000000, but must be from 1 to 10000",
+    ),
+    "endless memory": (
+        "compare",
+        f"memory = '{'9' * 400}GB'\n" + ADAM,
+        r"memory is '9+ \.\.\. 9+GB', but must be as in 500MB",
+    ),
+    "what is no class": (
+        "compare",
+        "optimizers = [{class_path = 'os.system'}]",
+        "optimizers: expected tables with a name, got os.system",
+    ),
+    "a label that cannot be drawn": (
+        "compare",
+        ADAM + "label = '$x'",
+        r"optimizers.label is '\$x', but must be up to 60 printable characters",
     ),
     "a falling range": (
         "sweep",
@@ -222,6 +268,16 @@ def test_mistakes_are_one_sentence(run, runs_dir, capfd, mistake):
     assert len(err.splitlines()) == 1
     assert not runs_dir.exists()
     assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(("command", "text"), [("compare", TINY), ("sweep", SWEEP)])
+def test_an_unwritable_folder(command, text, run, runs_dir, capfd):
+    runs_dir.touch()
+    assert run(command, text=text) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.fullmatch("adam-jax: error: cannot write the results: .*exists.*\n", err)
+    assert runs_dir.read_text() == ""
 
 
 def make_members(settings, optimizers=("adam", "sgd"), accuracy=0.5):

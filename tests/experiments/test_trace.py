@@ -63,8 +63,19 @@ MISTAKES = {
         "--settings.adam.b1=1.5",
         r"settings.adam: b1 must be .* 1\.5",
     ),
-    "an option's type": ("--settings.adam.b1=x", r"settings: expected float, got x"),
-    "no option": ("--settings.adam.lr=1", r"settings: Unexpected keys: {'lr'}"),
+    "an option's type": (
+        "--settings.adam.b1=x",
+        r"settings.adam: b1: expected float, got x",
+    ),
+    "an option's null": (
+        "--settings.adam.learning_rate=null",
+        r"settings.adam: learning_rate: expected a value, got null",
+    ),
+    "no option": ("--settings.adam.lr=1", r"settings.adam: 'lr' is no option"),
+    "a name that cannot be drawn": (
+        '--settings={"$": {"name": "adam"}}',
+        r"settings is '\$', but must be up to 60 printable characters, without '\$'",
+    ),
     "settings of nobody": (
         "--settings.lion.b1=0.5",
         r"settings.lion is set, but optimizers are only sgd, .*: add lion to them",
@@ -76,14 +87,15 @@ MISTAKES = {
     "no rate": ("--learning_rate=0", r"learning_rate is 0.0, but must be positive"),
     "no rate of one": (
         "--settings.adam.learning_rate=-1",
-        r"settings.adam: learning_rate is -1.0, but must be positive and finite",
+        r"settings.adam: learning_rate is -1, but must be positive and finite",
     ),
     "no steps": ("--steps=0", r"steps is 0, but must be from 1 to 100000"),
     "many steps": ("--steps=100001", r"steps is 100001, but must be from 1 to 100000"),
     "half a start": ("--start=[1]", r"start is \[1.0\], but must be two numbers from"),
     "a far start": ("--start=[0, 101]", r"must be two numbers from -100 to 100"),
     "a negative seed": ("--seed=-1", r"seed is -1, but must be from 0 to 4294967295"),
-    "one frame": ("--frames=1", r"frames is 1, but must be 2 or more"),
+    "one frame": ("--frames=1", r"frames is 1, but must be from 2 to 10000"),
+    "endless frames": ("--frames=1000000000", r"but must be from 2 to 10000"),
     "a path for a name": (
         "--name=../x",
         r"name is '../x', but must be letters, digits",

@@ -7,8 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adam_jax.experiments.config import OptimizerConfig, TaskConfig, require
+from adam_jax.experiments.config import (
+    OptimizerConfig,
+    TaskConfig,
+    require,
+    require_label,
+)
 
+MOST_RUNS = 10_000  # of an optimizer; each is kept until the end
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -21,6 +27,11 @@ class Candidate(OptimizerConfig):
     """
 
     label: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and labels that cannot be drawn."""
+        super().__post_init__()
+        require_label("optimizers.label", self.title)
 
     @property
     def title(self) -> str:
@@ -91,7 +102,8 @@ class GridConfig:
 def _check_range(name: str, axis: Range) -> None:
     rises = -math.inf < axis.min < axis.max < math.inf
     require(rises, f"{name}.max", axis.max, f"finite, and more than min, {axis.min!r}")
-    require(axis.count > 1, f"{name}.count", axis.count, "2 or more")
+    counted = 1 < axis.count <= MOST_RUNS
+    require(counted, f"{name}.count", axis.count, f"from 2 to {MOST_RUNS}")
     spaced = axis.scale == "linear" or axis.min > 0
     expected = "positive on a log scale; scale = 'linear' takes 0"
     require(spaced, f"{name}.min", axis.min, expected)
@@ -118,9 +130,12 @@ class StudyConfig(TaskConfig):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
+        expected = f"from 1 to {MOST_RUNS}, or a list of different seeds"
+        listed = isinstance(self.seeds, list) or self.seeds <= MOST_RUNS
+        require(listed, "seeds", self.seeds, expected)
         seeds = self.seed_list
         distinct = len(set(seeds)) == len(seeds) > 0
-        require(distinct, "seeds", self.seeds, "1 or more, or a list of seeds")
+        require(distinct, "seeds", self.seeds, expected)
         inside = all(0 <= seed < 2**32 for seed in seeds)
         require(inside, "seeds", self.seeds, "from 0 to 4294967295")
         if not self.optimizers:
@@ -139,7 +154,7 @@ class StudyConfig(TaskConfig):
     @property
     def memory_bytes(self) -> int:
         """Give the memory in bytes; 0 if it is not to be understood."""
-        found = re.fullmatch(r"(\d+\.?\d*) ?([KMG]B|)", str(self.memory))
+        found = re.fullmatch(r"(\d{1,15}\.?\d{,9}) ?([KMG]B|)", str(self.memory))
         return int(float(found[1]) * UNITS[found[2]]) if found else 0
 
 
@@ -182,7 +197,22 @@ class SweepConfig(StudyConfig):
             )
         drawn = self.draws is None or self.draws > 0
         require(drawn, "draws", self.draws, "1 or more")
+        runs = self.count_settings() * len(self.seed_list)
+        if runs > MOST_RUNS:
+            raise ValueError(
+                f"these are {runs:,} runs of each optimizer, but {MOST_RUNS:,} are the "
+                "most: take a coarser grid, fewer draws or fewer seeds"
+            )
         require(self.draw_seed >= 0, "draw_seed", self.draw_seed, "0 or more")
+
+    def count_settings(self) -> int:
+        """Count the settings of each optimizer."""
+        if self.draws is not None:
+            return self.draws
+        axes = self.grid.axes.values()
+        return math.prod(
+            len(axis) if isinstance(axis, list) else axis.count for axis in axes
+        )
 
 
 def set_options(candidate: Candidate, setting: Mapping[str, float]) -> dict[str, Any]:

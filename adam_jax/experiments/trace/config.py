@@ -1,22 +1,25 @@
 """What `adam-jax trace` is told."""
 
 import math
-import re
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, get_type_hints
+from typing import Literal
 
 from matplotlib.animation import writers
 
-from adam_jax.experiments.config import OptimizerConfig, require
+from adam_jax.experiments.arguments import check_table
+from adam_jax.experiments.config import (
+    OptimizerConfig,
+    require,
+    require_folder,
+    require_label,
+)
 from adam_jax.experiments.trace.surfaces import SURFACES
 
 MOST_STEPS = 100_000  # each is kept, and written as text
+MOST_FRAMES = 10_000
 FARTHEST = 100.0  # a start from which no loss overflows
 
-# Only what is set: the rest is the surface's, or the optimizer's own.
-Settings = TypedDict(  # pyright: ignore[reportArgumentType] (made once, not twice)
-    "Settings", get_type_hints(OptimizerConfig), total=False
-)
+Option = bool | int | float | str | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class TraceConfig:
     steps: int | None = None
     start: tuple[float, ...] = ()
     seed: int = 0
-    settings: dict[str, Settings] = field(default_factory=dict)
+    settings: dict[str, dict[str, Option]] = field(default_factory=dict)
     animation: Literal["gif", "mp4", "none"] = "gif"
     frames: int = 100
     name: str | None = None
@@ -68,9 +71,14 @@ class TraceConfig:
         expected = f"two numbers from -{limit:g} to {limit:g}"
         require(near, "start", list(self.start), expected)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
-        require(self.frames > 1, "frames", self.frames, "2 or more")
-        plain = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name) is not None
-        require(plain, "name", self.name, "letters, digits and any of '_', '-', '.'")
+        bearable = 1 < self.frames <= MOST_FRAMES
+        require(bearable, "frames", self.frames, f"from 2 to {MOST_FRAMES}")
+        require_folder(self.runs_dir, self.name)
+        for label in self.optimizers:
+            require_label("optimizers", label)
+        for label, options in self.settings.items():
+            require_label("settings", label)
+            check_table(OptimizerConfig, f"settings.{label}", options)
         writable = self.animation != "mp4" or writers.is_available("ffmpeg")
         expected = "'gif' or 'none' where ffmpeg is not installed"
         require(writable, "animation", self.animation, expected)

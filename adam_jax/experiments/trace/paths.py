@@ -108,12 +108,18 @@ def compile_traces(
         except ValueError as error:
             message = str(error).removeprefix("optimizer.")
             raise ValueError(f"settings.{name}: {message}") from error
+    return {name: _compile(config, surface, *found) for name, found in built.items()}
+
+
+def _compile(
+    config: TraceConfig,
+    surface: Surface,
+    optimizer: OptimizerConfig,
+    tx: optax.GradientTransformation,
+) -> Callable[[], Trace]:
     start, key = jnp.array(surface.start, jnp.float32), jax.random.key(config.seed)
-    walks = {}
-    for name, (optimizer, tx) in built.items():
-        compiled = jax.jit(partial(_walk, surface, tx)).lower(start, key).compile()
-        walks[name] = partial(_trace, surface, optimizer, compiled, start, key)
-    return walks
+    compiled = jax.jit(partial(_walk, surface, tx)).lower(start, key).compile()
+    return partial(_trace, surface, optimizer, compiled, start, key)
 
 
 def _trace(
