@@ -74,7 +74,7 @@ def print_run(folder: Path, epochs: Sequence[Epoch], as_json: bool) -> None:
     """Print the figures of a run."""
     most, least = rank_moved(epochs[-1].moved)
     # Wide enough to hold each table whole: folded, it could not be read.
-    console = Console(highlight=False, width=1000)
+    console = Console(highlight=False, markup=False, width=1000)
     if as_json:
         rows = [json.loads(to_json(epoch)) for epoch in epochs]
         ranks = {"moved_most": most, "moved_least": least}

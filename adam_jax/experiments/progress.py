@@ -26,7 +26,7 @@ class Report:
         self.config = trainer.config
         self.trainer = trainer
         self.folder = folder
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)
         self.bar = Progress(
             TextColumn("epoch"),
             MofNCompleteColumn(),

@@ -454,6 +454,15 @@ def test_ctrl_c_before_the_animation(trace, runs_dir, capfd, monkeypatch):
     assert {path.name for path in (runs_dir / "rosenbrock").iterdir()} == FILES
 
 
+def test_brackets_in_a_name_are_shown(trace, runs_dir, capfd):
+    settings = '--settings={"[/x]": {"name": "sgd"}}'
+    options = ('--optimizers=["[/x]"]', settings, "--animation=none")
+    assert trace(*options, f"--runs_dir={runs_dir / '[/y]'}") == 0
+    out = capfd.readouterr().out
+    assert "│ [/x] " in out
+    assert f"run: {runs_dir / '[/y]' / 'rosenbrock'}\n" in out
+
+
 def test_a_terminal_gets_a_bar(trace, capfd, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert trace() == 0

@@ -19,9 +19,9 @@ class StudyReport:
 
     def __init__(self, populations: list[Population]):
         """Take what will be trained."""
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TaskProgressColumn(),
             TimeRemainingColumn(),

@@ -24,7 +24,7 @@ class TraceReport:
 
     def __init__(self, frames: int):
         """Take the number of frames that are to be drawn."""
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)
         self.frames = frames
         self.bar = Progress(
             TextColumn("frame"),
