@@ -25,7 +25,18 @@ bench: .venv/ready  ## Measure how true moments are, a sweep beside single runs,
 	$(BIN)/python benchmarks/sweep_speed.py
 	$(BIN)/adam-jax bench $(ARGS)
 
-figures: .venv/ready  ## Train the transformer in every format, from five seeds (25 min).
+# What a picture takes is CPU time: kb4 6 min, sparse_rates 2 min 20 s, lh 1 min 30 s, the
+# others up to 35 s each; then the transformer.
+figures: .venv/ready  ## Repeat the published figures in docs/ (12 min), and train the transformer in every format (25 min).
+	rm -rf runs/figures
+	for name in kb4 kb1_dense_rates kb1_sparse_rates lh; do \
+	  $(BIN)/adam-jax sweep --config configs/figure_$$name.toml --runs_dir runs/figures && \
+	  cp runs/figures/figure_$$name/sweep.png docs/figure_$$name.png || exit; \
+	done
+	for name in kb1_dense kb1_sparse wilson; do \
+	  $(BIN)/adam-jax compare --config configs/figure_$$name.toml --runs_dir runs/figures && \
+	  cp runs/figures/figure_$$name/compare.png docs/figure_$$name.png || exit; \
+	done
 	$(BIN)/python benchmarks/training_loss.py
 
 pictures: .venv/ready  ## Draw the pictures in docs/ anew, and print their figures (2 min).

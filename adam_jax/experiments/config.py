@@ -111,8 +111,12 @@ class OptimizerConfig:
       eps_root: What is added to the second moment inside its root.
       weight_decay: Share of the parameters taken away in each step, times the
         learning rate.
+      decay_per_step: Share of the parameters taken away in each step, whatever the
+        learning rate; as it, it follows the schedule. (As in Loshchilov & Hutter's
+        AdamW; it stands for weight_decay = decay_per_step / learning_rate.)
       l2: Share of the parameters added to the gradient, before it enters the moments:
         L2 regularisation, which is not weight_decay.
+      initial_accumulator_value: What adagrad's sum of squares starts from.
       mu_dtype: How the first moment is stored: float32, bfloat16 or 8bit.
       nu_dtype: How the second moment is stored.
       rounding: How bfloat16 parameters take an update: to the nearest, stochastic,
@@ -133,7 +137,9 @@ class OptimizerConfig:
     eps: float | None = None
     eps_root: float | None = None
     weight_decay: float | None = None
+    decay_per_step: float | None = None
     l2: float | None = None
+    initial_accumulator_value: float | None = None
     mu_dtype: str | None = None
     nu_dtype: str | None = None
     rounding: Literal["nearest", "stochastic", "compensated"] = "nearest"
@@ -152,6 +158,10 @@ class OptimizerConfig:
         require(enough, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
         shrinks = self.l2 is None or 0 <= self.l2 < math.inf
         require(shrinks, "optimizer.l2", self.l2, "0 or more, and finite")
+        share, key = self.decay_per_step, "optimizer.decay_per_step"
+        require(share is None or 0 <= share < 1, key, share, "at least 0 and below 1")
+        once = share is None or self.weight_decay is None
+        require(once, key, share, "left out where weight_decay is set")
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,8 @@ class TaskConfig:
         not fill a batch: other examples each time.
       label_smoothing: Share of each target that is spread over all classes; of no
         effect on vae and linear, which have none.
+      penalty: Half of this, times the sum of all squared parameters, is added to the
+        training loss. (optimizer.l2 has the same gradient, but is not reported.)
       test_share: Share of the data kept for testing: the same whatever the seed.
       model: The network.
     """
@@ -185,6 +197,7 @@ class TaskConfig:
     epoch_steps: int | None = None
     batch_size: int = 32
     label_smoothing: float = 0.1
+    penalty: float = 0.0
     test_share: float = 0.2
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -201,6 +214,8 @@ class TaskConfig:
         smooth = 0 <= self.label_smoothing < 1
         expected = "at least 0 and below 1"
         require(smooth, "label_smoothing", self.label_smoothing, expected)
+        finite = 0 <= self.penalty < math.inf
+        require(finite, "penalty", self.penalty, "0 or more, and finite")
         inside = 0 < self.test_share < 1
         require(inside, "test_share", self.test_share, "between 0 and 1")
 

@@ -60,6 +60,7 @@ def build_schedule(
 def build_optimizer(
     config: OptimizerConfig,
     learning_rate: optax.ScalarOrSchedule,
+    /,
     **hyperparams: ArrayLike,
 ) -> optax.GradientTransformation:
     """Look the optimizer up, and give it the options that the config sets.
@@ -67,18 +68,21 @@ def build_optimizer(
     Args:
       config: Says which optimizer, and its options.
       learning_rate: The config's, or its schedule.
-      **hyperparams: Options in place of the config's; these may be traced.
+      **hyperparams: Options in place of the config's, learning_rate (the peak of the
+        schedule) among them; these may be traced.
 
     Raises:
       ValueError: if it does not take one of them, or refuses its value.
     """
     known = [field.name for field in dataclasses.fields(OptimizerConfig)]
     options = {key: getattr(config, key) for key in known} | hyperparams
-    l2 = options["l2"]
+    l2, peak = options["l2"], options["learning_rate"]
     for ours in OURS:
         del options[ours]
     factory = OPTIMIZERS[config.name]
     takes = [key for key in inspect.signature(factory).parameters if key in options]
+    if options["decay_per_step"] is not None and "weight_decay" in takes:
+        options["weight_decay"] = options.pop("decay_per_step") / peak
     chosen = {key: value for key, value in options.items() if value is not None}
     for key in chosen:
         if key not in takes:

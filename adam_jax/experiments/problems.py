@@ -93,7 +93,10 @@ def build_problem(config: TaskConfig) -> Problem:
     def loss(params: Any, examples: Examples, key: Array) -> Array:
         if share := config.model.dropout:
             examples = examples._replace(inputs=drop(examples.inputs, share, key))
-        return measure(params, examples, key)[0]
+        unlike, _ = measure(params, examples, key)
+        if config.penalty:
+            unlike += config.penalty / 2 * optax.tree.norm(params, squared=True)
+        return unlike
 
     return Problem(dataset, init, loss, test)
 

@@ -44,6 +44,14 @@ def get_options(config, runs_dir):
         # One block, not five: of each the figures would be traced.
         options += ["--model.widths=[32]", "--test_share=0.01"]
         options += ["--optimizer.warmup_steps=1"]
+    if re.search(r'^data = "(mnist|words)"', config.read_text(), re.MULTILINE):
+        options += ["--model.widths=[8]", "--model.latent=2", "--test_share=0.02"]
+    if command == "sweep":
+        options += ["--grid.learning_rate=[0.01]"]
+    if config.stem == "figure_kb4":
+        options += ["--epochs_shown=[1]"]
+    if config.stem == "figure_wilson":
+        options += ["--batch_size=160"]
     return options
 
 
@@ -86,7 +94,7 @@ def test_it_opens_with_its_command_and_its_result(config):
         assert re.search(r"\d steps", head)
     else:
         assert "Test accuracy" in head or "Test loss" in head
-        assert "seeds 0, 1, 2" in head
+        assert re.search(r"seeds 0, 1, 2|one seed|seed 0\b", head)
 
 
 @pytest.fixture

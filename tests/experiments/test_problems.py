@@ -56,6 +56,20 @@ def decode(params, codes):
     return 1 / (1 + np.exp(-logits))
 
 
+def test_a_penalty_is_added_to_what_is_trained_only():
+    model = ModelConfig(name="logistic")
+    plain, penalized = (
+        build_problem(TaskConfig(model=model, penalty=penalty)) for penalty in (0, 0.3)
+    )
+    params, examples = plain.init(KEY), plain.dataset.test
+    squares = sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(params))
+    expected = plain.loss(params, examples, KEY) + 0.15 * squares
+    np.testing.assert_allclose(
+        penalized.loss(params, examples, KEY), expected, rtol=1e-6
+    )
+    assert penalized.test(params, examples) == plain.test(params, examples)
+
+
 def test_the_loss_of_the_vae_is_its_negative_elbo(vae):
     params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.05, vae.init(KEY))
     images = np.asarray(vae.dataset.train.inputs[:5], np.float64).round()

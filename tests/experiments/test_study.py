@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
-from adam_jax.experiments.optimization import build_optimizer
+from adam_jax.experiments.optimization import build_optimizer, build_schedule
 from adam_jax.experiments.problems import build_problem
 from adam_jax.experiments.study import population
 from adam_jax.experiments.study.config import (
@@ -18,6 +18,7 @@ from adam_jax.experiments.study.config import (
     Range,
     StudyConfig,
     SweepConfig,
+    SweptCandidate,
 )
 from adam_jax.experiments.study.members import CURVES
 from adam_jax.experiments.study.population import Population
@@ -134,12 +135,27 @@ def test_sequential_models_give_the_same(whole, monkeypatch):
             {"learning_rate": 0.0},
             "optimizer.learning_rate is 0.0, but must be positive",
         ),
+        (
+            {"decay_per_step": 0.1, "weight_decay": 0.1},
+            "optimizer.decay_per_step is 0.1, but must be left out where",
+        ),
         ({"l2": -1.0}, "optimizer.l2 is -1.0, but must be 0 or more"),
     ],
 )
 def test_each_setting_is_checked_before_anything_runs(setting, message):
     with pytest.raises(ValueError, match=message):
         build([SETTINGS[0], setting])
+
+
+def test_decay_per_step_is_apart_from_the_learning_rate():
+    # Without gradients there is nothing but the decay.
+    setting = {"learning_rate": 1e-2, "decay_per_step": 0.1}
+    candidate = Candidate(name="adamw", schedule="cosine")
+    config = dataclasses.replace(candidate, **setting)
+    halfway = build_schedule(config, 20)(10)
+    tx = build_optimizer(candidate, halfway, **setting)
+    updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
+    np.testing.assert_allclose(updates, -0.1 / 2, rtol=1e-6)
 
 
 def test_l2_is_added_to_the_gradient_before_the_moments():
@@ -154,11 +170,13 @@ def test_l2_is_added_to_the_gradient_before_the_moments():
         params = params + updates
 
 
+SWEPT = SweptCandidate()
+
+
 def list_grid(draws=None, seed=0, **axes):
     grid = GridConfig(**axes)
-    return list_settings(
-        SweepConfig(optimizers=(ADAMW,), grid=grid, draws=draws, draw_seed=seed)
-    )
+    config = SweepConfig(optimizers=(SWEPT,), grid=grid, draws=draws, draw_seed=seed)
+    return list_settings(config, SWEPT)
 
 
 def test_a_grid_is_every_combination():
@@ -172,6 +190,16 @@ def test_a_grid_is_every_combination():
         for decay in decays
     ]
     assert settings == expected
+
+
+def test_an_optimizer_may_have_values_of_its_own():
+    own = SweptCandidate(grid=GridConfig(b1=[0.5], l2=[0.1, 1]), label="own")
+    shared = GridConfig(learning_rate=[0.01], b1=[0, 0.9])
+    config = SweepConfig(optimizers=(SWEPT, own), grid=shared)
+    assert [list_settings(config, candidate) for candidate in config.optimizers] == [
+        [{"learning_rate": 0.01, "b1": b1} for b1 in (0, 0.9)],
+        [{"learning_rate": 0.01, "b1": 0.5, "l2": l2} for l2 in (0.1, 1)],
+    ]
 
 
 def test_draws_are_spread_as_the_ranges_are_scaled():

@@ -13,11 +13,11 @@ from matplotlib.image import imread
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.study.compare import count_epochs, to_text
 from adam_jax.experiments.study.config import (
-    Candidate,
     CompareConfig,
     GridConfig,
     Range,
     SweepConfig,
+    SweptCandidate,
 )
 from adam_jax.experiments.study.curves import draw_curves
 from adam_jax.experiments.study.maps import draw_sweep
@@ -250,6 +250,36 @@ MISTAKES = {
         ADAM + "[grid]\nb2 = [0.9, 1]",
         r"b2 must be a decay rate in \[0, 1\), got 1.0",
     ),
+    "epochs to come": (
+        "sweep",
+        "epochs = 2\nlines = true\nepochs_shown = [3]\n" + ADAM + "[grid]\nb1 = [0]",
+        r"epochs_shown is \[3\], but must be from 1 to epochs, 2",
+    ),
+    "a map of epochs": (
+        "sweep",
+        "epochs_shown = [1]\n" + ADAM + "[grid]\nb1 = [0]",
+        r"epochs_shown is \[1\], but must be left out without lines",
+    ),
+    "lines of draws": (
+        "sweep",
+        "lines = true\ndraws = 2\n" + ADAM + "[grid]\nb1 = [0]",
+        "lines is True, but must be false for random draws",
+    ),
+    "lines over nothing shared": (
+        "sweep",
+        "lines = true\n" + ADAM + "[optimizers.grid]\nb1 = [0]",
+        "lines is True, but must be false without a table",
+    ),
+    "an error of a vae": (
+        "sweep",
+        "measure = 'test_error'\nmodel.name = 'vae'\n" + ADAM + "[grid]\nb1 = [0]",
+        "measure is 'test_error', but must be a loss",
+    ),
+    "a negative penalty": (
+        "compare",
+        "penalty = -1\n" + ADAM,
+        "penalty is -1.0, but must be 0 or more",
+    ),
     "no draws": (
         "sweep",
         "draws = 0\n" + ADAM + "[grid]\nb1 = [0]",
@@ -333,7 +363,7 @@ def test_a_border_is_named_but_not_a_natural_zero():
     assert find_border(setting, axes) == ["b1 0.9 is the largest that was tried"]
 
 
-OPTIMIZERS = (Candidate(), Candidate(name="sgd"))
+OPTIMIZERS = (SweptCandidate(), SweptCandidate(name="sgd"))
 
 
 @pytest.mark.parametrize("draws", [None, 2])
@@ -364,6 +394,56 @@ def test_a_heat_map_shows_the_best_and_the_lost():
     (frame,) = panel.patches
     assert frame.get_xy() == (-0.5, 0.5)  # of the row of 1e-2
     assert [text.get_position() for text in panel.texts] == [(0, 3), (1, 3)]
+
+
+def test_lines_have_a_panel_for_each_setting_and_epoch():
+    grid = GridConfig(learning_rate=RATES, b1=[0.0, 0.9])
+    own = SweptCandidate(name="sgd", grid=GridConfig(l2=[0.0, 1.0]))
+    config = SweepConfig(
+        grid=grid,
+        seeds=2,
+        epochs=2,
+        optimizers=(SweptCandidate(), own),
+        lines=True,
+        epochs_shown=(1, 2),
+        measure="train_loss",
+    )
+    settings = [{"learning_rate": x, "b1": y} for x in RATES for y in (0.0, 0.9)]
+    members = make_members(settings, ("adam",))
+    members += make_members([x | {"l2": 0.0} for x in settings], ("sgd",))
+    worse = make_members([x | {"l2": 1.0} for x in settings], ("sgd",))
+    members += [x._replace(train_loss=[9.0, 9.0]) for x in worse]
+    panels = draw_sweep(config, members).axes
+    assert [panel.get_title() for panel in panels] == [
+        f"b1 = {b1:g}, after {epoch} epochs" for epoch in (1, 2) for b1 in (0, 0.9)
+    ]
+    for panel in panels:
+        adam, sgd = (line.get_ydata() for line in panel.lines)
+        first = "after 1" in panel.get_title()
+        np.testing.assert_allclose(adam, [3] * 4 if first else [2, 1, 2, np.nan])
+        # Each at the best of its own settings: with l2 = 1 sgd is at 9.
+        np.testing.assert_allclose(sgd, [3] * 4 if first else [2, 1, 2, np.nan])
+
+
+def test_the_best_setting_is_that_of_the_measure():
+    settings = [{"learning_rate": x} for x in (1e-2, 1e-1)]
+    first, second = make_members(settings, ("adam",))[::2]
+    members = [first, second._replace(test_accuracy=[0.5, 0.75])]
+    by_loss, by_error = (
+        find_best(group_members(members, measure))[0]
+        for measure in ("test_loss", "test_error")
+    )
+    assert (by_loss.setting, by_error.setting) == tuple(settings)
+    assert by_error.score == 0.25
+
+
+@pytest.mark.parametrize("commonest", [0.3, 0.5])
+def test_curves_show_the_share_of_the_commonest_label_if_it_is_near(commonest):
+    members = make_members([{"learning_rate": 1e-2}])
+    config = CompareConfig(seeds=2, epochs=2, optimizers=OPTIMIZERS)
+    figure = draw_curves(config, members, commonest)
+    drawn = [list(line.get_ydata()) for line in figure.axes[2].lines]
+    assert ([commonest] * 2 in drawn[2:]) == (commonest == 0.5)
 
 
 @pytest.mark.parametrize("accuracy", [0.5, math.nan])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from rich.console import RenderableType
@@ -56,10 +57,12 @@ def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
       ValueError: if one of them is wrong.
     """
     config, resolved = read_config(CompareConfig, parser, options)
-    populations = prepare_study(config, [{}])
+    populations = prepare_study(config, [[{}]] * len(config.optimizers))
+    labels = np.asarray(populations[0].problem.dataset.test.labels)
+    commonest = np.unique(labels, return_counts=True)[1].max() / labels.size
 
     def view(members: Sequence[Member]) -> tuple[Figure, list[RenderableType]]:
-        return draw_curves(config, members), [tabulate(config, members)]
+        return draw_curves(config, members, commonest), [tabulate(config, members)]
 
     return lambda: run_study(populations, resolved, "compare.png", view)
 

@@ -71,6 +71,7 @@ class GridConfig:
       momentum: As in [[optimizers]].
       eps: As in [[optimizers]].
       weight_decay: As in [[optimizers]].
+      decay_per_step: As in [[optimizers]].
       l2: As in [[optimizers]].
     """
 
@@ -81,6 +82,7 @@ class GridConfig:
     momentum: Axis = None
     eps: Axis = None
     weight_decay: Axis = None
+    decay_per_step: Axis = None
     l2: Axis = None
 
     def __post_init__(self) -> None:
@@ -110,6 +112,22 @@ def _check_range(name: str, axis: Range) -> None:
 
 
 HYPERPARAMS = tuple(key.name for key in dataclasses.fields(GridConfig))
+MEASURES = {
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+    "test_error": "test error",
+}
+
+
+@dataclass(frozen=True)
+class SweptCandidate(Candidate):
+    """Say which optimizer is swept.
+
+    Attributes:
+      grid: Values of hyperparameters that it alone has, or has others of.
+    """
+
+    grid: GridConfig = field(default_factory=GridConfig)
 
 
 @dataclass(frozen=True)
@@ -119,12 +137,14 @@ class StudyConfig(TaskConfig):
     Attributes:
       seeds: Train from the seeds 0, 1, ... up to this number, or from those listed.
       optimizers: A table [[optimizers]] for each: its name, options and label.
+      title: What its picture is called; by default, its name, the model and the data.
       memory: What is trained at once is cut into chunks that need no more than this:
         bytes, or as in 500MB or 2GB.
     """
 
     seeds: int | list[int] = 3
     optimizers: tuple[Candidate, ...] = ()
+    title: str | None = None
     memory: int | str = "2GB"
 
     def __post_init__(self) -> None:
@@ -145,6 +165,12 @@ class StudyConfig(TaskConfig):
             expected = "used once: give each of these [[optimizers]] a label of its own"
             require(titles.count(title) == 1, "optimizers.label", title, expected)
         require(self.memory_bytes > 0, "memory", self.memory, "as in 500MB or 2GB")
+
+    @property
+    def heading(self) -> str:
+        """Give its title."""
+        named = f"{self.name}: {self.model.name} on {self.data}"
+        return named if self.title is None else self.title
 
     @property
     def seed_list(self) -> list[int]:
@@ -175,26 +201,48 @@ class SweepConfig(StudyConfig):
     """Describe a sweep: a study of each optimizer under many settings.
 
     Attributes:
+      optimizers: As in a comparison; each may have a table [optimizers.grid] of its
+        own.
       grid: The values of each hyperparameter; all their combinations are trained.
       draws: Train so many random draws from the grid instead, each value of a range
         as likely as the others.
       draw_seed: Seed of these draws.
+      measure: What the best setting has least of, and the picture shows; an error is a
+        share of the test labels.
+      lines: Draw curves over the first hyperparameter of the grid, in a panel for each
+        combination of the others; or else heat maps, one for each pair.
+      epochs_shown: Draw these curves after each of these epochs; by default, the last.
     """
 
     name: str = "sweep"
     seeds: int | list[int] = 1
+    optimizers: tuple[SweptCandidate, ...] = ()
     grid: GridConfig = field(default_factory=GridConfig)
     draws: int | None = None
     draw_seed: int = 0
+    measure: Literal["train_loss", "test_loss", "test_error"] = "test_loss"
+    lines: bool = False
+    epochs_shown: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        if not self.grid.axes:
+        if not all(map(self.list_axes, self.optimizers)):
             raise ValueError(
                 "the grid is empty: add a table [grid], as in "
                 "learning_rate = {min = 1e-5, max = 1, count = 11}"
             )
+        labels = self.measure != "test_error" or self.model.name != "vae"
+        require(labels, "measure", self.measure, "a loss: a vae finds no labels")
+        drawn = self.draws is None or not self.lines
+        require(drawn, "lines", self.lines, "false for random draws")
+        shared = bool(self.grid.axes) or not self.lines
+        require(shared, "lines", self.lines, "false without a table [grid] of them all")
+        inside = all(0 < epoch <= self.epochs for epoch in self.epochs_shown)
+        shown = list(self.epochs_shown)
+        require(inside, "epochs_shown", shown, f"from 1 to epochs, {self.epochs}")
+        later = self.lines or not self.epochs_shown
+        require(later, "epochs_shown", shown, "left out without lines = true")
         drawn = self.draws is None or self.draws > 0
         require(drawn, "draws", self.draws, "1 or more")
         runs = self.count_settings() * len(self.seed_list)
@@ -206,13 +254,20 @@ class SweepConfig(StudyConfig):
         require(self.draw_seed >= 0, "draw_seed", self.draw_seed, "0 or more")
 
     def count_settings(self) -> int:
-        """Count the settings of each optimizer."""
+        """Count the settings of the optimizer that has most."""
         if self.draws is not None:
             return self.draws
-        axes = self.grid.axes.values()
-        return math.prod(
-            len(axis) if isinstance(axis, list) else axis.count for axis in axes
+        return max(
+            math.prod(
+                len(axis) if isinstance(axis, list) else axis.count
+                for axis in self.list_axes(candidate).values()
+            )
+            for candidate in self.optimizers
         )
+
+    def list_axes(self, candidate: SweptCandidate) -> dict[str, Range | list[float]]:
+        """Give what varies for an optimizer."""
+        return self.grid.axes | candidate.grid.axes
 
 
 def set_options(candidate: Candidate, setting: Mapping[str, float]) -> dict[str, Any]:

@@ -16,50 +16,70 @@ from adam_jax.experiments.study.outcomes import Outcome, group_members, has_accu
 
 COLOURS = color_sequences["petroff10"]  # told apart by the colour-blind, too
 STYLES = ("-", "--", ":")
+MARKERS = "os^DvP*X"
+MARKED = 8  # markers along a curve
+RESOLUTION = 1e-8  # of a loss in float32: what is below is rounding
 LOSSES = {"train_loss": "Training loss", "test_loss": "Test loss"}
 
 
-def draw_curves(config: CompareConfig, members: Sequence[Member]) -> Figure:
-    """Draw the losses and the test accuracy: means, in bands from min to max."""
+def draw_curves(
+    config: CompareConfig, members: Sequence[Member], commonest: float = 0.0
+) -> Figure:
+    """Draw the losses and the test accuracy: means, in bands from min to max.
+
+    Args:
+      config: The study.
+      members: What was trained.
+      commonest: Share of the commonest test label; it is drawn if a curve comes near.
+    """
     outcomes = group_members(members)
     names = [*LOSSES, *(["test_accuracy"] if has_accuracy(members) else [])]
     figure = Figure(figsize=(5.2 * len(names), 5.2), layout="constrained")
     panels = dict(zip(names, figure.subplots(1, len(names)), strict=True))
     seeds = len(config.seed_list)
     over = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
-    figure.suptitle(
-        f"{config.name}: {config.model.name} on {config.data}, {over}", weight="bold"
-    )
+    figure.suptitle(f"{config.heading}, {over}", weight="bold")
     for number, outcome in enumerate(outcomes):
         for name, panel in panels.items():
-            _draw_band(panel, outcome, name, number)
+            _draw_band(panel, outcome, name, number, number / len(outcomes))
     for name, title in LOSSES.items():
         panels[name].set(title=title, ylabel="loss")
         _scale_loss(panels[name], outcomes, name)
     if "test_accuracy" in panels:
         panels["test_accuracy"].set(title="Test accuracy", ylabel="test labels found")
         panels["test_accuracy"].yaxis.set_major_formatter(PercentFormatter(1))
+        if panels["test_accuracy"].get_ylim()[0] <= commonest:
+            label = "share of the commonest label"
+            style = {"color": "k", "ls": ":", "lw": 2.5, "zorder": 3}
+            panels["train_loss"].plot([], [], **style, label=label)
+            panels["test_accuracy"].axhline(commonest, **style)
     for panel in panels.values():
         panel.grid(alpha=0.3)
         panel.set(xlabel="epoch", xlim=(0.5, config.epochs + 0.5))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     lines, labels = panels["train_loss"].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=min(5, len(lines)))
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(6, len(lines)))
     return figure
 
 
-def _draw_band(panel: Axes, outcome: Outcome, name: str, number: int) -> None:
+def _draw_band(
+    panel: Axes, outcome: Outcome, name: str, number: int, shift: float
+) -> None:
     curves = np.array([getattr(member, name) for member in outcome.members])
     epochs = np.arange(1, curves.shape[1] + 1)
     colour = COLOURS[number % len(COLOURS)]
     style = STYLES[number // len(COLOURS) % len(STYLES)]
+    every = max(1, round(len(epochs) / MARKED))
     diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
     panel.plot(
         epochs,
         curves.mean(axis=0),
         style,
         color=colour,
-        marker="." if len(epochs) < 3 else None,
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=5,
+        # Curves that coincide are told apart by where they are marked.
+        markevery=(int(shift * every), every),
         label=outcome.optimizer + diverged,
     )
     low, high = curves.min(axis=0), curves.max(axis=0)
@@ -74,7 +94,8 @@ def _scale_loss(panel: Axes, outcomes: Sequence[Outcome], name: str) -> None:
         return
     panel.set_yscale("log")
     starts = [mean[0] for mean in means if 0 < mean[0] < math.inf]
-    low, high = min(shown), min(max(shown), 10 * float(np.median(starts or shown)))
+    high = min(max(shown), 10 * float(np.median(starts or shown)))
+    low = max(min(shown), high * RESOLUTION)
     panel.set_ylim(low / 1.1, max(high, 1.1 * low) * 1.1)
     label_decades(panel.yaxis, low, high)
 

@@ -31,6 +31,15 @@ class Member(NamedTuple):
     test_loss: list[float]
     test_accuracy: list[float]
 
+    @property
+    def test_error(self) -> list[float]:
+        """Give the share of the test labels that are missed, after each epoch."""
+        return [1 - x for x in self.test_accuracy]
+
+    def until(self, epoch: int) -> "Member":
+        """Give what was measured up to an epoch."""
+        return self._replace(**{key: getattr(self, key)[:epoch] for key in CURVES})
+
 
 CURVES = ("train_loss", "test_loss", "test_accuracy")
 

@@ -20,17 +20,25 @@ class Spread(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Hold the members of an optimizer that differ in nothing but their seed."""
+    """Hold the members of an optimizer that differ in nothing but their seed.
+
+    Attributes:
+      optimizer: The label of the optimizer.
+      setting: The hyperparameters that were set.
+      members: One for each seed.
+      measure: The curve whose end is the better the smaller it is.
+    """
 
     optimizer: str
     setting: dict[str, float]
     members: list[Member]
+    measure: str = "test_loss"
 
     def final(self, curve: str) -> Spread:
         """Give the mean and the ends of a curve's last values; NaN if one is infinite.
 
         Args:
-          curve: One of CURVES.
+          curve: One of CURVES, or test_error.
         """
         last = [getattr(member, curve)[-1] for member in self.members]
         if not all(map(math.isfinite, last)):
@@ -47,20 +55,30 @@ class Outcome(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Give the mean test loss at the end; infinity if a member diverged."""
-        return math.inf if self.diverged else self.final("test_loss").mean
+        """Give the mean of the measure at the end; infinity if a member diverged."""
+        return math.inf if self.diverged else self.final(self.measure).mean
 
 
-def group_members(members: Sequence[Member]) -> list[Outcome]:
+def group_members(
+    members: Sequence[Member], measure: str = "test_loss"
+) -> list[Outcome]:
     """Put the members together that differ in nothing but their seed."""
     groups: dict[tuple, list[Member]] = {}
     for member in members:
         key = (member.optimizer, *member.setting.items())
         groups.setdefault(key, []).append(member)
     return [
-        Outcome(group[0].optimizer, group[0].setting, group)
+        Outcome(group[0].optimizer, group[0].setting, group, measure)
         for group in groups.values()
     ]
+
+
+def split_by_optimizer(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Put the settings of each optimizer together, in order."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.optimizer, []).append(outcome)
+    return groups
 
 
 def has_accuracy(members: Sequence[Member]) -> bool:

@@ -129,11 +129,9 @@ class Population:
         return hyperparams, keys
 
     def _build(self, hyperparams: dict[str, Any]) -> optax.GradientTransformation:
-        others = dict(hyperparams)
-        schedule = build_schedule(
-            self.candidate, self.steps, others.pop("learning_rate")
-        )
-        return build_optimizer(self.candidate, schedule, **others)
+        peak = hyperparams["learning_rate"]
+        schedule = build_schedule(self.candidate, self.steps, peak)
+        return build_optimizer(self.candidate, schedule, **hyperparams)
 
     def _init(self, hyperparams: dict[str, Array], keys: Array) -> Any:
         def start(hyperparams: dict[str, Array], key: Array) -> Any:

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from adam_jax.experiments.study.config import Range, SweepConfig
+from adam_jax.experiments.study.config import Range, SweepConfig, SweptCandidate
 
 
-def list_settings(config: SweepConfig) -> list[dict[str, float]]:
-    """Give what each hyperparameter of the grid is set to, setting by setting."""
-    axes = config.grid.axes
+def list_settings(
+    config: SweepConfig, candidate: SweptCandidate
+) -> list[dict[str, float]]:
+    """Give what each hyperparameter of its grid is set to, setting by setting."""
+    axes = config.list_axes(candidate)
     if config.draws is not None:
         return draw_settings(axes, config.draws, config.draw_seed)
     values = [list_values(axis) for axis in axes.values()]

@@ -21,17 +21,21 @@ View = Callable[[Sequence[Member]], tuple[Figure, list[RenderableType]]]
 
 
 def prepare_study(
-    config: StudyConfig, settings: Sequence[dict[str, float]]
+    config: StudyConfig, settings: Sequence[Sequence[dict[str, float]]]
 ) -> list[Population]:
     """Build what is trained of each optimizer.
+
+    Args:
+      config: The study.
+      settings: Of each optimizer, one after the other.
 
     Raises:
       ValueError: if the data, the model or an optimizer refuses the config.
     """
     problem = build_problem(config)
     return [
-        Population(config, problem, candidate, settings)
-        for candidate in config.optimizers
+        Population(config, problem, candidate, own)
+        for candidate, own in zip(config.optimizers, settings, strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from adam_jax.experiments.arguments import Command, new_config_parser, read_config
 from adam_jax.experiments.study.compare import to_text
-from adam_jax.experiments.study.config import SweepConfig
+from adam_jax.experiments.study.config import MEASURES, SweepConfig
 from adam_jax.experiments.study.maps import draw_sweep
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import (
@@ -35,6 +35,8 @@ A config names the optimizers, and the values of their hyperparameters:
   [grid]
   learning_rate = {min = 1e-5, max = 1, count = 11}
   weight_decay = [0, 0.01, 0.1, 1]
+
+An optimizer may have values of its own, in a table [optimizers.grid] below its name.
 """
 
 
@@ -55,10 +57,11 @@ def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
       ValueError: if one of them is wrong.
     """
     config, resolved = read_config(SweepConfig, parser, options)
-    populations = prepare_study(config, list_settings(config))
+    settings = [list_settings(config, candidate) for candidate in config.optimizers]
+    populations = prepare_study(config, settings)
 
     def view(members: Sequence[Member]) -> tuple[Figure, list[RenderableType]]:
-        outcomes = group_members(members)
+        outcomes = group_members(members, config.measure)
         notes = note_borders(config, find_best(outcomes))
         return draw_sweep(config, members), [tabulate(config, members), *notes]
 
@@ -69,7 +72,7 @@ COMMAND = Command("train over a grid of settings", build_parser, prepare)
 
 
 def find_best(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Find each optimizer's setting of the smallest mean test loss, best first."""
+    """Find each optimizer's setting of the smallest mean measure, best first."""
     best: dict[str, Outcome] = {}
     for outcome in outcomes:
         rival = best.setdefault(outcome.optimizer, outcome)
@@ -80,21 +83,28 @@ def find_best(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def tabulate(config: SweepConfig, members: Sequence[Member]) -> Table:
     """Make the table of each optimizer's best setting."""
-    outcomes = group_members(members)
+    outcomes = group_members(members, config.measure)
     accuracy = has_accuracy(members)
     seeds = len(config.seed_list)
     over = f", mean (min to max) over {seeds} seeds" if seeds > 1 else ""
-    table = Table(title=f"{config.name}: best after {config.epochs} epochs{over}")
+    what = MEASURES[config.measure]
+    table = Table(
+        title=f"{config.name}: smallest {what} after {config.epochs} epochs{over}"
+    )
     table.add_column("optimizer")
-    heads = [*config.grid.axes, "test loss", *(["test accuracy"] if accuracy else [])]
+    axes = [config.list_axes(candidate) for candidate in config.optimizers]
+    keys = list(dict.fromkeys(key for own in axes for key in own))
+    heads = [*keys, *(["training loss"] if config.measure == "train_loss" else [])]
+    heads += ["test loss", *(["test accuracy"] if accuracy else [])]
     for head in [*heads, "diverged"]:
         table.add_column(head, justify="right")
     for best in find_best(outcomes):
         own = [outcome for outcome in outcomes if outcome.optimizer == best.optimizer]
         lost = sum(outcome.diverged for outcome in own)
-        cells = [f"{best.setting[key]:.4g}" for key in config.grid.axes]
-        if best.diverged:
-            cells = ["-"] * len(cells)
+        varied = [] if best.diverged else own[0].setting
+        cells = [f"{best.setting[key]:.4g}" if key in varied else "-" for key in keys]
+        if config.measure == "train_loss":
+            cells += [to_text(best.final("train_loss"))]
         cells += [to_text(best.final("test_loss"))]
         cells += [to_text(best.final("test_accuracy"), True)] if accuracy else []
         runs = sum(len(outcome.members) for outcome in own)
@@ -106,9 +116,12 @@ def note_borders(config: SweepConfig, best: Sequence[Outcome]) -> list[str]:
     """Say which of the best settings lie at the end of the grid."""
     if config.draws is not None:
         return []
+    axes = {
+        candidate.title: config.list_axes(candidate) for candidate in config.optimizers
+    }
     return [
         f"{outcome.optimizer}: {note}; the best may lie beyond"
         for outcome in best
         if not outcome.diverged
-        for note in find_border(outcome.setting, config.grid.axes)
+        for note in find_border(outcome.setting, axes[outcome.optimizer])
     ]
