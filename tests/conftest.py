@@ -1,6 +1,7 @@
 """What must be set before JAX starts."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Eight CPU devices, for the sharding tests.
@@ -14,3 +15,24 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_KEPT))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 collect_ignore = ["reference"]  # a script that needs PyTorch
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# Where the last bit counts, or how XLA contracts products and sums.
+OPTIMISED = {
+    f"test_{name}"
+    for name in (
+        *("contract", "dtypes", "fused", "fused_native", "numerics", "properties"),
+        *("rounding", "transforms"),
+    )
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_little(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let LLVM optimise little elsewhere: most programs run once."""
+    little = request.module.__name__ not in OPTIMISED
+    jax.config.update("jax_disable_most_optimizations", little)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -2,11 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from adam_jax import QUANTILES
@@ -31,14 +30,6 @@ def train(runs_dir: Path) -> Callable[..., int]:
         return main(["train", f"--runs_dir={runs_dir}", *TINY, *options])
 
     return run
-
-
-@pytest.fixture(autouse=True, scope="package")
-def compile_little() -> Iterator[None]:
-    """Optimise little of what is compiled: it is run for a few steps only."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
