@@ -60,7 +60,7 @@ def time_trainer(epochs, rate):
         model=ModelConfig(widths=tuple(WIDTHS)),
         optimizer=OptimizerConfig(learning_rate=rate),
     )
-    for _ in Trainer(config).epochs():
+    for _ in Trainer(config).segments():
         pass
     return time.perf_counter() - began
 
