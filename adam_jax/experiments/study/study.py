@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console, RenderableType
 
-from adam_jax.experiments.folder import make_run_folder
+from adam_jax.experiments.folder import CONFIG, make_run_folder
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.problems import build_problem
@@ -59,7 +59,7 @@ def run_study(
     """
     config = populations[0].config
     folder = make_run_folder(Path(config.runs_dir), config.name)
-    (folder / "config.toml").write_text(resolved, "utf-8")
+    (folder / CONFIG).write_text(resolved, "utf-8")
     record_environment(folder)
     (folder / MEMBERS).touch()
     report = StudyReport(populations)

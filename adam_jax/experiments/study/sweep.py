@@ -17,6 +17,7 @@ from adam_jax.experiments.study.outcomes import (
     find_border,
     group_members,
     has_accuracy,
+    split_by_optimizer,
 )
 from adam_jax.experiments.study.settings import list_settings
 from adam_jax.experiments.study.study import prepare_study, run_study
@@ -73,12 +74,9 @@ COMMAND = Command("train over a grid of settings", build_parser, prepare)
 
 def find_best(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Find each optimizer's setting of the smallest mean measure, best first."""
-    best: dict[str, Outcome] = {}
-    for outcome in outcomes:
-        rival = best.setdefault(outcome.optimizer, outcome)
-        if outcome.score < rival.score:
-            best[outcome.optimizer] = outcome
-    return sorted(best.values(), key=lambda outcome: outcome.score)
+    groups = split_by_optimizer(outcomes).values()
+    best = [min(group, key=lambda outcome: outcome.score) for group in groups]
+    return sorted(best, key=lambda outcome: outcome.score)
 
 
 def tabulate(config: SweepConfig, members: Sequence[Member]) -> Table:
@@ -98,8 +96,9 @@ def tabulate(config: SweepConfig, members: Sequence[Member]) -> Table:
     heads += ["test loss", *(["test accuracy"] if accuracy else [])]
     for head in [*heads, "diverged"]:
         table.add_column(head, justify="right")
+    groups = split_by_optimizer(outcomes)
     for best in find_best(outcomes):
-        own = [outcome for outcome in outcomes if outcome.optimizer == best.optimizer]
+        own = groups[best.optimizer]
         lost = sum(outcome.diverged for outcome in own)
         varied = [] if best.diverged else own[0].setting
         cells = [f"{best.setting[key]:.4g}" if key in varied else "-" for key in keys]

@@ -9,8 +9,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.folder import CONFIG, make_run_folder
 from adam_jax.experiments.interrupts import on_interrupt
-from adam_jax.experiments.run import NAMES, make_run_folder
+from adam_jax.experiments.run import NAMES
 from adam_jax.experiments.trace.animation import choose_steps, write_animation
 from adam_jax.experiments.trace.config import TraceConfig
 from adam_jax.experiments.trace.paths import (
@@ -89,7 +90,7 @@ def run_trace(
     stop = threading.Event()
     with on_interrupt(stop.set):
         folder = make_run_folder(Path(config.runs_dir), config.name or config.surface)
-        (folder / "config.toml").write_text(resolved, "utf-8")
+        (folder / CONFIG).write_text(resolved, "utf-8")
         traces = {name: walk() for name, walk in walks.items()}
         (folder / "trace.json").write_text(to_json(config, traces), "utf-8")
         title = f"{config.surface}, {surface.steps:,} steps"
