@@ -1,6 +1,5 @@
 """The members of a study: one line of JSON for each, gathered over their seeds."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adam_jax.experiments.study.members import CURVES, Member
+from adam_jax.experiments.study.outcomes import group_members
 
 
 class Trial(NamedTuple):
@@ -33,17 +33,16 @@ def gather(members: Sequence[Member]) -> list[Trial]:
 
     The best has the smallest test loss at the end; what diverged comes last.
     """
-    groups: dict[Any, list[Member]] = {}
-    for member in members:
-        key = member.optimizer, json.dumps(member.setting, sort_keys=True)
-        groups.setdefault(key, []).append(member)
     trials = [
         Trial(
-            group[0].optimizer,
-            group[0].setting,
-            {curve: np.array([getattr(m, curve) for m in group]) for curve in CURVES},
+            group.optimizer,
+            group.setting,
+            {
+                curve: np.array([getattr(member, curve) for member in group.members])
+                for curve in CURVES
+            },
         )
-        for group in groups.values()
+        for group in group_members(members)
     ]
 
     def loss(trial: Trial) -> float:

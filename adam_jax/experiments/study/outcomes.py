@@ -1,5 +1,6 @@
 """What came out of a study: each setting of an optimizer, over its seeds."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -63,9 +64,9 @@ def group_members(
     members: Sequence[Member], measure: str = "test_loss"
 ) -> list[Outcome]:
     """Put the members together that differ in nothing but their seed."""
-    groups: dict[tuple, list[Member]] = {}
+    groups: dict[tuple[str, str], list[Member]] = {}
     for member in members:
-        key = (member.optimizer, *member.setting.items())
+        key = member.optimizer, json.dumps(member.setting, sort_keys=True)
         groups.setdefault(key, []).append(member)
     return [
         Outcome(group[0].optimizer, group[0].setting, group, measure)
