@@ -92,6 +92,13 @@ def from_json(line: str) -> Epoch:
     return Epoch(**table(fields), figures=figures, moved=moved)
 
 
+def no_run(path: Path, error: OSError) -> ValueError:
+    """Say that a folder is no run, because of one of its files."""
+    return ValueError(
+        f"{path.parent} is no run: {path}: {error.strerror}; adam-jax train makes one"
+    )
+
+
 def read_epochs(folder: Path) -> list[Epoch]:
     """Read the epochs of a run, be it finished, interrupted or still at work.
 
@@ -102,9 +109,7 @@ def read_epochs(folder: Path) -> list[Epoch]:
     try:
         epochs = read_lines(path, from_json, "epoch")
     except OSError as error:
-        raise ValueError(
-            f"{folder} is no run: {path}: {error.strerror}; adam-jax train makes one"
-        ) from error
+        raise no_run(path, error) from error
     if not epochs:
         raise ValueError(f"{folder} has no finished epoch yet: its {METRICS} is empty")
     return epochs

@@ -32,6 +32,7 @@ from adam_jax.experiments.folder import (
 )
 from adam_jax.experiments.interrupts import Interrupted, on_signals
 from adam_jax.experiments.machine import record_environment
+from adam_jax.experiments.metrics import no_run
 from adam_jax.experiments.picture import draw_run
 from adam_jax.experiments.progress import Report
 from adam_jax.experiments.training import Diverged, Trainer
@@ -101,10 +102,7 @@ def prepare_resumed(parser: ArgumentParser, path: Path) -> Callable[[], None]:
         (path / CONFIG).read_bytes()
         options = parser.parse_args([f"--config={path / CONFIG}"])
     except OSError as error:
-        raise ValueError(
-            f"{path} is no run: {path / CONFIG}: {error.strerror}; adam-jax train "
-            "makes one"
-        ) from error
+        raise no_run(path / CONFIG, error) from error
     except argparse.ArgumentError as error:
         raise ValueError(in_one_sentence(str(error))) from error
     del options["resume"]

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adam_jax.experiments.folder import CONFIG
 from adam_jax.experiments.machine import ENVIRONMENT
-from adam_jax.experiments.metrics import Epoch, read_epochs
-
-CONFIG = "config.toml"
+from adam_jax.experiments.metrics import Epoch, no_run, read_epochs
 
 
 class Run(NamedTuple):
@@ -58,9 +57,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return flatten(tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
-        raise ValueError(
-            f"{folder} is no run: {path}: {error.strerror}; adam-jax train makes one"
-        ) from error
+        raise no_run(path, error) from error
     except ValueError as error:
         raise ValueError(f"{path} is broken: {error}") from error
 
