@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-NATIVE := $(addprefix adam_jax/fused/,CMakeLists.txt *.cc *.h)
+NATIVE := $(addprefix adam_jax/fused/cpu/,CMakeLists.txt *.cc *.h)
 
 .PHONY: help train test sanitize optax-suite bench figures pictures check format clean
 
@@ -16,7 +16,7 @@ test: .venv/ready  ## Run the tests and the doctests.
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
 sanitize: .venv/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).
-	$(BIN)/cmake -S adam_jax/fused -B build/sanitize -DADAM_JAX_SANITIZE=ON
+	$(BIN)/cmake -S adam_jax/fused/cpu -B build/sanitize -DADAM_JAX_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/step_test $(ARGS)
 

@@ -8,70 +8,166 @@
 ... )
 """
 
-from adam_jax import fused as fused
-from adam_jax.accumulators import Accumulator as Accumulator
-from adam_jax.accumulators import ema as ema
-from adam_jax.accumulators import infinity_norm as infinity_norm
-from adam_jax.accumulators import lion_average as lion_average
-from adam_jax.accumulators import residual_variance as residual_variance
-from adam_jax.accumulators import total as total
-from adam_jax.accumulators import trace as trace
-from adam_jax.accumulators import yogi_average as yogi_average
-from adam_jax.ancestors import adagrad as adagrad
-from adam_jax.ancestors import rmsprop as rmsprop
-from adam_jax.ancestors import sgd as sgd
-from adam_jax.conversion import convert_state as convert_state
-from adam_jax.conversion import load_moments as load_moments
-from adam_jax.diagnostics import first_nonfinite as first_nonfinite
-from adam_jax.diagnostics import named_figures as named_figures
-from adam_jax.diagnostics import record as record
-from adam_jax.figures import FIGURES as FIGURES
-from adam_jax.figures import QUANTILES as QUANTILES
-from adam_jax.figures import Figure as Figure
-from adam_jax.figures import Leaf as Leaf
-from adam_jax.figures import Measured as Measured
-from adam_jax.figures import Step as Step
-from adam_jax.figures import measure as measure
-from adam_jax.figures import step_bound as step_bound
-from adam_jax.followups import adabelief as adabelief
-from adam_jax.followups import adamax as adamax
-from adam_jax.followups import adamaxw as adamaxw
-from adam_jax.followups import amsgrad as amsgrad
-from adam_jax.followups import lion as lion
-from adam_jax.followups import radam as radam
-from adam_jax.followups import yogi as yogi
-from adam_jax.formats import FORMATS as FORMATS
-from adam_jax.formats import Format as Format
-from adam_jax.formats import Stored as Stored
-from adam_jax.formats import dense as dense
-from adam_jax.formats import eight_bit as eight_bit
-from adam_jax.guards import check_skips as check_skips
-from adam_jax.guards import checked as checked
-from adam_jax.guards import skip_nonfinite as skip_nonfinite
-from adam_jax.guards import skip_spikes as skip_spikes
-from adam_jax.hyperparams import check_decay as check_decay
-from adam_jax.hyperparams import check_non_negative as check_non_negative
-from adam_jax.hyperparams import exact as exact
-from adam_jax.optimizers import OPTIMIZERS as OPTIMIZERS
-from adam_jax.optimizers import adam as adam
-from adam_jax.optimizers import adamw as adamw
-from adam_jax.optimizers import nadam as nadam
-from adam_jax.optimizers import nadamw as nadamw
-from adam_jax.optimizers import simplified_adam as simplified_adam
-from adam_jax.packing import packed as packed
-from adam_jax.packing import unpack as unpack
-from adam_jax.rounding import compensate_params as compensate_params
-from adam_jax.rounding import round_to_params as round_to_params
-from adam_jax.transforms import Moments as Moments
-from adam_jax.transforms import MomentsState as MomentsState
-from adam_jax.transforms import bias_correct as bias_correct
-from adam_jax.transforms import center as center
-from adam_jax.transforms import correct_step_size as correct_step_size
-from adam_jax.transforms import running_max as running_max
-from adam_jax.transforms import scale_by_moments as scale_by_moments
-from adam_jax.updates import add_decayed_weights as add_decayed_weights
-from adam_jax.updates import cast_to_params as cast_to_params
-from adam_jax.updates import precondition as precondition
-from adam_jax.updates import rectified_precondition as rectified_precondition
-from adam_jax.updates import scale_by_lr as scale_by_lr
-from adam_jax.updates import scale_by_trace as scale_by_trace
+from importlib.metadata import version as _version
+
+from adam_jax import fused
+from adam_jax.family.both_moments import adam, adamw, nadam, nadamw, simplified_adam
+from adam_jax.family.one_moment import adagrad, lion, rmsprop, sgd
+from adam_jax.family.other_division import radam
+from adam_jax.family.other_moments import adabelief, adamax, adamaxw, amsgrad, yogi
+from adam_jax.family.table import OPTIMIZERS
+from adam_jax.figures.definitions import (
+    FIGURES,
+    QUANTILES,
+    Figure,
+    Leaf,
+    Step,
+    step_bound,
+)
+from adam_jax.figures.measuring import Measured, measure
+from adam_jax.hyperparams import (
+    check_decay,
+    check_non_negative,
+    check_number,
+    exact,
+)
+from adam_jax.moments.accumulators import (
+    Accumulator,
+    ema,
+    infinity_norm,
+    lion_average,
+    residual_variance,
+    total,
+    trace,
+    yogi_average,
+)
+from adam_jax.moments.blocks import EightBit, eight_bit
+from adam_jax.moments.formats import Dense, Format, Stored, dense
+from adam_jax.moments.moment import Gathered, Moment
+from adam_jax.moments.sharing import Factored, MeanOver, factored, mean_over
+from adam_jax.moments.storage import FORMATS
+from adam_jax.stages.correction import (
+    RunningMaxState,
+    bias_correct,
+    center,
+    correct_step_size,
+    running_max,
+)
+from adam_jax.stages.division import precondition, rectified_precondition
+from adam_jax.stages.flow import Moments
+from adam_jax.stages.gathering import MomentsState, scale_by_moments
+from adam_jax.stages.updates import (
+    ScheduledState,
+    TraceState,
+    add_decayed_weights,
+    cast_to_params,
+    scale_by_lr,
+    scale_by_trace,
+)
+from adam_jax.states.buffers import Packed, unpack
+from adam_jax.states.conversion import convert_state
+from adam_jax.states.reading import load_moments, read_moments
+from adam_jax.wrappers.checking import checked
+from adam_jax.wrappers.guards import (
+    SkipState,
+    check_skips,
+    skip_nonfinite,
+    skip_spikes,
+)
+from adam_jax.wrappers.packing import packed
+from adam_jax.wrappers.recording import (
+    RecordState,
+    first_nonfinite,
+    named_figures,
+    record,
+)
+from adam_jax.wrappers.rounding import compensate_params, round_to_params
+
+__version__ = _version("adam_jax")
+
+__all__ = [
+    "FIGURES",
+    "FORMATS",
+    "OPTIMIZERS",
+    "QUANTILES",
+    "Accumulator",
+    "Dense",
+    "EightBit",
+    "Factored",
+    "Figure",
+    "Format",
+    "Gathered",
+    "Leaf",
+    "MeanOver",
+    "Measured",
+    "Moment",
+    "Moments",
+    "MomentsState",
+    "Packed",
+    "RecordState",
+    "RunningMaxState",
+    "ScheduledState",
+    "SkipState",
+    "Step",
+    "Stored",
+    "TraceState",
+    "__version__",
+    "adabelief",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamaxw",
+    "adamw",
+    "add_decayed_weights",
+    "amsgrad",
+    "bias_correct",
+    "cast_to_params",
+    "center",
+    "check_decay",
+    "check_non_negative",
+    "check_number",
+    "check_skips",
+    "checked",
+    "compensate_params",
+    "convert_state",
+    "correct_step_size",
+    "dense",
+    "eight_bit",
+    "ema",
+    "exact",
+    "factored",
+    "first_nonfinite",
+    "fused",
+    "infinity_norm",
+    "lion",
+    "lion_average",
+    "load_moments",
+    "mean_over",
+    "measure",
+    "nadam",
+    "nadamw",
+    "named_figures",
+    "packed",
+    "precondition",
+    "radam",
+    "read_moments",
+    "record",
+    "rectified_precondition",
+    "residual_variance",
+    "rmsprop",
+    "round_to_params",
+    "running_max",
+    "scale_by_lr",
+    "scale_by_moments",
+    "scale_by_trace",
+    "sgd",
+    "simplified_adam",
+    "skip_nonfinite",
+    "skip_spikes",
+    "step_bound",
+    "total",
+    "trace",
+    "unpack",
+    "yogi",
+    "yogi_average",
+]

@@ -3,14 +3,18 @@
 Shapes and structures are chex assertions; `chex.disable_asserts()` turns them off.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from adam_jax import numerics
+
+_SHOWN = 5  # leaves that a message names: a model has thousands
 
 
 def check_inexact(tree: Any, what: str) -> None:
@@ -23,11 +27,11 @@ def check_inexact(tree: Any, what: str) -> None:
     Raises:
       TypeError: if a leaf is not; the message names its path and the cure.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in tree_leaves_with_path(tree):
         dtype = numerics.dtype_of(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"{what}{jax.tree_util.keystr(path)} has dtype {dtype}: an optimizer "
+                f"{what}{keystr(path)} has dtype {dtype}: an optimizer "
                 "moves floating-point (or complex) leaves only. Convert it, or leave "
                 "it out with optax.masked or optax.multi_transform."
             )
@@ -36,14 +40,64 @@ def check_inexact(tree: Any, what: str) -> None:
 def check_like(tree: Any, reference: Any, what: str, reference_what: str) -> None:
     """Assert that `tree` has the structure and the shapes of `reference`.
 
+    Args:
+      tree: a pytree of arrays.
+      reference: the pytree that it should be like.
+      what: the name of `tree`, for the message.
+      reference_what: the name of `reference`.
+
     Raises:
-      AssertionError: (from chex) if not; the message names the path and the cure.
+      AssertionError: (from chex) if not; the message names the paths that differ and
+        the cure.
     """
-    chex.assert_trees_all_equal_comparator(
-        lambda x, y: np.shape(x) == np.shape(y),
-        lambda x, y: f"shape {np.shape(x)} is not {np.shape(y)}",
-        tree,
-        reference,
-        custom_message=f"tree 0 is {what}, tree 1 is {reference_what}. Pass {what} of "
-        "the tree that init() was given, or make a new state with tx.init(params)",
+    differing = _differences(tree, reference, reference_what)
+    if not differing:
+        return
+    shown = "; ".join(differing[:_SHOWN])
+    if len(differing) > _SHOWN:
+        shown += f"; and {len(differing) - _SHOWN} more"
+    try:
+        chex.assert_equal(differing, [])
+    except AssertionError:  # chex says whether to assert; it would print whole trees
+        raise AssertionError(
+            f"{what} do not fit {reference_what}: {shown}. Pass {what} of the tree "
+            "that init() was given, or make a new state with tx.init(params)."
+        ) from None
+
+
+def _differences(tree: Any, reference: Any, reference_what: str) -> list[str]:
+    """Return a phrase for each leaf in which two trees differ."""
+    if jax.tree.structure(tree) == jax.tree.structure(reference):
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True)
+        if all(np.shape(x) == np.shape(y) for x, y in pairs):
+            return []
+    found, expected = (dict(tree_leaves_with_path(x)) for x in (tree, reference))
+    phrases = []
+    for path in {**expected, **found}:
+        name = keystr(path) or "the array"
+        if path not in expected:
+            phrases.append(f"{name} is not in {reference_what}")
+        elif path not in found:
+            phrases.append(f"{name} is missing")
+        elif np.shape(found[path]) != np.shape(expected[path]):
+            shapes = np.shape(found[path]), np.shape(expected[path])
+            phrases.append(f"{name} of shape {shapes[0]} is not {shapes[1]}")
+    return phrases or list(_other_containers(tree, reference, ()))
+
+
+def _other_containers(tree: Any, reference: Any, path: Any) -> Iterator[str]:
+    """Yield a phrase for each node that is of another type in two trees."""
+    if type(tree) is not type(reference):
+        found, expected = type(tree).__name__, type(reference).__name__
+        yield f"{keystr(path) or 'the tree'} is a {found}, not a {expected}"
+        return
+    children, other_children = (
+        tree_leaves_with_path(x, is_leaf=lambda node, x=x: node is not x)
+        for x in (tree, reference)
     )
+    if [key for key, _ in children] != [key for key, _ in other_children]:
+        yield f"{keystr(path) or 'the tree'} has other subtrees without leaves"
+        return
+    for (key, child), (_, other) in zip(children, other_children, strict=True):
+        if child is not tree:
+            yield from _other_containers(child, other, (*path, *key))

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
+from typing_extensions import TypeAliasType
 
-Hyperparam = ArrayLike | Callable[[Any], ArrayLike]
+# An alias that prints by its name, in help() too.
+Hyperparam = TypeAliasType("Hyperparam", ArrayLike | Callable[[Any], ArrayLike])
 """A number, a 0-d array, or a schedule: a function of the step count (from 0)."""
 
 
@@ -26,6 +28,11 @@ def exact(value: float) -> Any:
     1.0 in bfloat16 (optax issue 1414), but passes typed JAX arrays on unchanged. A
     JAX array in a signature would start the backend on import; this stands for one,
     and makes it when asked: float32, or float64 where x64 is enabled.
+
+    It pickles and copies as itself; as a pytree, so under `jax.jit`, it is the array.
+
+    Args:
+      value: a float.
 
     >>> exact(0.999), exact(0.999) == 0.999, jnp.asarray(exact(0.999)).dtype
     (0.999, True, dtype('float32'))
@@ -42,8 +49,14 @@ class _Exact:
     # inject_hyperparams asks isinstance(value, jax.Array), which looks here.
     __class__ = property(lambda self: jax.Array)  # pyright: ignore[reportAssignmentType]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.value, dtype or jnp.result_type(float), copy=copy)
+
     def __jax_array__(self) -> jax.Array:
-        return jnp.asarray(np.asarray(self.value, jnp.result_type(float)))
+        return jnp.asarray(np.asarray(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Exact, (self.value,)
 
     def __float__(self) -> float:
         return self.value
@@ -58,8 +71,23 @@ class _Exact:
         return repr(self.value)
 
 
+def _as_child(exact: _Exact) -> tuple[tuple[Any], None]:
+    return (np.asarray(exact),), None
+
+
+def _only_child(_: None, children: tuple[Any]) -> Any:
+    return children[0]
+
+
+jax.tree_util.register_pytree_node(_Exact, _as_child, _only_child)
+
+
 def check_decay(name: str, value: Any) -> Any:
     """Return `value` if it can be a decay rate: in [0, 1), and not half precision.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a number, a 0-d array or a schedule.
 
     Raises:
       ValueError: if it cannot; the message names the argument and the cure.
@@ -94,6 +122,25 @@ def check_non_negative(name: str, value: Any, half_precision: bool = False) -> A
             raise ValueError(f"{name} must be a finite number >= 0, got {number}.")
 
     return _checked(name, value, check_range, half_precision)
+
+
+def check_number(name: str, value: Any) -> Any:
+    """Return `value` if it is a finite number.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a number, a 0-d array or a schedule.
+
+    Raises:
+      ValueError: if it is not finite; the message names the argument.
+      TypeError: if it is not a number, a 0-d array or a schedule.
+    """
+
+    def check_range(number: float) -> None:
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {number}.")
+
+    return _checked(name, value, check_range)
 
 
 def _checked(
@@ -137,7 +184,10 @@ def _checked(
 def at(value: Any, count: ArrayLike, dtype: DTypeLike) -> Any:
     """Return the value of a checked hyperparameter at step `count` (from 0).
 
-    Python floats stay Python floats; arrays and what schedules return become `dtype`.
+    Args:
+      value: a float, a 0-d array or a schedule.
+      count: int32 scalar, the steps before this one.
+      dtype: what arrays, and what schedules return, become; floats stay floats.
     """
     if callable(value):
         value = value(count)
@@ -147,5 +197,11 @@ def at(value: Any, count: ArrayLike, dtype: DTypeLike) -> Any:
 def all_at(
     values: Mapping[str, Any], count: ArrayLike, dtype: DTypeLike
 ) -> SimpleNamespace:
-    """Return every hyperparameter of `values` at step `count`, as attributes."""
+    """Return every hyperparameter of `values` at step `count`, as attributes.
+
+    Args:
+      values: checked hyperparameters by name.
+      count: int32 scalar, the steps before this one.
+      dtype: as in `at`.
+    """
     return SimpleNamespace(**{k: at(v, count, dtype) for k, v in values.items()})

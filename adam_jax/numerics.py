@@ -147,6 +147,54 @@ def running_weight(weight: jax.Array, decay: jax.Array) -> jax.Array:
     return jnp.stack([total, (total - value) - step])
 
 
+def sma_length_above(
+    decay: float | jax.Array, count: ArrayLike, level: ArrayLike, dtype: DTypeLike
+) -> jax.Array:
+    """Return rho_t - level, where rho_t is RAdam's length of the averaged window.
+
+    rho_t = rho_inf - 2 t b^t / (1 - b^t) with rho_inf = 2 / (1 - b) - 1 is a difference
+    of two large numbers for b near 1: in float32 its error decides between branches.
+    Let y = -log(b) / 2. Then rho_inf = coth(y), and
+
+        rho_t = t - (f(t y) - f(y)) / y,    f(x) = x coth(x) - 1,
+
+    which is t less something small. Below t y = 1 that is how it is computed, with
+    Lambert's continued fraction f(x) = x^2 / (3 + x^2 / (5 + x^2 / (7 + ...))). The
+    relative error of the difference is then that of a few roundings, for any decay.
+
+    Args:
+      decay: b, in [0, 1): a float, or a scalar of `dtype`.
+      count: t >= 1, the number of the step.
+      level: what to subtract: the difference is exact where `count - level` is.
+      dtype: float32 or float64.
+
+    Reference: Liu et al. 2020 (RAdam), Algorithm 2, line 7.
+
+    >>> above = sma_length_above(0.9999, 5, 5.0, "float32")
+    >>> print(f"{above:.4e}")  # 2 / (1 - b) - 1 - 10 b^5 / (1 - b^5) - 5
+    -4.0002e-04
+    """
+    t, level = jnp.asarray(count, dtype), jnp.asarray(level, dtype)
+    if isinstance(decay, float):
+        rate = -math.log(decay) / 2 if decay > 0 else math.inf
+        y = jnp.asarray(rate, dtype)
+        longest = jnp.asarray(2 / (1 - decay) - 1, dtype)
+    else:
+        y = -jnp.log1p(decay - 1) / 2
+        longest = (1 + decay) / (1 - decay)
+
+    def over_square(x):
+        """Return f(x) / x^2, for x <= 1; ten fractions are exact in float64."""
+        square, fraction = jnp.square(jnp.minimum(x, 1)), jnp.full_like(x, 21)
+        for odd in range(19, 1, -2):
+            fraction = odd + square / fraction
+        return 1 / fraction
+
+    missing = jnp.minimum(y, 1) * (t * t * over_square(t * y) - over_square(y))
+    late = (longest - level) - 2 * t / jnp.expm1(2 * t * y)
+    return jnp.where(t * y < 1, (t - level) - missing, late)
+
+
 def random_bits(shape: tuple[int, ...], words: Sequence[ArrayLike]) -> jax.Array:
     """Hash the words and each element's index to uint32, of `shape`.
 

@@ -12,17 +12,26 @@ bfloat16 and, where it is installed, rollfast.
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import json
 import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax import Format, Stored, dense, eight_bit, scale_by_moments
+from adam_jax import (
+    Format,
+    Stored,
+    dense,
+    eight_bit,
+    load_moments,
+    scale_by_moments,
+)
 
 B2 = 0.999
 ROWS, COLUMNS = 16, 256
@@ -34,9 +43,26 @@ def half(shape):
     return jnp.full(shape, 1 << 31, jnp.uint32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Nearest(Format):
+    """Another format, rounded to the nearest."""
+
+    inner: Format | None = None
+
+    @property
+    def reader(self):
+        return self.inner.reader
+
+    def init(self, x, signed):
+        return self.inner.init(x, signed)
+
+    def encode(self, x, old, noise):
+        return self.inner.encode(x, old, half)
+
+
 def nearest(format):
     """The same format, rounded to the nearest."""
-    return format._replace(encode=lambda x, old, noise: format.encode(x, old, half))
+    return Nearest(inner=format)
 
 
 def codebook(levels, sqrt=False, block=32):
@@ -46,27 +72,31 @@ def codebook(levels, sqrt=False, block=32):
     """
     levels = jnp.asarray(levels, jnp.float32)
 
-    def encode(x, old, noise):
-        del old
-        y = jnp.sqrt(x) if sqrt else x
-        scale = y.reshape(*y.shape[:-1], -1, block).max(-1)
-        ratio = y / jnp.repeat(jnp.where(scale > 0, scale, 1), block, -1)
-        upper = jnp.clip(jnp.searchsorted(levels, ratio, side="left"), 1, 255)
-        low, high = levels[upper - 1], levels[upper]
-        share = (ratio - low) / (high - low)
-        uniform = (noise(x.shape) >> 8).astype(jnp.float32) * 2.0**-24
-        code = upper - (uniform >= share)
-        return Stored(code.astype(jnp.uint8), scale)
+    class Codebook(NamedTuple):
+        scales: jax.Array
 
-    def decode(stored):
-        y = levels[stored.values] * jnp.repeat(stored.scales, block, -1)
-        return y**2 if sqrt else y
+        def decode(self, values, leaf):
+            y = levels[values] * jnp.repeat(self.scales, block, -1)
+            return y**2 if sqrt else y
 
-    def init(x, signed):
-        del signed
-        return encode(x, None, half)
+    class CodebookFormat(Format):
+        reader = Codebook
 
-    return Format(init, encode, decode, scaled=True)
+        def init(self, x, signed):
+            return self.encode(x, None, half)
+
+        def encode(self, x, old, noise):
+            y = jnp.sqrt(x) if sqrt else x
+            scale = y.reshape(*y.shape[:-1], -1, block).max(-1)
+            ratio = y / jnp.repeat(jnp.where(scale > 0, scale, 1), block, -1)
+            upper = jnp.clip(jnp.searchsorted(levels, ratio, side="left"), 1, 255)
+            low, high = levels[upper - 1], levels[upper]
+            share = (ratio - low) / (high - low)
+            uniform = (noise(x.shape) >> 8).astype(jnp.float32) * 2.0**-24
+            code = upper - (uniform >= share)
+            return Stored(code.astype(jnp.uint8), Codebook(scale))
+
+    return CodebookFormat()
 
 
 def companded(sqrt_domain):
@@ -138,7 +168,7 @@ def measure_format(format, steps, window):
     return measure(
         tx.init,
         lambda grads, state: tx.update(grads, state)[1],
-        lambda state: format.decode(Stored(state.nu, state.nu_scales)),
+        lambda state: load_moments(state)[1],
         steps,
         window,
     )

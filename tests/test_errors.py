@@ -193,17 +193,19 @@ def test_an_accumulator_of_one_s_own():
         return moment + value
 
     for hyperparams, options, message in [
-        ({}, {"averages": True}, "b2: an Accumulator that averages needs a hyperparam"),
-        ({"decay": 1.5}, {}, f"b2: decay {RANGE} 1.5"),
-        ({}, {"power": 3}, "b2: the power of a moment is 1 or 2, got 3"),
+        ({}, {"averages": True}, "^an Accumulator that averages needs a hyperparam"),
+        ({"decay": 1.5}, {}, f"^decay {RANGE} 1.5"),
+        ({"rate": math.inf}, {}, "^rate must be a finite number, got inf"),
+        ({}, {"initial": -1.0}, f"^initial {FINITE} -1.0"),
+        ({}, {"power": 3}, "^the power of a moment is 1 or 2, got 3"),
     ]:
         with pytest.raises(ValueError, match=message):
-            scale_by_moments(b2=Accumulator(hyperparams, add, **options))
+            Accumulator(hyperparams, add, **options)
 
 
 def test_updates_unlike_params():
     tx = scale_by_lr(1e-3)
-    with pytest.raises(AssertionError, match="tree 0 is updates, tree 1 is params"):
+    with pytest.raises(AssertionError, match="updates do not fit params"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(3))
 
 

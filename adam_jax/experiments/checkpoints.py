@@ -56,7 +56,7 @@ class Checkpoints:
             draft.mkdir()
             _reserve(draft / "reserve", _count_bytes(state) + SPARE)
             # Orbax takes absolute paths only.
-            _checkpointer().save(draft.absolute() / "state", _without_empty(state))
+            _checkpointer().save(draft.absolute() / "state", state)
             (draft / DIGEST).write_text(compute_digest(step, draft))
             draft.rename(self.folder / str(step))
         except Exception as error:  # what TensorStore raises is not always an OSError
@@ -148,17 +148,9 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _read_state(path: Path, like: Any) -> Any:
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(like))
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     arguments = ocp.args.StandardRestore(target)
-    found = jax.tree.leaves(_checkpointer().restore(path.absolute(), args=arguments))
-    leaves, structure = jax.tree.flatten(like)
-    read = iter(found)
-    return structure.unflatten(next(read) if leaf.size else leaf for leaf in leaves)
-
-
-def _without_empty(state: Any) -> Any:
-    """Put None for arrays without elements, which Orbax refuses."""
-    return jax.tree.map(lambda leaf: leaf if leaf.size else None, state)
+    return _checkpointer().restore(path.absolute(), args=arguments)
 
 
 def _in_one_line(error: Exception) -> str:

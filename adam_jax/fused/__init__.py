@@ -1,12 +1,10 @@
-"""Adam and AdamW in one pass over memory, on CPU: a native step with the same state.
+"""A step in one pass over memory, for whatever optimizer: native where it can be.
 
-`fused.adamw(...)` stands wherever `adam_jax.adamw(...)` does, and either continues the
-other's run. Its `step` updates parameters in place, which moves the least memory.
+step = jax.jit(fused.step(tx), donate_argnums=(0, 2))
+params, state = step(params, grads, state)
 """
 
+from adam_jax.fused.stepping import backend as backend
+from adam_jax.fused.stepping import step as step
 from adam_jax.fused.training import apply_gradients as apply_gradients
 from adam_jax.fused.training import update_model as update_model
-from adam_jax.fused.transformation import Fused as Fused
-from adam_jax.fused.transformation import adam as adam
-from adam_jax.fused.transformation import adamw as adamw
-from adam_jax.fused.transformation import backend as backend

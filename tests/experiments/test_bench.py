@@ -22,7 +22,7 @@ from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import draw_grads
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.machine import PACKAGES
-from adam_jax.fused import native
+from adam_jax.fused.cpu import native
 
 BUILT = native.available()
 NATIVE = ("bare_loop", "fused_step") if BUILT else ()

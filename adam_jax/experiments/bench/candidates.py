@@ -17,8 +17,9 @@ from adam_jax.experiments.bench.steppers import (
     JaxStepper,
     Stepper,
     TorchStepper,
+    find_compiler,
 )
-from adam_jax.fused import native
+from adam_jax.fused.cpu import native
 
 
 class Format(NamedTuple):
@@ -65,11 +66,15 @@ def _optax(format: Format) -> Any:
     return optax.adamw(LEARNING_RATE)
 
 
+def _optax_clipped(format: Format) -> Any:
+    return optax.chain(optax.clip_by_global_norm(1.0), _optax(format))
+
+
 def _ours(format: Format, wrap: Any = lambda tx: tx) -> Any:
     """Return an adamw of the package's, with both moments in the format."""
     stored = format.moments
     tx = wrap(adam_jax.adamw(LEARNING_RATE, mu_dtype=stored, nu_dtype=stored))
-    return optax.chain(tx, adam_jax.round_to_params()) if _is_pure(format) else tx
+    return adam_jax.round_to_params(tx) if _is_pure(format) else tx
 
 
 def _packed(format: Format) -> Any:
@@ -102,15 +107,17 @@ def _stepping(make_tx: Callable[[Format], Any], grads_inside: bool = False) -> A
     return make
 
 
-def _stepping_in_place(grads_inside: bool = False, packed: bool = False) -> Any:
-    """Return a `Candidate.make` that times the fused optimizer's own step."""
+def _stepping_in_place(
+    make_tx: Callable[[Format], Any], grads_inside: bool = False
+) -> Any:
+    """Return a `Candidate.make` that times the fused step."""
 
     def make(format, grads):
-        stored = format.moments
-        tx = fused.adamw(LEARNING_RATE, mu_dtype=stored, nu_dtype=stored, packed=packed)
+        tx = make_tx(format)
+        take = fused.step(tx)
 
         def step(params, state, grads):
-            return tx.step(params, grads, state)
+            return take(params, grads, state)
 
         return JaxStepper(tx.init, _inside(step) if grads_inside else step, grads)
 
@@ -135,8 +142,17 @@ def _inside(step: Any) -> Any:
     return with_grads
 
 
+def _clipped(format: Format) -> Any:
+    return optax.chain(optax.clip_by_global_norm(1.0), _ours(format))
+
+
 def _why_not_built() -> str | None:
     return None if native.available() else "the native library was not built"
+
+
+def _why_not_compiled() -> str | None:
+    found = find_compiler()
+    return None if found else "there is no C++ compiler to build it with"
 
 
 def _why_not_installed(package: str) -> str | None:
@@ -154,17 +170,28 @@ CANDIDATES = {
         "AdamW as a bare C++ loop: the limit on this machine",
         lambda format, grads: BareLoop(grads),
         formats=("float32",),
-        why_missing=_why_not_built,
+        why_missing=_why_not_compiled,
     ),
     "fused_step": Candidate(
-        "fused.adamw(...).step, in place",
-        _stepping_in_place(),
+        "fused.step(adamw), in place",
+        _stepping_in_place(_ours),
+        why_missing=_why_not_built,
+    ),
+    "fused_clipped": Candidate(
+        "fused_step behind optax.clip_by_global_norm",
+        _stepping_in_place(_clipped),
+        base="clipped",
         why_missing=_why_not_built,
     ),
     "fused_packed": Candidate(
-        "fused.adamw(..., packed=True).step: small leaves share their moments' buffers",
-        _stepping_in_place(packed=True),
+        "fused.step(packed(adamw)): small leaves share their moments' buffers",
+        _stepping_in_place(_packed),
         why_missing=_why_not_built,
+    ),
+    "clipped": Candidate(
+        "optax.adamw behind optax.clip_by_global_norm; the base of fused_clipped",
+        _stepping(_optax_clipped),
+        formats=("float32",),
     ),
     "adamw": Candidate("adam_jax.adamw", _stepping(_ours)),
     "packed": Candidate("packed(adam_jax.adamw)", _stepping(_packed)),
@@ -188,7 +215,7 @@ CANDIDATES = {
     ),
     "fused_step_grads": Candidate(
         "fused_step, with gradients made inside",
-        _stepping_in_place(grads_inside=True),
+        _stepping_in_place(_ours, grads_inside=True),
         formats=("float32", "bfloat16", "8bit"),
         base="optax_grads",
         why_missing=_why_not_built,

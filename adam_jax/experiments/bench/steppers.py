@@ -2,6 +2,11 @@
 
 import ctypes
 import functools
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -12,7 +17,6 @@ import numpy as np
 
 from adam_jax.experiments.bench.problems import Problem
 from adam_jax.experiments.machine import cores
-from adam_jax.fused import native
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 1e-4
 
@@ -104,9 +108,7 @@ class BareLoop:
         size = sum(grad.nbytes for grad in grads)
         self.state_bytes, self.peak_bytes = 2 * size, 4 * size
         self._past = 0
-        library = native.library()
-        if library is None:
-            raise RuntimeError("the native library was not built.")
+        library = _build_bare_loop()
         count = len(grads)
         self._step = functools.partial(
             library.AdamJaxBareLoop,
@@ -124,6 +126,26 @@ class BareLoop:
     def params(self) -> list[np.ndarray]:
         """Copy the parameters."""
         return [np.array(param) for param in self._params]
+
+
+def find_compiler() -> str | None:
+    """Return the C++ compiler that builds the bare loop, or None."""
+    return shutil.which(os.environ.get("CXX", "c++"))
+
+
+@functools.cache
+def _build_bare_loop() -> ctypes.CDLL:
+    """Compile the loop, which no step of the package needs, for this machine."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise RuntimeError("there is no C++ compiler to build the bare loop with.")
+    source = pathlib.Path(__file__).with_name("bare_loop.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        library = pathlib.Path(folder, "bare_loop.so")
+        flags = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread"]
+        flags += ["-fno-math-errno", "-fno-trapping-math"]
+        subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))  # stays loaded when the file is gone
 
 
 def _pointers(arrays: Sequence[jax.Array]) -> Any:

@@ -1,0 +1,225 @@
+"""Optimizers that keep one moment, or none: SGD, AdaGrad, RMSProp, Lion."""
+
+import optax
+
+from adam_jax.hyperparams import Hyperparam, check_decay, exact
+from adam_jax.moments.accumulators import ema, lion_average, total
+from adam_jax.moments.storage import Storage
+from adam_jax.stages.correction import bias_correct, center
+from adam_jax.stages.division import precondition
+from adam_jax.stages.gathering import scale_by_moments
+from adam_jax.stages.updates import (
+    Mask,
+    add_decayed_weights,
+    cast_to_params,
+    scale_by_lr,
+    scale_by_trace,
+)
+
+
+def sgd(
+    learning_rate: Hyperparam,
+    momentum: Hyperparam | None = None,
+    nesterov: bool = False,
+    accumulator_dtype: Storage = None,
+) -> optax.GradientTransformation:
+    """Descend the gradient, with heavy-ball momentum if asked for.
+
+        trace <- momentum * trace + g
+        params <- params - learning_rate * trace
+
+    Args:
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
+        of the step count (0 at the first step). The other numbers may be any of these.
+      momentum: decay rate of the trace, in [0, 1); None keeps no trace.
+      nesterov: step by `momentum * trace + g`.
+      accumulator_dtype: how the trace is stored: a dtype, a `Format` or the name of one
+        ("float32", "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
+
+    Raises:
+      ValueError: for a hyperparameter out of its range.
+
+    Example: the second step, of gradients 1 and 1.
+
+      >>> import jax.numpy as jnp
+      >>> tx = sgd(0.1, momentum=0.9)
+      >>> state = tx.init(jnp.float32(0))
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(jnp.float32(1), state)
+      >>> print(f"{updates:.2f}")
+      -0.19
+
+    Reference: Robbins & Monro 1951; Sutskever et al. 2013 for nesterov.
+    """
+    if momentum is None:
+        return optax.chain(scale_by_lr(learning_rate))
+    return optax.chain(
+        scale_by_trace(check_decay("momentum", momentum), nesterov, accumulator_dtype),
+        scale_by_lr(learning_rate),
+    )
+
+
+def adagrad(
+    learning_rate: Hyperparam,
+    initial_accumulator_value: Hyperparam = exact(0.1),
+    eps: Hyperparam = exact(1e-7),
+    *,
+    nu_dtype: Storage = None,
+) -> optax.GradientTransformation:
+    """Divide by the root of the sum of all squared gradients.
+
+        nu <- nu + g^2
+        params <- params - learning_rate * g / sqrt(nu + eps)
+
+    Args:
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
+        of the step count (0 at the first step). The other numbers may be any of these.
+      initial_accumulator_value: nu before the first gradient, >= 0.
+      eps: added inside the root, >= 0, in units of the gradient squared.
+      nu_dtype: how nu is stored: a dtype, a `Format` or the name of one ("float32",
+        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
+
+    Raises:
+      ValueError: for a hyperparameter out of its range.
+
+    Example: the first step, 2 / sqrt(0.1 + 4) learning rates.
+
+      >>> import jax.numpy as jnp
+      >>> tx = adagrad(0.1)
+      >>> updates, _ = tx.update(jnp.float32(2), tx.init(jnp.float32(0)))
+      >>> print(f"{updates:.5f}")
+      -0.09877
+
+    Reference: Duchi, Hazan & Singer 2011, Figure 1.
+
+    Differs from PyTorch, which starts nu at 0 and adds eps outside the root.
+    """
+    return optax.chain(
+        scale_by_moments(
+            b1=None, b2=total(initial_accumulator_value), nu_dtype=nu_dtype
+        ),
+        precondition(eps=0.0, eps_root=eps),
+        scale_by_lr(learning_rate),
+    )
+
+
+def rmsprop(
+    learning_rate: Hyperparam,
+    decay: Hyperparam = exact(0.9),
+    eps: Hyperparam = exact(1e-8),
+    initial_scale: Hyperparam = exact(0.0),
+    eps_in_sqrt: bool = True,
+    centered: bool = False,
+    momentum: Hyperparam | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+    *,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
+) -> optax.GradientTransformation:
+    """Divide by the root of a running average of the squared gradients.
+
+        nu <- decay * nu + (1 - decay) * g^2
+        params <- params - learning_rate * g / sqrt(nu + eps)
+
+    Args:
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
+        of the step count (0 at the first step). The other numbers may be any of these.
+      decay: decay rate of nu, in [0, 1).
+      eps: added to nu inside the root, or to the root, >= 0.
+      initial_scale: nu before the first gradient, >= 0.
+      eps_in_sqrt: whether eps is added inside the root, or to it.
+      centered: divide by the standard deviation: subtract mu^2 from nu.
+      momentum: decay rate of a trace of the scaled updates, in [0, 1); None: no trace.
+      nesterov: whether that trace looks ahead.
+      bias_correction: correct nu (and mu, if centered) as Adam does.
+      mu_dtype: how mu, if centered, and the trace are stored: a dtype, a `Format` or
+        the name of one ("float32", "bfloat16", "8bit"); None: the parameters' dtype,
+        float32 at least.
+      nu_dtype: how nu is stored, likewise.
+
+    Raises:
+      ValueError: for a hyperparameter out of its range.
+
+    Example: the first step, 1 / sqrt(1 - decay) learning rates.
+
+      >>> import jax.numpy as jnp
+      >>> tx = rmsprop(1e-3)
+      >>> updates, _ = tx.update(jnp.float32(7), tx.init(jnp.float32(0)))
+      >>> print(f"{updates:.6f}")
+      -0.003162
+
+    Reference: Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013.
+
+    Differs from PyTorch, whose defaults are decay 0.99 and `eps_in_sqrt=False`.
+    """
+    decay = check_decay("decay", decay)
+    outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
+    stages = [
+        scale_by_moments(
+            b1=ema(decay) if centered else None,
+            b2=ema(decay, initial=initial_scale),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        )
+    ]
+    if bias_correction:
+        stages += [bias_correct()]
+    if centered:
+        stages += [center()]
+    stages += [precondition(eps=outside, eps_root=inside), scale_by_lr(learning_rate)]
+    if momentum is not None:
+        heavy_ball = scale_by_trace(
+            check_decay("momentum", momentum), nesterov, mu_dtype
+        )
+        stages += [heavy_ball, cast_to_params()]
+    return optax.chain(*stages)
+
+
+def lion(
+    learning_rate: Hyperparam,
+    b1: Hyperparam = exact(0.9),
+    b2: Hyperparam = exact(0.99),
+    mu_dtype: Storage = None,
+    weight_decay: Hyperparam = exact(1e-3),
+    mask: Mask = None,
+) -> optax.GradientTransformation:
+    """Step by the sign of a momentum.
+
+        update = sign(b1 * mu + (1 - b1) * g);  mu <- b2 * mu + (1 - b2) * g
+        params <- params - learning_rate * (update + weight_decay * params)
+
+    Args:
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
+        of the step count (0 at the first step). The other numbers may be any of these.
+      b1: decay rate of the average whose sign is taken, in [0, 1).
+      b2: decay rate of the average that is kept, in [0, 1).
+      mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
+        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
+      weight_decay: >= 0; each step takes `learning_rate * weight_decay * params` off.
+      mask: which parameters decay: a pytree of booleans, a prefix of params, or a
+        function of params that returns one. (`optax.inject_hyperparams` takes a
+        function for a schedule, unless it is given `static_args="mask"`.)
+
+    Raises:
+      ValueError: for a hyperparameter out of its range; if update() lacks params.
+
+    Example: after a gradient of 1, one of -0.05 does not yet turn the sign.
+
+      >>> import jax.numpy as jnp
+      >>> tx, param = lion(1e-3, weight_decay=0.0), jnp.float32(0)
+      >>> state = tx.init(param)
+      >>> for grad in (1.0, -0.05):
+      ...     updates, state = tx.update(jnp.float32(grad), state, param)
+      >>> print(f"{updates:.4f}")  # 0.9 * 0.01 - 0.1 * 0.05 > 0
+      -0.0010
+
+    Reference: Chen et al. 2023, Algorithm 2.
+    """
+    return optax.chain(
+        scale_by_moments(b1=lion_average(b1, b2), b2=None, mu_dtype=mu_dtype),
+        precondition(),
+        optax.scale_by_sign(),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_lr(learning_rate),
+    )

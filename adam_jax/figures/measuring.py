@@ -1,0 +1,137 @@
+"""Figures of one step: of each leaf, and of the whole tree.
+
+On a sharded tree only sums travel.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from adam_jax import numerics
+from adam_jax.figures.definitions import Figure, Leaf, Step
+from adam_jax.figures.sums import sum_all
+from adam_jax.stages.gathering import MomentsState
+
+
+class Measured(NamedTuple):
+    """A figure of one step.
+
+    Attributes:
+      total: over the whole tree; a scalar, or shape (5,) for `QUANTILES`.
+      leaves: of each leaf, in the order of `jax.tree.leaves(params)`: shape (leaves,),
+        or (leaves, 5).
+    """
+
+    total: jax.Array
+    leaves: jax.Array
+
+
+def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
+    """Return figures of one step, by their names.
+
+    Sums are taken in float32, or in the dtype of wider leaves.
+
+    Args:
+      figures: what to measure, as in `FIGURES`.
+      step: what there is to measure.
+
+    Raises:
+      MissingError: a ValueError, if a figure needs what the step does not have.
+
+    Example: the norms of two leaves, and of both together.
+
+      >>> from adam_jax import FIGURES
+      >>> step = Step(grads={"w": jnp.array([3.0, 4.0]), "b": jnp.float32(12)})
+      >>> measured = measure({"norm": FIGURES["gradient_norm"]}, step)["norm"]
+      >>> print(measured.total, measured.leaves)
+      13.0 [12.  5.]
+    """
+    leaves, number = _leaves(step)
+    sums = [[figure.sums(leaf) for figure in figures.values()] for leaf in leaves]
+    rows = [sum_all([x for columns in row for x in columns]) for row in sums]
+    dtype = numerics.compute_dtype(*{row.dtype for row in rows})
+    table = jnp.stack([row.astype(dtype) for row in rows])
+    # What a figure is read with besides its sums: of each leaf, and of the whole tree.
+    scalars: dict[str, Any] = {"size": np.array([leaf.size for leaf in leaves], dtype)}
+    whole: dict[str, Any] = {"size": scalars["size"].sum()}
+    for name in ("mu_weight", "nu_weight"):
+        if name in vars(leaves[0]):
+            weights = [jnp.asarray(getattr(leaf, name), dtype) for leaf in leaves]
+            scalars[name] = jnp.stack(weights)
+            moment = name.removesuffix("_weight")
+            kept = next(m for m in step.moments if getattr(m, moment) is not None)
+            whole[name] = _weight(kept, moment).astype(dtype)
+    measured, end = {}, 0
+    for (name, figure), columns in zip(figures.items(), sums[0], strict=True):
+        start, end = end, end + len(columns)
+        part = table[:, start:end]
+
+        def read(sums, scalars, figure=figure):
+            return figure.read(sums, Leaf(**scalars))
+
+        by_leaf = jax.vmap(read)(part, scalars)[:number]
+        measured[name] = Measured(read(part.sum(axis=0), whole), by_leaf)
+    return measured
+
+
+def _leaves(step: Step) -> tuple[list[Leaf], int]:
+    """Return the leaves of a step, in the order of its trees, and their number.
+
+    Of a tree without leaves, one of no elements: it tells which figures can be had.
+    """
+    trees = {"grad": step.grads, "update": step.updates, "param": step.params}
+    trees = {name: _by_path(tree) for name, tree in trees.items() if tree is not None}
+    moments = {}
+    for name in ("mu", "nu"):
+        kept = [m for m in step.moments if getattr(m, name) is not None]
+        if kept:
+            moments[name] = {
+                path: {name: x, f"{name}_weight": _weight(m, name)}
+                for m in kept
+                for path, x in _by_path(getattr(m, name)).items()
+            }
+    paths = list(next(iter((trees | moments).values()), ()))
+    return [_leaf(step, path, trees, moments) for path in paths or [None]], len(paths)
+
+
+def _weight(state: MomentsState, moment: str) -> jax.Array:
+    """Return the weight that mu or nu has seen."""
+    return state.weights[("mu", "nu").index(moment), 0]
+
+
+def _by_path(tree: Any) -> dict[Any, Any]:
+    return dict(jax.tree_util.tree_leaves_with_path(tree))
+
+
+def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
+    none = np.zeros([0], np.float32)
+    raw = {
+        name: jnp.asarray(tree[path] if tree else none) for name, tree in trees.items()
+    }
+    parts = {name: _as_stored(x) for name, x in raw.items()}
+    if "update" in raw and "param" in raw:
+        landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
+        parts["landed"] = _as_stored(landed)
+    for name, found in moments.items():  # a masked leaf is without: as if it were 0
+        zeros = jnp.zeros(jnp.shape(next(iter(parts.values()), none)))
+        moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
+        parts |= {key: numerics.widen(x) for key, x in moment.items()}
+    if step.learning_rate is not None:
+        parts["learning_rate"] = jnp.asarray(step.learning_rate)
+    size = next((x.size for x in parts.values()), 0)
+    return Leaf(size=size, bound=step.bound, **parts)
+
+
+def _as_stored(x: jax.Array) -> jax.Array:
+    """Widen an array, with the rounding of its dtype, which XLA else leaves out."""
+    wide = numerics.widen(x)
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
+        info = jnp.finfo(x.dtype)
+        rounded = lax.reduce_precision(wide, info.nexp, info.nmant)
+        # It makes 0 of what is below the normal range.
+        return jnp.where(jnp.abs(wide) < float(info.tiny), wide, rounded)
+    return wide

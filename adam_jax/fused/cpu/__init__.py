@@ -1,0 +1,1 @@
+"""The step for CPUs, in C++."""

@@ -1,0 +1,355 @@
+// The step as an XLA call: the operands' layout, their checks, XLA's threads.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "export.h"
+#include "step.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace adam_jax {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Below this many elements, to wake another thread takes longer than the work.
+constexpr int64_t kInline = 1 << 16;
+
+// Threads hold buffers of this many elements at most, a few times over.
+constexpr int64_t kLargestBlock = 1 << 24;
+
+constexpr size_t kScalars = sizeof(Scalars) / sizeof(float);
+
+// What the threads of one call share. One may come to it when the call is over.
+struct Shared {
+  explicit Shared(Step step) : step(std::move(step)) {}
+
+  void work() {
+    if (next >= step.tasks()) return;
+    const int64_t done_here = step.run([this] { return next.fetch_add(1); });
+    const std::lock_guard<std::mutex> lock(mutex);
+    done += done_here;
+    if (done == step.tasks()) finished.notify_one();
+  }
+
+  const Step step;
+  std::atomic<int64_t> next{0};
+  std::mutex mutex;
+  std::condition_variable finished;
+  int64_t done = 0;
+};
+
+void run(Step step, ffi::ThreadPool& pool) {
+  const auto shared = std::make_shared<Shared>(std::move(step));
+  if (shared->step.elements() > kInline) {
+    const int64_t threads = std::min(pool.num_threads(), shared->step.tasks());
+    for (int64_t i = 1; i < threads; ++i) pool.Schedule([shared] { shared->work(); });
+  }
+  shared->work();
+  // What is left has been taken by threads that run: this never waits for the pool.
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->finished.wait(lock, [&] { return shared->done == shared->step.tasks(); });
+}
+
+template <typename... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+std::string describe(const ffi::AnyBuffer& buffer) {
+  std::string sizes;
+  for (const int64_t size : buffer.dimensions()) {
+    sizes += (sizes.empty() ? "" : ",") + std::to_string(size);
+  }
+  return text(buffer.element_type(), "[", sizes, "]");
+}
+
+bool same_shape(const ffi::AnyBuffer& x, const ffi::AnyBuffer& y) {
+  return x.dimensions() == y.dimensions();
+}
+
+struct Attributes {
+  ffi::Span<const int32_t> group_sizes, places, leaf_numbers, decays;
+  ffi::Span<const int32_t> mu_coded, nu_coded;
+  uint32_t mu_seed, nu_seed, param_seed;
+};
+
+size_t width(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? 4 : dtype == Dtype::kBfloat16 ? 2 : 1;
+}
+
+// The part of a moment that belongs to a leaf of a group.
+Moment part(Moment moment, int64_t offset) {
+  const size_t bytes = static_cast<size_t>(offset) * width(moment.dtype);
+  moment.in = static_cast<const char*>(moment.in) + bytes;
+  moment.out = static_cast<char*>(moment.out) + bytes;
+  moment.key += static_cast<uint32_t>(offset);
+  return moment;
+}
+
+// Reads groups, operand by operand, and remembers the first thing that is wrong.
+class Reader {
+ public:
+  Reader(ffi::RemainingArgs operands, ffi::RemainingRets results,
+         const Attributes& attributes, uint32_t count, uint32_t param_count)
+      : operands_(operands), results_(results), attributes_(attributes),
+        count_(count), param_count_(param_count) {}
+
+  const std::string& error() const { return error_; }
+
+  // Appends the leaves of the next group.
+  void read(size_t group, std::vector<Leaf>& leaves) {
+    const size_t first = leaves.size();
+    const auto size = static_cast<size_t>(attributes_.group_sizes[group]);
+    int64_t elements = 0;
+    std::optional<ffi::AnyBuffer> like;  // of the first leaf
+    for (size_t i = first; i < first + size; ++i) {
+      number_ = attributes_.leaf_numbers[i];
+      const ffi::AnyBuffer param = operand(), grad = operand();
+      Leaf leaf;
+      leaf.decays = attributes_.decays[group] != 0;
+      leaf.grad = grad.untyped_data();
+      leaf.grad_dtype = float_dtype("grad", grad);
+      leaf.param = param.untyped_data();
+      leaf.param_dtype = float_dtype("param", param);
+      leaf.param_key =
+          key({attributes_.param_seed, param_count_, static_cast<uint32_t>(number_)});
+      expect_shape("param", param, grad);
+      leaf.out = result_like("the result", param);
+      leaf.columns = static_cast<int64_t>(grad.element_count());
+      leaf.rows = leaf.columns == 0 ? 0 : 1;
+      elements += leaf.columns;
+      if (!like) like = grad;
+      leaves.push_back(leaf);
+    }
+    number_ = attributes_.leaf_numbers[first];
+    alone_ = size == 1;
+    elements_ = elements;
+    const ffi::AnyBuffer mu_values = operand(), nu_values = operand();
+    const bool mu_coded = attributes_.mu_coded[group] != 0;
+    const bool nu_coded = attributes_.nu_coded[group] != 0;
+    Moment mu = moment("mu", mu_values, *like, mu_coded, ffi::S8, Dtype::kInt8);
+    Moment nu = moment("nu", nu_values, *like, nu_coded, ffi::U8, Dtype::kUint8);
+    const auto number = static_cast<uint32_t>(attributes_.places[group]);
+    mu.key = key({attributes_.mu_seed, count_, 1, number});
+    nu.key = key({attributes_.nu_seed, count_, 0, number});
+    if (mu_coded) read_exponents("mu_exponents", mu_values, mu);
+    if (nu_coded) read_exponents("nu_exponents", nu_values, nu);
+    if (!error_.empty()) return;
+    if (mu.blocks > 0 || nu.blocks > 0) {  // blocks run along the rows of one leaf
+      Leaf& leaf = leaves[first];
+      leaf.columns = like->dimensions().back();
+      leaf.rows = elements == 0 ? 0 : elements / leaf.columns;
+    }
+    int64_t offset = 0;
+    for (size_t i = first; i < first + size; ++i) {
+      leaves[i].mu = part(mu, offset);
+      leaves[i].nu = part(nu, offset);
+      offset += leaves[i].rows * leaves[i].columns;
+    }
+  }
+
+ private:
+  static uint32_t key(std::initializer_list<uint32_t> words) {
+    return random_key(words.begin(), words.size());
+  }
+
+  // Their number has been checked.
+  ffi::AnyBuffer operand() { return *operands_.get<ffi::AnyBuffer>(operand_++); }
+
+  void* result_like(const char* what, const ffi::AnyBuffer& like) {
+    const ffi::AnyBuffer result = **results_.get<ffi::AnyBuffer>(result_++);
+    if (result.element_type() != like.element_type() || !same_shape(result, like)) {
+      fail(what, result, describe(like));
+    }
+    return result.untyped_data();
+  }
+
+  void fail(const char* what, const ffi::AnyBuffer& found, const std::string& expected) {
+    if (!error_.empty()) return;
+    error_ = text("leaf ", number_, ": ", what, " is ", describe(found), ", expected ",
+                  expected, ".");
+  }
+
+  void expect_shape(const char* what, const ffi::AnyBuffer& found,
+                    const ffi::AnyBuffer& grad) {
+    if (same_shape(found, grad)) return;
+    fail(what, found, "the shape of grad, " + describe(grad));
+  }
+
+  Dtype float_dtype(const char* what, const ffi::AnyBuffer& found) {
+    if (found.element_type() == ffi::BF16) return Dtype::kBfloat16;
+    if (found.element_type() != ffi::F32) fail(what, found, "float32 or bfloat16");
+    return Dtype::kFloat32;
+  }
+
+  Moment moment(const char* what, const ffi::AnyBuffer& found,
+                const ffi::AnyBuffer& grad, bool coded, ffi::DataType codes,
+                Dtype dtype) {
+    if (alone_) {
+      expect_shape(what, found, grad);
+    } else if (found.dimensions().size() != 1 ||
+               static_cast<int64_t>(found.element_count()) != elements_) {
+      fail(what, found, text("[", elements_, "], the elements of its group"));
+    }
+    Moment moment;
+    moment.in = found.untyped_data();
+    moment.out = result_like(what, found);
+    if (coded) {
+      moment.dtype = dtype;
+      if (found.element_type() != codes) fail(what, found, text(codes, ", its codes"));
+      if (!alone_) fail(what, found, "no codes: several leaves share it");
+    } else if (found.element_type() == ffi::BF16) {
+      moment.dtype = Dtype::kBfloat16;
+    } else if (found.element_type() != ffi::F32) {
+      fail(what, found, "float32 or bfloat16");
+    }
+    return moment;
+  }
+
+  void read_exponents(const char* what, const ffi::AnyBuffer& values, Moment& moment) {
+    const ffi::AnyBuffer exponents = operand();
+    moment.scales_in = static_cast<const uint8_t*>(exponents.untyped_data());
+    moment.scales_out = static_cast<uint8_t*>(result_like(what, exponents));
+    if (exponents.element_type() != ffi::U8) fail(what, exponents, "uint8");
+    if (!error_.empty()) return;
+    const auto shape = values.dimensions(), of_exponents = exponents.dimensions();
+    const size_t rank = shape.size();
+    if (rank == 0 || of_exponents.size() != rank || of_exponents.back() < 1 ||
+        !std::equal(shape.begin(), shape.end() - 1, of_exponents.begin())) {
+      return fail(what, exponents,
+                  text("the shape of ", describe(values),
+                       ", but the number of blocks as its last size"));
+    }
+    if (shape.back() / of_exponents.back() >= kLargestBlock) {
+      return fail(what, exponents, text("blocks of less than ", kLargestBlock, " in ",
+                                        describe(values)));
+    }
+    moment.blocks = of_exponents.back();
+  }
+
+  const ffi::RemainingArgs operands_;
+  const ffi::RemainingRets results_;
+  const Attributes& attributes_;
+  const uint32_t count_, param_count_;
+  size_t operand_ = 0, result_ = 0;
+  int64_t number_ = 0, elements_ = 0;
+  bool alone_ = true;
+  std::string error_;
+};
+
+ffi::Error invalid(const std::string& message) {
+  return ffi::Error::InvalidArgument("adam_jax: " + message);
+}
+
+ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
+                     ffi::RemainingArgs operands, ffi::RemainingRets results,
+                     ffi::Span<const int32_t> group_sizes,
+                     ffi::Span<const int32_t> places,
+                     ffi::Span<const int32_t> leaf_numbers,
+                     ffi::Span<const int32_t> decays,
+                     ffi::Span<const int32_t> mu_coded,
+                     ffi::Span<const int32_t> nu_coded,
+                     int64_t mu_seed, int64_t nu_seed, int64_t param_seed,
+                     bool nesterov, std::string_view rounding) {
+  const Attributes attributes{group_sizes,
+                              places,
+                              leaf_numbers,
+                              decays,
+                              mu_coded,
+                              nu_coded,
+                              static_cast<uint32_t>(mu_seed),
+                              static_cast<uint32_t>(nu_seed),
+                              static_cast<uint32_t>(param_seed)};
+  if (rounding != "nearest" && rounding != "stochastic") {
+    return invalid(text("rounding is '", rounding,
+                        "', expected 'nearest' or 'stochastic'."));
+  }
+  if (scalars.element_type() != ffi::F32 || scalars.dimensions().size() != 1 ||
+      scalars.element_count() != kScalars) {
+    return invalid(text("the scalars are ", describe(scalars), ", expected ", ffi::F32,
+                        "[", kScalars, "]."));
+  }
+  if (counts.element_type() != ffi::S32 || counts.dimensions().size() != 1 ||
+      counts.element_count() != 2) {
+    return invalid(text("the counts are ", describe(counts), ", expected ", ffi::S32,
+                        "[2]."));
+  }
+  const size_t leaves = leaf_numbers.size(), groups = group_sizes.size();
+  for (const auto& of_groups : {decays, places, mu_coded, nu_coded}) {
+    if (of_groups.size() != groups) {
+      return invalid(text("decays, places, mu_coded and nu_coded have ",
+                          decays.size(), ", ", places.size(), ", ",
+                          mu_coded.size(), " and ", nu_coded.size(),
+                          " entries, expected ", groups, ", the number of groups."));
+    }
+  }
+  int64_t in_groups = 0;
+  for (const int32_t size : group_sizes) in_groups += size < 1 ? leaves + 1 : size;
+  if (in_groups != static_cast<int64_t>(leaves)) {
+    return invalid(text("group_sizes are not those of ", leaves, " leaves."));
+  }
+  size_t stored = 2 * groups;
+  for (size_t i = 0; i < groups; ++i) stored += (mu_coded[i] != 0) + (nu_coded[i] != 0);
+  if (operands.size() != 2 * leaves + stored || results.size() != leaves + stored) {
+    return invalid(text(operands.size(), " operands and ", results.size(),
+                        " results, expected ", 2 * leaves + stored, " and ",
+                        leaves + stored, " for ", leaves, " leaves in ", groups,
+                        " groups."));
+  }
+  Scalars values;
+  std::memcpy(&values, scalars.untyped_data(), sizeof values);
+  const int32_t* const past = counts.typed_data<int32_t>();
+  Reader reader(operands, results, attributes, static_cast<uint32_t>(past[0]),
+                static_cast<uint32_t>(past[1]));
+  std::vector<Leaf> work;
+  work.reserve(leaves);
+  for (size_t i = 0; i < groups; ++i) {
+    reader.read(i, work);
+    if (!reader.error().empty()) return invalid(reader.error());
+  }
+  const auto how = rounding == "nearest" ? Rounding::kNearest : Rounding::kStochastic;
+  run(Step(std::move(work), values, how, nesterov), pool);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace adam_jax
+
+extern "C" {
+ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxStep(XLA_FFI_CallFrame* call_frame);
+
+// XLA takes handlers that were built for its own version or an older one.
+ADAM_JAX_EXPORT int AdamJaxFfiMinorVersion() { return XLA_FFI_API_MINOR; }
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamJaxStep, adam_jax::adam_step,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<xla::ffi::Span<const int32_t>>("group_sizes")
+                                  .Attr<xla::ffi::Span<const int32_t>>("places")
+                                  .Attr<xla::ffi::Span<const int32_t>>("leaf_numbers")
+                                  .Attr<xla::ffi::Span<const int32_t>>("decays")
+                                  .Attr<xla::ffi::Span<const int32_t>>("mu_coded")
+                                  .Attr<xla::ffi::Span<const int32_t>>("nu_coded")
+                                  .Attr<int64_t>("mu_seed")
+                                  .Attr<int64_t>("nu_seed")
+                                  .Attr<int64_t>("param_seed")
+                                  .Attr<bool>("nesterov")
+                                  .Attr<std::string_view>("rounding"));

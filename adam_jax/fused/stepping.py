@@ -1,0 +1,169 @@
+"""The step: which programs take the native kernel, and what the others do.
+
+The optimizer's own `update`, followed by `optax.apply_updates`, is the reference, and
+the way out: on other platforms, under vmap, differentiated, on a mesh, and for whatever
+the kernel does not know.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import optax
+from jax.custom_batching import custom_vmap
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.sharding import AxisType
+
+from adam_jax.fused.cpu import native
+from adam_jax.fused.plan import Call, make_plan
+from adam_jax.stages import recipes
+
+Step = Callable[..., tuple[Any, Any]]
+
+
+def step(tx: optax.GradientTransformation) -> Step:
+    """Return the step of an optimizer, in one pass over memory where that can be.
+
+    It is `tx.update` followed by `optax.apply_updates`, with the same state. On CPU,
+    Adam and AdamW (also `nadam`, `nadamw`, `simplified_adam`, and their stages in a
+    chain of your own) are stepped by native code: parameters of float32 and bfloat16,
+    moments stored in float32, bfloat16 or 8 bits. Leaf by leaf, whatever else there is
+    goes through XLA.
+
+    It does not matter what stands before the optimizer (clipping, zero_nans, L2) or
+    around it, as long as it passes updates and new moments on as they are:
+    `optax.chain`, `masked`, `multi_transform`, `inject_hyperparams`, `named_chain`, and
+    `packed`, `record`, `round_to_params`. Guards, `compensate_params`, `MultiSteps` and
+    `apply_if_finite` choose between old and new, and go through XLA.
+
+    Args:
+      tx: any transformation of gradients.
+
+    Returns:
+      (params, grads, state, **extra_args) -> (params, state). It works in place where
+      params and state are donated to the jitted function that calls it.
+
+    Example: clipping, then AdamW with moments in bfloat16.
+
+      >>> import adam_jax, jax.numpy as jnp
+      >>> adamw = adam_jax.adamw(1e-3, mu_dtype="bfloat16", nu_dtype="bfloat16")
+      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+      >>> params, grads = jnp.ones((64, 64)), jnp.full((64, 64), 3.0)
+      >>> update = jax.jit(step(tx), donate_argnums=(0, 2))
+      >>> params, state = update(params, grads, tx.init(params))
+      >>> print(f"{params.mean():.4f}")
+      0.9990
+
+    Reference: Loshchilov & Hutter 2017, Algorithm 2.
+    """
+    if not native.available() and jax.default_backend() == "cpu":
+        _warn_once()
+
+    def run(params: Any, grads: Any, state: Any, **extra_args: Any) -> tuple[Any, Any]:
+        arrays, others = {}, {}
+        for name, value in extra_args.items():
+            leaves = jax.tree.leaves(value)
+            (others if any(map(callable, leaves)) else arrays)[name] = value
+        fixed = tuple(others.items())
+        return _run(tx.update, fixed, params, grads, state, arrays)
+
+    return run
+
+
+def backend() -> Literal["native", "xla"]:
+    """Return what computes fused steps here: native code, or XLA.
+
+    It is XLA on other platforms than CPU, and where the package was installed without
+    a C++ compiler.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    return "native" if on_cpu and native.available() else "xla"
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        "adam_jax was installed without its native library, so fused steps run "
+        "through XLA, with the same results. With a C++ compiler, pip install "
+        "--force-reinstall adam_jax builds it.",
+        stacklevel=3,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(
+    update: Any, fixed: Any, params: Any, grads: Any, state: Any, extra_args: Any
+) -> tuple[Any, Any]:
+    """Take one step."""
+    extra_args = extra_args | dict(fixed)
+    given, structure = jax.tree.flatten((params, grads, state))
+
+    def trace(*given):
+        """Return what the step makes, and what the kernel would need for it."""
+        nonlocal calls
+        params, grads, state = structure.unflatten(given)
+        with recipes.recording() as notes:
+            updates, after = update(grads, state, params, **extra_args)
+        made = optax.apply_updates(params, updates), after
+        calls, operands = [], []
+        if native.available() and not any(map(_on_mesh, given)):
+            calls, operands = make_plan(notes, params, updates, after)
+        return made, operands
+
+    calls: list[Call] = []
+    jaxpr, shapes = jax.make_jaxpr(trace, return_shape=True)(*given)
+    made, operands = (jax.tree.structure(part) for part in shapes)
+    consts, bare = jaxpr.consts, jaxpr.jaxpr
+    bare = bare.replace(constvars=[], invars=[*bare.constvars, *bare.invars])
+
+    def compute(values):
+        results = jaxpr_as_fun(ClosedJaxpr(bare, []))(*values)
+        return results[: made.num_leaves], results[made.num_leaves :]
+
+    def composed(*values):
+        return compute(values)[0]
+
+    def fused(*values):
+        results, flat = compute(values)
+        number = len(jax.tree.leaves(params))
+        for call, own in zip(calls, operands.unflatten(flat), strict=True):
+            new_params, new_state = call.run(own)
+            for i, value in new_params.items():
+                results[i] = value
+            for i, value in new_state.items():
+                results[number + i] = value
+        return results
+
+    values = [*consts, *given]  # nothing may be closed over by what follows
+    results = (_choose(fused, composed) if calls else composed)(*values)
+    return made.unflatten(results)
+
+
+def _choose(fused: Callable[..., Any], composed: Callable[..., Any]) -> Any:
+    """Return what takes the kernel on CPU, and the other way everywhere else."""
+
+    @custom_vmap
+    def switch(*values):
+        return jax.lax.platform_dependent(*values, cpu=fused, default=composed)
+
+    @switch.def_vmap
+    def vectorise(axis_size, batched, *values):
+        axes = [0 if b else None for b in batched]
+        mapped = jax.vmap(composed, in_axes=axes, axis_size=axis_size)(*values)
+        return mapped, [True] * len(mapped)
+
+    choose = jax.custom_jvp(switch)
+
+    @choose.defjvp
+    def differentiate(primals, tangents):
+        return jax.jvp(composed, primals, tangents)
+
+    return choose
+
+
+def _on_mesh(operand: Any) -> bool:
+    """Return whether a leaf may be sharded by XLA, which does not know how."""
+    mesh = jax.typeof(operand).sharding.mesh
+    return not mesh.empty and any(t != AxisType.Manual for t in mesh.axis_types)

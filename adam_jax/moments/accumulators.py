@@ -1,0 +1,252 @@
+"""What a moment is: how one gradient after another is gathered into it.
+
+An `Accumulator` is a few small functions and numbers. `scale_by_moments` takes one
+for the first moment (it gathers the gradient g) and one for the second (it gathers
+|g|^2); a float in their place means `ema` of it.
+
+To write your own, return an `Accumulator`; `examples/your_own_variant.py` does.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax import numerics
+from adam_jax.hyperparams import (
+    Hyperparam,
+    check_decay,
+    check_non_negative,
+    check_number,
+)
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Accumulator:
+    """How a moment is gathered. Every function is elementwise, on single arrays.
+
+    Attributes:
+      hyperparams: hyperparameters by name: numbers, 0-d arrays or schedules. At each
+        step they are evaluated and handed to the functions below as attributes of `h`.
+        One named "decay" is a decay rate.
+      add: (moment, value, h) -> the moment with one more value gathered.
+      initial: the moment before the first gradient, >= 0.
+      averages: whether the moment is an average at rate `h.decay`, so that
+        `bias_correct` divides it by the weight it has seen, 1 - decay^t.
+      power: 2 where a second moment is of the size of g^2; 1 where it is of the size
+        of |g|, as a mean of |g| is. It then flows on squared, and so does its weight:
+        the stages that follow need not know.
+      measure: (grad, mu, h) -> the value to gather; None: g in the first moment,
+        |g|^2 in the second. `mu` is the first moment of this step.
+      read: (new, old, grad, weight, h) -> what flows on in place of the new moment;
+        None: the new moment itself. `weight` is the weight that `new` has seen, by
+        which `bias_correct` divides what is read.
+      kernel: the name by which kernels know this accumulator; None: none does.
+
+    Raises:
+      ValueError: for a hyperparameter that is not finite, a decay outside [0, 1), an
+        average without a decay, and another power.
+      TypeError: for a hyperparameter that is no real number.
+
+    Example: a mean of |g|, where Adam has one of g^2.
+
+      >>> size = Accumulator(
+      ...     {"decay": 0.9},
+      ...     add=lambda moment, value, h: h.decay * moment + (1 - h.decay) * value,
+      ...     averages=True,
+      ...     power=1,
+      ...     measure=lambda grad, mu, h: jnp.abs(grad),
+      ... )
+      >>> h = SimpleNamespace(decay=0.9)
+      >>> print(f"{size.add(jnp.float32(1), jnp.float32(3), h):.2f}")
+      1.20
+    """
+
+    hyperparams: Mapping[str, Hyperparam]
+    add: Callable[[Array, Array, SimpleNamespace], Array]
+    initial: Hyperparam = 0.0
+    averages: bool = False
+    power: int = 2
+    measure: Callable[[Array, Array, SimpleNamespace], Array] | None = None
+    read: Callable[[Array, Array, Array, Array, SimpleNamespace], Array] | None = None
+    kernel: str | None = None
+
+    def __post_init__(self):
+        """Check what can be told before there are gradients."""
+        if self.averages and "decay" not in self.hyperparams:
+            raise ValueError(
+                "an Accumulator that averages needs a hyperparameter 'decay', got "
+                f"{list(self.hyperparams)}: bias correction follows from it."
+            )
+        if self.power not in (1, 2):
+            raise ValueError(f"the power of a moment is 1 or 2, got {self.power}.")
+        checked = {
+            name: (check_decay if name == "decay" else check_number)(name, value)
+            for name, value in self.hyperparams.items()
+        }
+        object.__setattr__(self, "hyperparams", checked)
+        if callable(self.initial):
+            raise TypeError("initial must be a number: there is no step to schedule.")
+        initial = check_non_negative("initial", self.initial)
+        object.__setattr__(self, "initial", initial)
+
+
+def as_accumulator(name: str, value: Any) -> Accumulator | None:
+    """Return the accumulator that `value` is or, being a decay rate, stands for.
+
+    Args:
+      name: the argument's name, for the message.
+      value: an `Accumulator`, a decay rate, or None for no moment.
+
+    Raises:
+      ValueError: if it is out of range; the message starts with `name`.
+      TypeError: if it is none of them.
+    """
+    if value is None or isinstance(value, Accumulator):
+        return value
+    return ema(check_decay(name, value))
+
+
+def _average(moment: Array, value: Array, h: SimpleNamespace) -> Array:
+    return h.decay * moment + (1 - h.decay) * value
+
+
+def ema(
+    decay: Hyperparam, *, initial: Hyperparam = 0.0, nesterov: bool = False
+) -> Accumulator:
+    """Average exponentially: `m <- decay * m + (1 - decay) * value`.
+
+    Args:
+      decay: in [0, 1).
+      initial: the average before the first gradient, >= 0.
+      nesterov: read the average one step ahead: after bias correction,
+        `decay * m / w_next + (1 - decay) * g / w` with w = 1 - decay^t and
+        w_next = 1 - decay^(t+1).
+
+    Reference: Kingma & Ba 2014, Algorithm 1; nesterov: Dozat 2016, Algorithm 2.
+    """
+
+    def look_ahead(new, old, grad, weight, h):
+        del old
+        next_weight = h.decay * weight + (1 - h.decay)
+        return h.decay * new * (weight / next_weight) + (1 - h.decay) * grad
+
+    return Accumulator(
+        {"decay": decay},
+        _average,
+        initial=initial,
+        averages=True,
+        read=look_ahead if nesterov else None,
+        kernel="nesterov" if nesterov else "ema",
+    )
+
+
+def trace(decay: Hyperparam, *, nesterov: bool = False) -> Accumulator:
+    """Sum with decay (the heavy ball): `m <- decay * m + value`.
+
+    Args:
+      decay: in [0, 1).
+      nesterov: read `decay * m + g` in place of m.
+
+    Reference: Polyak 1964, equation 9; nesterov: Sutskever et al. 2013, section 2.
+    """
+    return Accumulator(
+        {"decay": decay},
+        lambda moment, value, h: h.decay * moment + value,
+        read=(lambda new, old, grad, weight, h: h.decay * new + grad)
+        if nesterov
+        else None,
+    )
+
+
+def total(initial: Hyperparam = 0.0) -> Accumulator:
+    """Sum: `m <- m + value`.
+
+    Args:
+      initial: the sum before the first gradient, >= 0, in units of what is summed.
+
+    Reference: Duchi, Hazan & Singer 2011 (AdaGrad), Figure 1.
+    """
+    return Accumulator({}, lambda moment, value, h: moment + value, initial=initial)
+
+
+def infinity_norm(decay: Hyperparam, eps: Hyperparam = 0.0) -> Accumulator:
+    """Keep a decaying maximum: `m <- max(decay * m, |g| + eps)`, as second moment.
+
+    Args:
+      decay: in [0, 1).
+      eps: added to each |g|, >= 0, in units of the gradient.
+
+    Reference: Kingma & Ba 2014, Algorithm 2 (AdaMax), where eps is 0.
+    """
+    return Accumulator(
+        {"decay": decay, "eps": check_non_negative("eps", eps)},
+        lambda moment, value, h: jnp.maximum(h.decay * moment, value),
+        power=1,
+        measure=lambda grad, mu, h: jnp.abs(grad) + h.eps,
+    )
+
+
+def residual_variance(decay: Hyperparam, eps_root: Hyperparam = 1e-16) -> Accumulator:
+    """Average the square of what mu did not foresee, as second moment.
+
+    `m <- decay * m + (1 - decay) * |g - mu|^2 + eps_root`
+
+    Args:
+      decay: in [0, 1).
+      eps_root: added at each step, >= 0, in units of the gradient squared.
+
+    Reference: Zhuang et al. 2020 (AdaBelief), Algorithm 2.
+    """
+    return Accumulator(
+        {"decay": decay, "eps_root": check_non_negative("eps_root", eps_root)},
+        lambda moment, value, h: _average(moment, value, h) + h.eps_root,
+        averages=True,
+        measure=lambda grad, mu, h: numerics.abs_sq(grad - mu),
+    )
+
+
+def yogi_average(decay: Hyperparam, initial: Hyperparam = 1e-6) -> Accumulator:
+    """Step towards g^2 by an amount that the moment's own size does not enter.
+
+    `m <- m - (1 - decay) * sign(m - g^2) * g^2`, as second moment.
+
+    Args:
+      decay: in [0, 1).
+      initial: the moment before the first gradient, >= 0, in units of g^2.
+
+    Reference: Zaheer et al. 2018 (Yogi), Algorithm 2.
+    """
+    return Accumulator(
+        {"decay": decay},
+        lambda moment, value, h: (
+            moment - (1 - h.decay) * jnp.sign(moment - value) * value
+        ),
+        initial=initial,
+        averages=True,
+    )
+
+
+def lion_average(b1: Hyperparam, b2: Hyperparam) -> Accumulator:
+    """Average at rate `b2`, but read at rate `b1`, before this step's average.
+
+    Reads `b1 * m + (1 - b1) * g`, then `m <- b2 * m + (1 - b2) * g`.
+
+    Args:
+      b1: the decay rate of what is read, in [0, 1).
+      b2: the decay rate of what is kept, in [0, 1).
+
+    Reference: Chen et al. 2023 (Lion), Algorithm 2.
+    """
+    return Accumulator(
+        {"read_decay": check_decay("b1", b1), "decay": check_decay("b2", b2)},
+        _average,
+        read=lambda new, old, grad, weight, h: (
+            h.read_decay * old + (1 - h.read_decay) * grad
+        ),
+    )

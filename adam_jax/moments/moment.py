@@ -1,0 +1,281 @@
+"""One moment over a pytree: an accumulator in a format, which any stage may hold."""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jax.tree_util import keystr, tree_flatten_with_path
+from jax.typing import ArrayLike
+
+from adam_jax import numerics
+from adam_jax.checks import check_like
+from adam_jax.hyperparams import all_at, at
+from adam_jax.moments.accumulators import Accumulator
+from adam_jax.moments.formats import Format, Stored
+
+
+class Gathered(NamedTuple):
+    """A moment after one step.
+
+    Attributes:
+      stored: the moment as the state keeps it, trees like the parameters.
+      moment: the moment in the dtype in which it was computed; decoded from what is
+        stored, where the format says so.
+      flows: what flows on: the moment, or what its accumulator reads in its place.
+      seen: scalar, the weight that goes with what flows on.
+      weight: shape (2,), the weight seen and its compensation, as in `MomentsState`.
+    """
+
+    stored: Stored
+    moment: Any
+    flows: Any
+    seen: jax.Array
+    weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moment:
+    """What is gathered of a stream of values, and how it is stored.
+
+    A stage that keeps a moment calls, at each step, `read` and then `step`:
+
+        before = moment.read(stored, grads)
+        after = moment.step(stored, before, grads, past, weight)
+
+    Attributes:
+      accumulator: says how one value after another is gathered.
+      format: says how the moment is stored.
+      order: 1 gathers a value g, of either sign; 2 gathers |g|^2, real and never
+        negative. (An accumulator that measures its value otherwise keeps the sign.)
+      name: what messages call it, such as "mu".
+      argument: the argument that sets its format, for messages, such as "mu_dtype".
+    """
+
+    accumulator: Accumulator
+    format: Format
+    order: Literal[1, 2]
+    name: str
+    argument: str
+
+    def init(self, params: Any) -> Stored:
+        """Return what stores the moment before the first value.
+
+        Args:
+          params: a pytree of arrays (or of `jax.ShapeDtypeStruct`); the moment is
+            sharded like it.
+        """
+        return store(self.format, jax.tree.map(self._start, params), self.order == 1)
+
+    def read(self, stored: Stored, like: Any) -> Any:
+        """Return the moment that `stored` holds, a pytree like the parameters.
+
+        Args:
+          stored: what stores it.
+          like: a pytree like the parameters, such as the gradients.
+
+        Raises:
+          AssertionError: if `like` has not the structure and the shapes of the moment.
+          ValueError: if the moment was stored in another format than this one's.
+        """
+        where = f"{self.name} of the optimizer's state"
+        structure = jax.tree.structure(like)
+        if structure != jax.tree.structure(stored.values):
+            check_like(like, stored.values, "grads", where)
+        paths = tree_flatten_with_path(like)[0]
+        leaves = []
+        for (path, leaf), one in zip(paths, as_leaves(stored, structure), strict=True):
+            if not self.format.wrote(one):
+                raise ValueError(
+                    f"{self.name}{keystr(path)} is stored in the state in another "
+                    f"format ({type(one.format).__name__}, {one.values.dtype}) than "
+                    f"by this optimizer ({self.format}): give it the {self.argument} "
+                    "that the state was made with, or convert the state with "
+                    "adam_jax.convert_state."
+                )
+            leaves.append(one.decode(leaf))
+        moment = structure.unflatten(leaves)
+        check_like(like, moment, "grads", where)
+        return moment
+
+    def step(
+        self,
+        stored: Stored,
+        before: Any,
+        values: Any,
+        past: ArrayLike,
+        weight: jax.Array | None = None,
+        mu: Any = None,
+    ) -> Gathered:
+        """Gather one value more.
+
+        Args:
+          stored: what stores the moment so far.
+          before: the moment so far, as `read` returned it.
+          values: the values, a pytree like the parameters, float32 at least.
+          past: int32 scalar, the number of steps before this one.
+          weight: shape (2,), the weight seen so far and its compensation; None where
+            nobody asks.
+          mu: the first moment of this step, for accumulators that measure by it; None:
+            the values.
+
+        Raises:
+          TypeError: if a complex value is to be gathered into a real moment.
+        """
+        accumulator = self.accumulator
+        power = numerics.abs_sq if self.order == 2 else lambda grad: grad
+        measure = accumulator.measure or (lambda grad, mu, h: power(grad))
+        read = accumulator.read
+
+        @functools.cache
+        def at_dtype(dtype):  # the hyperparameters of this step
+            return all_at(accumulator.hyperparams, past, dtype)
+
+        def add_leaf(old, grad, mu):
+            complex_moment = jnp.iscomplexobj(old)
+            real = numerics.real_dtype(grad.dtype)
+            h = at_dtype(grad.dtype if complex_moment else real)
+            value = measure(grad, mu, h)
+            if jnp.iscomplexobj(value) and not complex_moment:
+                raise TypeError(
+                    f"a {value.dtype} gradient cannot be gathered into a {old.dtype} "
+                    "moment: pass a complex mu_dtype (or None), or real gradients to "
+                    "real parameters."
+                )
+            return accumulator.add(old.astype(value.dtype), value, h)
+
+        mu = values if mu is None else mu
+        moment = jax.tree.map(add_leaf, before, values, mu)
+        stored = self._encode(moment, stored, past)
+        if self.format.flows_stored:
+            moment = decode(stored, moment)
+        weight = self._weigh(weight, past)
+        flows, seen = moment, weight[0]
+        if read is not None:
+
+            def read_leaf(new, old, grad):
+                h, old = at_dtype(new.dtype), old.astype(new.dtype)
+                return read(new, old, grad, seen.astype(new.dtype), h)
+
+            flows = jax.tree.map(read_leaf, moment, before, values)
+        if accumulator.power == 1:
+            flows, seen = jax.tree.map(jnp.square, (flows, seen))
+        return Gathered(stored, moment, flows, seen, weight)
+
+    def _start(self, param: Any) -> jax.Array:
+        """Return the moment of one leaf before the first value."""
+        dtype = numerics.compute_dtype(numerics.dtype_of(param))
+        dtype = dtype if self.order == 1 else numerics.real_dtype(dtype)
+        initial: Any = self.accumulator.initial
+        if isinstance(param, Tracer):
+            # A constant would be replicated: this one depends on the parameter, and
+            # so the partitioner shards it alike (XLA then folds the comparison).
+            value = jnp.asarray(initial, dtype)
+            return jnp.where(param == param, value, value)
+        return jnp.full_like(param, initial, dtype=dtype)
+
+    def _encode(self, moment: Any, stored: Stored, past: ArrayLike) -> Stored:
+        """Return what stores `moment` in the place of `stored`."""
+        leaves, structure = jax.tree.flatten(moment)
+        encoded = []
+        for i, old in enumerate(as_leaves(stored, structure)):
+            words = (self.format.seed, past, self.order == 1, i)
+            noise = functools.partial(numerics.random_bits, words=words)
+            encoded.append(self.format.encode(leaves[i], old, noise))
+        return _as_tree(encoded, structure, self.format.reader)
+
+    def _weigh(self, weight: jax.Array | None, past: ArrayLike) -> jax.Array:
+        """Return the weight pair after this step; 1 for what is not an average."""
+        dtype = jnp.dtype("float32") if weight is None else weight.dtype
+        if weight is None or not self.accumulator.averages:
+            return jnp.array([1, 0], dtype)
+        decay = self.accumulator.hyperparams["decay"]
+        if isinstance(decay, float):
+            count = optax.safe_increment(past)
+            value = numerics.constant_weight(decay, count, dtype)
+            return jnp.stack([value, jnp.zeros_like(value)])
+        return numerics.running_weight(weight, at(decay, past, dtype))
+
+
+def store(format: Format, moment: Any, signed: bool) -> Stored:
+    """Return what stores a given moment, rounded to the nearest.
+
+    Args:
+      format: how to store it.
+      moment: a pytree of arrays, float32 at least.
+      signed: False for second moments, which are real and never negative.
+    """
+    leaves, structure = jax.tree.flatten(moment)
+    stored = [format.init(leaf, signed) for leaf in leaves]
+    return _as_tree(stored, structure, format.reader)
+
+
+def _as_tree(leaves: list[Stored], structure: Any, reader: Any) -> Stored:
+    """Return the `Stored` of trees that a tree with `Stored` leaves amounts to."""
+    values = structure.unflatten([leaf.values for leaf in leaves])
+    if type(values).__name__ == "_ParamsPlaceholder":
+        # optax.tree_map_params asks where copies of the parameters stand. What is kept
+        # beside them is none: it has other shapes, and some leaves have nothing there.
+        return Stored(values, reader(*[0] * len(reader._fields)))
+    fields = [
+        structure.unflatten([leaf.format[i] for leaf in leaves])
+        for i in range(len(reader._fields))
+    ]
+    return Stored(values, reader(*fields))
+
+
+def as_leaves(stored: Stored, structure: Any) -> list[Stored]:
+    """Return what stores each leaf of a moment.
+
+    Args:
+      stored: what stores the moment, trees like the parameters.
+      structure: that of the parameters.
+    """
+    values = structure.flatten_up_to(stored.values)
+    columns = [structure.flatten_up_to(field) for field in stored.format]
+    reader = type(stored.format)
+    return [
+        Stored(value, reader(*row))
+        for value, *row in zip(values, *columns, strict=True)
+    ]
+
+
+def decode(stored: Stored, like: Any = None) -> Any:
+    """Return the moment that a state holds, whatever its format is, or None for none.
+
+    Args:
+      stored: what stores the moment, trees like the parameters.
+      like: a pytree like the parameters; without it, what elements share comes in
+        arrays that only broadcast to the shapes of the parameters.
+    """
+    if stored.values is None:
+        return None
+    structure = jax.tree.structure(stored.values)
+    leaves = as_leaves(stored, structure)
+    likes = [None] * len(leaves) if like is None else structure.flatten_up_to(like)
+    return structure.unflatten(
+        [one.decode(leaf) for one, leaf in zip(leaves, likes, strict=True)]
+    )
+
+
+def widen(grads: Any, *moments: Any) -> Any:
+    """Return `grads` in the widest dtype of grads, moments and float32, leaf by leaf.
+
+    Args:
+      grads: a pytree of arrays.
+      *moments: pytrees like it, or None.
+    """
+
+    def widen_leaf(grad, *stored):
+        dtypes = [numerics.dtype_of(x) for x in (grad, *stored)]
+        return jnp.asarray(grad, numerics.compute_dtype(*dtypes))
+
+    return jax.tree.map(widen_leaf, grads, *[m for m in moments if m is not None])
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Return `tree` in the dtypes of `like`, leaf by leaf."""
+    return jax.tree.map(lambda x, y: numerics.cast(x, numerics.dtype_of(y)), tree, like)

@@ -1,0 +1,180 @@
+"""Second moments that many elements share: means over rows, columns, whole leaves."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax import numerics
+from adam_jax.moments.formats import Format, Noise, Stored
+
+
+class Factored(NamedTuple):
+    """In a state: moments stand there as means over their longest axis.
+
+    Attributes:
+      columns: the means over the second longest axis. Axes over which a mean was taken
+        have size 1. A leaf that is not factored has `optax.MaskedNode()`: its moment
+        stands there as it is.
+    """
+
+    columns: Any
+
+    def decode(self, values: jax.Array, leaf: Any) -> jax.Array:
+        """Return the moment whose means these are, of rank 1."""
+        del leaf
+        if isinstance(self.columns, optax.MaskedNode):
+            return values
+        # Where both have size 1 there is one value, and its mean is the value.
+        other = tuple(i for i, size in enumerate(self.columns.shape) if size == 1)
+        mean = values.mean(axis=other, keepdims=True)
+        # In this order: the product of two second moments may leave the range.
+        return numerics.divide_or_zero(values, mean) * self.columns
+
+
+@dataclasses.dataclass(frozen=True)
+class FactoredFormat(Format):
+    """What `factored` returns; its argument is the attribute."""
+
+    min_size: int = 128
+    reader = Factored
+    flows_stored = True
+
+    def init(self, x: jax.Array, signed: bool) -> Stored:
+        """Return the means of `x`, or `x` where an axis is too short."""
+        _expect_second_moment("factored", signed)
+        axes = sorted(range(x.ndim), key=lambda axis: x.shape[axis])[-2:]
+        if len(axes) < 2 or x.shape[axes[0]] < self.min_size:
+            return Stored(x, Factored(optax.MaskedNode()))
+        second, longest = axes
+        rows, columns = (x.mean(axis, keepdims=True) for axis in (longest, second))
+        return Stored(rows, Factored(columns))
+
+    def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
+        """Return the means of `x`, over the axes of `old`."""
+        del noise
+        if isinstance(old.format.columns, optax.MaskedNode):
+            return Stored(x.astype(old.values.dtype), old.format)
+        rows, columns = (
+            _mean_like(x, mean) for mean in (old.values, old.format.columns)
+        )
+        return Stored(rows, Factored(columns))
+
+
+def factored(min_size: int = 128) -> Format:
+    """Store a matrix of second moments as its row means and column means.
+
+    Of R, the means over the longest axis, and C, those over the second longest, the
+    moment is read as R C / mean(R), and so it flows on: Adafactor's second moment. The
+    state of an n x m leaf is n + m numbers. Axes before these two are batches.
+
+    Args:
+      min_size: leaves whose second longest axis is shorter stay as they are, and so do
+        leaves of one axis.
+
+    Raises:
+      ValueError: if min_size is no positive integer; at init, for first moments.
+
+    Example: a matrix of rank 1 is kept exactly.
+
+      >>> nu = jnp.outer(jnp.arange(3.0), jnp.ones(4))
+      >>> stored = factored(min_size=2).init(nu, signed=False)
+      >>> print(stored.values.shape, stored.format.columns.shape)
+      (3, 1) (1, 4)
+      >>> print(stored.decode()[:, 0])
+      [0. 1. 2.]
+
+    Reference: Shazeer & Stern 2018 (Adafactor), Algorithm 4; the choice of axes is that
+    of `optax.scale_by_factored_rms`.
+    """
+    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
+        raise ValueError(f"min_size must be a positive integer, got {min_size!r}.")
+    return FactoredFormat(min_size=min_size)
+
+
+class MeanOver(NamedTuple):
+    """In a state: moments stand there as means, with size 1 along shared axes."""
+
+    def decode(self, values: jax.Array, leaf: Any) -> jax.Array:
+        """Return the moment of every element; unknown the leaf, the means."""
+        # Of another shape than the leaf's they are shown as they are, to be refused.
+        if leaf is None or not _broadcasts(values.shape, leaf.shape):
+            return values
+        return jnp.broadcast_to(values, leaf.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanOverFormat(Format):
+    """What `mean_over` returns; its argument is the attribute."""
+
+    axes: tuple[int, ...] | None = None
+    reader = MeanOver
+    flows_stored = True
+
+    def init(self, x: jax.Array, signed: bool) -> Stored:
+        """Return the mean of `x` over the axes that it has."""
+        _expect_second_moment("mean_over", signed)
+        if not x.size:  # the mean of nothing is no number
+            return Stored(x, MeanOver())
+        axes = tuple(range(x.ndim)) if self.axes is None else self.axes
+        own = {axis % x.ndim for axis in axes if -x.ndim <= axis < x.ndim}
+        return Stored(x.mean(tuple(own), keepdims=True), MeanOver())
+
+    def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
+        """Return the mean of `x`, over the axes of `old`."""
+        del noise
+        return Stored(_mean_like(x, old.values), MeanOver())
+
+
+def mean_over(axes: int | Sequence[int] | None = None) -> Format:
+    """Store one second moment for all elements along some axes: their mean.
+
+    It is the mean that flows on, as in Adam-mini.
+
+    Args:
+      axes: over which to take the mean; of these, a leaf uses those that it has. None:
+        all, so that each leaf has one second moment.
+
+    Raises:
+      ValueError: if an axis is no integer; at init, for first moments.
+
+    Example: one second moment a row, as for the tokens of an embedding.
+
+      >>> stored = mean_over(-1).init(jnp.arange(6.0).reshape(2, 3), False)
+      >>> print(stored.values)
+      [[1.]
+       [4.]]
+
+    Reference: Zhang et al. 2024 (Adam-mini), Algorithm 1, whose blocks are the groups
+    of elements that share a mean.
+    """
+    chosen = (axes,) if isinstance(axes, int) else axes
+    if chosen is None:
+        return MeanOverFormat()
+    if not all(isinstance(axis, int) for axis in chosen):
+        raise ValueError(f"axes must be integers, or None for all, got {axes!r}.")
+    return MeanOverFormat(axes=tuple(chosen))
+
+
+def _expect_second_moment(name: str, signed: bool) -> None:
+    if signed:
+        raise ValueError(
+            f"{name}() stores second moments only, as in nu_dtype={name}(): positive "
+            "and negative elements of a first moment cannot share a mean."
+        )
+
+
+def _mean_like(x: jax.Array, mean: jax.Array) -> jax.Array:
+    """Return the mean of `x` over the axes along which `mean` has size 1."""
+    shared = [i for i, size in enumerate(mean.shape) if size == 1]
+    return x.mean(tuple(shared), keepdims=True).astype(mean.dtype)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Return whether an array of `shape`, with 1 along shared axes, fits another."""
+    return len(shape) == len(to) and all(
+        size in (1, whole) for size, whole in zip(shape, to, strict=True)
+    )

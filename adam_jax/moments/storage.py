@@ -1,0 +1,44 @@
+"""The formats by name, and what an argument such as `nu_dtype` may be."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jax.typing import DTypeLike
+from typing_extensions import TypeAliasType
+
+from adam_jax.moments.blocks import eight_bit
+from adam_jax.moments.formats import Format, dense
+
+Storage = TypeAliasType("Storage", DTypeLike | Format | None)
+"""How to store a moment: a dtype, a `Format`, the name of one, or None."""
+
+FORMATS: dict[str, Callable[[], Format]] = {
+    "float32": functools.partial(dense, "float32"),
+    "bfloat16": functools.partial(dense, "bfloat16"),
+    "8bit": eight_bit,
+}
+"""The formats by name, as `mu_dtype` and `nu_dtype` take them."""
+
+
+def as_format(name: str, value: Any) -> Format:
+    """Return the format that `value` stands for.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a format, its name, a dtype, or None for the dtype that moments start with.
+
+    Raises:
+      ValueError: if it stands for none; the message starts with `name`.
+    """
+    if isinstance(value, Format):
+        return value
+    if isinstance(value, str) and value in FORMATS:
+        return FORMATS[value]()
+    try:
+        return dense(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be a dtype, a format or one of {', '.join(FORMATS)}, got "
+            f"{value!r}: {error}"
+        ) from None

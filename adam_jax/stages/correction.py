@@ -1,0 +1,213 @@
+"""From `Moments` to `Moments`: bias correction, centering, the running maximum."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax import numerics
+from adam_jax.moments.accumulators import Accumulator
+from adam_jax.moments.formats import Stored, dense
+from adam_jax.moments.moment import Moment
+from adam_jax.stages.flow import (
+    Moments,
+    expect_both,
+    expect_moments,
+    expect_second,
+    expect_state,
+)
+
+
+def bias_correct(*, mu: bool = True, nu: bool = True) -> optax.GradientTransformation:
+    """Divide each moment by the weight that its average has seen.
+
+        mu_hat = mu / (1 - b1^t)
+        nu_hat = nu / (1 - b2^t)
+
+    The weights come with the moments, so they agree with whatever decays were used,
+    scheduled ones included.
+
+    Args:
+      mu: whether to correct the first moment.
+      nu: whether to correct the second moment.
+
+    Raises:
+      ValueError: at the first trace, if a moment has been corrected already.
+
+    Example: the first corrected moment is the gradient itself.
+
+      >>> from adam_jax import scale_by_moments
+      >>> tx = optax.chain(scale_by_moments(), bias_correct())
+      >>> moments, _ = tx.update(jnp.float32(3), tx.init(jnp.float32(0)))
+      >>> print(f"{moments.mu:.5f} {moments.nu:.5f}")
+      3.00000 9.00000
+
+    Reference: Kingma & Ba 2014, Algorithm 1, lines 9 and 10, and section 3.
+    """
+    chosen = frozenset(k for k, on in (("mu", mu), ("nu", nu)) if on)
+
+    def correct(moments: Any, params=None) -> Any:
+        del params
+        m = _expect_uncorrected(moments, chosen, "bias_correct")
+        return dataclasses.replace(
+            m,
+            mu=_scale_down(m.mu, m.mu_weight) if mu else m.mu,
+            nu=_scale_down(m.nu, m.nu_weight) if nu else m.nu,
+            corrected=m.corrected | chosen,
+        )
+
+    return optax.stateless(correct)
+
+
+def correct_step_size() -> optax.GradientTransformation:
+    """Correct the bias in the step size alone, in place of `bias_correct`.
+
+        mu <- mu * sqrt(1 - b2^t) / (1 - b1^t)
+
+    With nu left as it is, `precondition(eps)` then adds eps to the uncorrected root:
+    this eps is the "eps-hat" of the paper, and TensorFlow's.
+
+    Raises:
+      ValueError: at the first trace, if a moment has been corrected already.
+
+    Example:
+
+      >>> from adam_jax import precondition, scale_by_moments
+      >>> tx = optax.chain(
+      ...     scale_by_moments(), correct_step_size(), precondition(eps=1e-3)
+      ... )
+      >>> updates, _ = tx.update(jnp.float32(1), tx.init(jnp.float32(0)))
+      >>> print(f"{updates:.4f}")  # 1 / (1 + 1e-3 / sqrt(1 - 0.999))
+      0.9693
+
+    Reference: Kingma & Ba 2014, end of section 2.
+    """
+    both = frozenset({"mu", "nu"})
+
+    def correct(moments: Any, params=None) -> Any:
+        del params
+        m = _expect_uncorrected(moments, both, "correct_step_size")
+        mu = _scale_down(m.mu, m.mu_weight / jnp.sqrt(m.nu_weight))
+        return m._replace(mu=mu, corrected=both)
+
+    return optax.stateless(correct)
+
+
+def center() -> optax.GradientTransformation:
+    """Make the second moment a variance, and let the gradient itself be divided by it.
+
+        nu <- max(nu - |mu|^2, 0)
+        mu <- g
+
+    Raises:
+      ValueError: at the first trace, if there is no first or no second moment.
+
+    Example: gradients 1 and 3, averaged at rate 1/2.
+
+      >>> from adam_jax import scale_by_moments
+      >>> tx = optax.chain(scale_by_moments(0.5, 0.5), bias_correct(), center())
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (1.0, 3.0):
+      ...     moments, state = tx.update(jnp.float32(grad), state)
+      >>> print(f"{moments.nu:.4f}")  # (1 + 2 * 9) / 3 - ((1 + 2 * 3) / 3)^2
+      0.8889
+
+    Reference: Graves 2013 (arXiv:1308.0850), equations 38 to 40 (centered RMSProp).
+    """
+
+    def subtract(moments: Any, params=None) -> Any:
+        del params
+        m = expect_moments(moments, "center")
+        expect_both(m, "center")
+        nu = jax.tree.map(
+            lambda nu, mu: jnp.maximum(nu - numerics.abs_sq(mu), 0), m.nu, m.mu
+        )
+        grads = jax.tree.map(lambda g, mu: jnp.asarray(g, mu.dtype), m.grads, m.mu)
+        mu = jax.tree.map(numerics.bound, grads)
+        return m._replace(
+            mu=mu, nu=nu, has_mu=False, mu_weight=jnp.ones_like(m.mu_weight)
+        )
+
+    return optax.stateless(subtract)
+
+
+class RunningMaxState(NamedTuple):
+    """State of `running_max`.
+
+    Attributes:
+      nu_max: the largest second moment so far, like nu.
+      nu_max_format: says how it is to be read, as in `Stored`.
+    """
+
+    nu_max: Any
+    nu_max_format: Any
+
+
+def running_max() -> optax.GradientTransformation:
+    """Replace the second moment by its maximum over all steps.
+
+        nu_max <- max(nu_max, nu)
+
+    It is kept in float32. Of a nu that is rounded stochastically it gathers the errors.
+
+    Before `bias_correct` it takes the maximum of the raw moment (PyTorch), after it
+    that of the corrected one (Optax).
+
+    Raises:
+      ValueError: at the first trace, if there is no second moment.
+      TypeError: if the state is that of another transformation.
+
+    Example: a gradient of 2 is remembered, where b2 = 0.5 would forget it.
+
+      >>> from adam_jax import scale_by_moments
+      >>> tx = optax.chain(scale_by_moments(b2=0.5), running_max())
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (2.0, 0.0, 0.0):
+      ...     moments, state = tx.update(jnp.float32(grad), state)
+      >>> print(moments.nu)
+      2.0
+
+    Reference: Reddi, Kale & Kumar 2018, Algorithm 2 (AMSGrad).
+    """
+    largest = Accumulator(
+        {},
+        lambda moment, value, h: jnp.maximum(moment, value),
+        measure=lambda nu, mu, h: nu,
+    )
+    moment = Moment(largest, dense(), 2, "nu_max", "nu_dtype")
+
+    def init_fn(params):
+        return RunningMaxState(*moment.init(params))
+
+    def update_fn(updates, state, params=None):
+        del params
+        m = expect_moments(updates, "running_max")
+        expect_second(m, "running_max")
+        expect_state(state, RunningMaxState, "running_max")
+        stored = Stored(*state)
+        after = moment.step(stored, moment.read(stored, m.nu), m.nu, m.count - 1)
+        moments: Any = m._replace(nu=after.flows)
+        return moments, RunningMaxState(*after.stored)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _expect_uncorrected(moments: Any, chosen: frozenset[str], stage: str) -> Moments:
+    """Return `moments`; refuse to correct one of them a second time."""
+    m = expect_moments(moments, stage)
+    for which in sorted(chosen & m.corrected):
+        raise ValueError(
+            f"{stage}() finds that {which} has been corrected already: leave one of "
+            "bias_correct() and correct_step_size() out of the chain, or all but one."
+        )
+    return m
+
+
+def _scale_down(moment: Any, weight: Any) -> Any:
+    """Divide a moment, a pytree or None, by a scalar."""
+    return jax.tree.map(
+        lambda m: numerics.divide(m, weight.astype(numerics.real_dtype(m.dtype))),
+        moment,
+    )

@@ -1,0 +1,167 @@
+"""From `Moments` to updates: the first moment divided by the root of the second."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax import numerics
+from adam_jax.hyperparams import (
+    Hyperparam,
+    at,
+    check_decay,
+    check_non_negative,
+    exact,
+)
+from adam_jax.moments.moment import cast_like
+from adam_jax.stages.flow import Moments, expect_moments, expect_second
+from adam_jax.stages.recipes import note_division
+
+
+def precondition(
+    eps: Hyperparam = exact(1e-8),
+    eps_root: Hyperparam = exact(0.0),
+) -> optax.GradientTransformation:
+    """Divide the first moment by the root of the second: `Moments` become updates.
+
+        updates = mu / (sqrt(nu + eps_root) + eps)
+
+    Where the denominator is 0 so is the update; its derivative is finite everywhere.
+    Without a second moment the updates are mu.
+
+    Args:
+      eps: added outside the root, >= 0, in units of the gradient.
+      eps_root: added inside the root, >= 0, in units of the gradient squared.
+
+    Example: the first corrected step has size 1 whatever the gradient's scale.
+
+      >>> from adam_jax import bias_correct, scale_by_moments
+      >>> tx = optax.chain(scale_by_moments(), bias_correct(), precondition())
+      >>> updates, _ = tx.update(jnp.float32(-7), tx.init(jnp.float32(0)))
+      >>> print(f"{updates:.6f}")
+      -1.000000
+
+    Reference: Kingma & Ba 2014, Algorithm 1, line 11.
+    """
+    eps = check_non_negative("eps", eps)
+    eps_root = check_non_negative("eps_root", eps_root)
+
+    def divide(moments: Any, params=None):
+        m = expect_moments(moments, "precondition")
+        return emit(divide_moments(m, eps, eps_root), m.grads, params)
+
+    return optax.stateless(divide)
+
+
+def divide_moments(m: Moments, eps: Any, eps_root: Any) -> Any:
+    """Return mu / (sqrt(nu + eps_root) + eps), or mu where there is no nu, uncast.
+
+    Args:
+      m: the moments.
+      eps: a float, a 0-d array or a schedule.
+      eps_root: the same.
+    """
+    if m.nu is None:
+        return m.mu
+    past = m.count - 1
+
+    def divide_leaf(mu, nu):
+        inside = nu + at(eps_root, past, nu.dtype)
+        if isinstance(eps, float) and eps == 0:  # one rounding less
+            return mu * numerics.rsqrt_or_zero(inside).astype(mu.dtype)
+        root = numerics.sqrt(inside)
+        return numerics.divide_or_zero(mu, root + at(eps, past, nu.dtype))
+
+    updates = jax.tree.map(divide_leaf, m.mu, m.nu)
+    note_division(updates, m, eps, eps_root)
+    return updates
+
+
+def rectified_precondition(
+    b2: Hyperparam = exact(0.999),
+    eps: Hyperparam = exact(1e-8),
+    eps_root: Hyperparam = exact(0.0),
+    threshold: Hyperparam = exact(5.0),
+) -> optax.GradientTransformation:
+    """Divide as `precondition` does, once the second moment has seen enough.
+
+        rho_inf = 2 / (1 - b2) - 1
+        rho = rho_inf - 2 t b2^t / (1 - b2^t)
+        r = sqrt((rho - 4)(rho - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho))
+        updates = r * mu / (sqrt(nu + eps_root) + eps)   if rho >= threshold, else mu
+
+    Args:
+      b2: the decay of the second moment, as given to `scale_by_moments`.
+      eps: as in `precondition`.
+      eps_root: as in `precondition`.
+      threshold: the number of gradients, rho, from which nu is trusted.
+
+    Raises:
+      ValueError: at the first trace, if there is no second moment.
+
+    Example: at b2 = 0.9999 rho is 4.9996 at the fifth step: still momentum.
+
+      >>> from adam_jax import bias_correct, scale_by_moments
+      >>> b2 = 0.9999
+      >>> tx = optax.chain(
+      ...     scale_by_moments(b2=b2), bias_correct(), rectified_precondition(b2)
+      ... )
+      >>> state, sizes = tx.init(jnp.float32(0)), []
+      >>> for _ in range(6):
+      ...     updates, state = tx.update(jnp.float32(3), state)
+      ...     sizes.append(f"{updates:.4f}")
+      >>> print(*sizes[4:])
+      3.0000 0.0082
+
+    Reference: Liu et al. 2020 (RAdam), Algorithm 2, where the threshold is 4.
+
+    Differs from Optax in the last digits of rho, which decide at b2 near 1: see
+    `numerics.sma_length_above`.
+    """
+    b2 = check_decay("b2", b2)
+    eps = check_non_negative("eps", eps)
+    eps_root = check_non_negative("eps_root", eps_root)
+    threshold = check_non_negative("threshold", threshold)
+
+    def divide(moments: Any, params=None):
+        m = expect_moments(moments, "rectified_precondition")
+        expect_second(m, "rectified_precondition")
+        dtype = m.nu_weight.dtype
+        decay = at(b2, m.count - 1, dtype)
+
+        def rho_above(level):
+            return numerics.sma_length_above(decay, m.count, level, dtype)
+
+        rho_inf = 2 / (1 - decay) - 1
+        # Below 4 there is no r, whatever the threshold.
+        least = at(threshold, m.count - 1, dtype)
+        trusted = (rho_above(4) > 0) & (rho_above(least) >= 0)
+
+        def sure(x):  # where there is no r, its derivative is not to be NaN
+            return jnp.where(trusted, x, 1)
+
+        square = sure(rho_above(4)) / sure(rho_inf - 4)
+        square *= sure(rho_above(2)) / sure(rho_inf - 2)
+        square *= sure(rho_inf) / sure(rho_above(0))
+        r = jnp.sqrt(square)
+        updates = jax.tree.map(
+            lambda divided, mu: jnp.where(trusted, r.astype(mu.dtype) * divided, mu),
+            divide_moments(m, eps, eps_root),
+            m.mu,
+        )
+        return emit(updates, m.grads, params)
+
+    return optax.stateless(divide)
+
+
+def emit(updates: Any, received: Any, params: Any) -> Any:
+    """Return updates in the dtype in which a stage emits them.
+
+    Args:
+      updates: float32 at least.
+      received: what the stage was given, a pytree of the dtypes to emit.
+      params: what `update` was given: if not None, `scale_by_lr` or `apply_updates`
+        will set the dtype, and updates stay as they are.
+    """
+    return cast_like(updates, received) if params is None else updates

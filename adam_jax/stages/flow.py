@@ -1,0 +1,184 @@
+"""What flows between the stages, and what each refuses to be given."""
+
+import dataclasses
+from typing import Any, NoReturn
+
+import jax
+from jax.typing import ArrayLike
+
+_CURE = (
+    "put precondition(), which makes updates of them, before whatever takes updates, "
+    "and masks, guards and other wrappers around the whole optimizer"
+)
+
+
+class _Named(type):
+    """A class that says what its objects are, where JAX prints it: of another tree."""
+
+    def __repr__(cls) -> str:
+        return f"<class 'adam_jax.Moments': no updates: {_CURE}>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments(metaclass=_Named):
+    """What flows from `scale_by_moments` to `precondition`.
+
+    It is no pytree: a transformation of updates that maps over it, a mask or a guard
+    gets a TypeError, not another Adam. Transformations of updates, Optax's among them,
+    belong after `precondition`, wrappers around a whole optimizer.
+
+    Attributes:
+      count: int32 scalar, the number of this step; the first is 1.
+      grads: the gradients of this step, in the dtype in which they came.
+      mu: the first moment, a pytree like grads (grads themselves where there is no
+        first moment), float32 at least.
+      nu: the second moment, a pytree of real arrays like grads, or None.
+      mu_weight: scalar, the weight of past gradients in mu, 1 - b1^t for an average
+        of constant decay; 1 for whatever is not an average.
+      nu_weight: the same for nu.
+      has_mu: whether mu is a moment, not the gradients themselves.
+      corrected: which of "mu" and "nu" were divided by their weight already.
+      origin: how mu and nu came about, for kernels; None where that is not known.
+    """
+
+    count: ArrayLike
+    grads: Any
+    mu: Any
+    nu: Any
+    mu_weight: jax.Array
+    nu_weight: jax.Array
+    has_mu: bool = True
+    corrected: frozenset[str] = frozenset()
+    origin: Any = None
+
+    def _replace(self, **changes: Any) -> "Moments":
+        """Return a copy with other values, as a NamedTuple does."""
+        return dataclasses.replace(self, **{"origin": None, **changes})
+
+    def __repr__(self) -> str:
+        """Show what there is; not the arrays of a whole model."""
+        shown = {k: v for k, v in vars(self).items() if k not in ("grads", "origin")}
+        return f"Moments({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+    def __jax_array__(self) -> NoReturn:
+        """Refuse to be added to parameters."""
+        _refuse()
+
+
+def _refuse(*_: Any) -> NoReturn:
+    raise TypeError(f"Moments are no updates, and no pytree to map over: {_CURE}.")
+
+
+jax.tree_util.register_pytree_node(Moments, _refuse, _refuse)
+
+
+def expect_moments(value: Any, stage: str) -> Moments:
+    """Return `value` if it is `Moments`.
+
+    Args:
+      value: what a stage was given.
+      stage: the stage's name, for the message.
+
+    Raises:
+      TypeError: if it is something else.
+    """
+    if not isinstance(value, Moments):
+        raise TypeError(
+            f"{stage}() takes the Moments that scale_by_moments() emits, got "
+            f"{type(value).__name__}: put scale_by_moments() before it, and transforms "
+            "of plain updates after precondition()."
+        )
+    return value
+
+
+def expect_both(moments: Moments, stage: str) -> None:
+    """Refuse moments of which one is not there.
+
+    Args:
+      moments: what a stage was given.
+      stage: the stage's name, for the message.
+
+    Raises:
+      ValueError: if there is no first or no second moment.
+    """
+    if not moments.has_mu:
+        raise ValueError(
+            f"{stage}() needs a first moment, and scale_by_moments(b1=None) keeps "
+            "none: give it a b1."
+        )
+    expect_second(moments, stage)
+
+
+def expect_second(moments: Moments, stage: str) -> None:
+    """Refuse moments without a second one.
+
+    Args:
+      moments: what a stage was given.
+      stage: the stage's name, for the message.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if moments.nu is None:
+        raise ValueError(
+            f"{stage}() needs a second moment, and scale_by_moments(b2=None) keeps "
+            "none: give it a b2."
+        )
+
+
+def expect_updates(value: Any, stage: str) -> None:
+    """Refuse `Moments`, for what takes plain trees.
+
+    Args:
+      value: what a stage or a wrapper was given, or what it got from its optimizer.
+      stage: its name, for the message.
+
+    Raises:
+      TypeError: if it is `Moments`.
+    """
+    if isinstance(value, Moments):
+        raise TypeError(
+            f"{stage}() takes gradients or updates, got Moments: put precondition() "
+            "before it, which makes updates of them."
+        )
+
+
+def expect_whole(emitted: Any, wrapper: str) -> None:
+    """Refuse `Moments` from what a wrapper was put around.
+
+    Args:
+      emitted: what the wrapped transformation emitted.
+      wrapper: the wrapper's name, for the message.
+
+    Raises:
+      TypeError: if it is `Moments`.
+    """
+    if isinstance(emitted, Moments):
+        raise TypeError(
+            f"{wrapper}() goes around a whole optimizer, but what it was put around "
+            "emits Moments: end it with precondition() or scale_by_lr()."
+        )
+
+
+def expect_state(state: Any, kind: type, stage: str) -> None:
+    """Refuse a state that another chain has made.
+
+    Args:
+      state: what `update` was given.
+      kind: the class of the stage's own states.
+      stage: the stage's name, for the message.
+
+    Raises:
+      TypeError: if it is of another class.
+    """
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"{stage}() was given {_a(type(state).__name__)} for its state, which is "
+            f"{_a(kind.__name__)}: the state was made by another chain, or restored "
+            "without its structure. Start from tx.init(params), or restore into "
+            "jax.eval_shape(tx.init, params)."
+        )
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -1,0 +1,214 @@
+"""How an update came about, noted for kernels that can make it in one pass.
+
+While somebody records, stages note of each array that they emit how it follows from
+gradients, moments and parameters: its recipe. A kernel that knows the whole recipe may
+compute the array, and the new moments with it, in place of what was traced.
+
+A note belongs to one array object. Whatever else touches an update (another
+transformation, a select, a branch) makes a new array, of which nothing is noted; so
+there is no wrong note, and stages need not know what stands around them.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax.hyperparams import at
+from adam_jax.moments.moment import Gathered, Moment
+from adam_jax.stages.flow import Moments
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """One call of `scale_by_moments`, where it keeps both moments.
+
+    Attributes:
+      first: the first moment.
+      second: the second moment.
+      state: the `MomentsState` before.
+      grads: the gradients as they came.
+      mu: the first moment after the step.
+      nu: the second moment after the step.
+    """
+
+    first: Moment
+    second: Moment
+    state: Any
+    grads: Any
+    mu: Gathered
+    nu: Gathered
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decay:
+    """How a parameter decays.
+
+    Attributes:
+      rate: by which it is multiplied: a float, or a float32 scalar.
+      param: the parameter, as it was given to the stage.
+    """
+
+    rate: Any
+    param: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounding:
+    """How `round_to_params` rounds a parameter.
+
+    Attributes:
+      seed: of the random bits.
+      count: int32 scalar, the steps before this one.
+      leaf: the number of the leaf in the tree that is rounded.
+      param: the parameter.
+      wide: the parameter in float32, as the optimizer inside sees it.
+    """
+
+    seed: int
+    count: Any
+    leaf: int
+    param: Any
+    wide: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Where a leaf lies in the buffer that an update was made of.
+
+    Attributes:
+      position: of the leaf among those in the buffer.
+      grads: the gradients of these leaves, in order.
+    """
+
+    position: int
+    grads: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """How the update of one leaf came about, line by line of Adam.
+
+        update = mu / (sqrt(nu + eps_root) + eps)     the moments corrected, or not
+        update <- update + decay * param
+        update <- -learning_rate * update
+
+    Attributes:
+      origin: where the moments are from.
+      leaf: the number of the leaf among theirs.
+      corrected: which of "mu" and "nu" were divided by their weight.
+      eps: a float, or a float32 scalar.
+      eps_root: the same.
+      decay: the weight decay; None: none.
+      learning_rate: a float, or a float32 scalar; None: not yet multiplied.
+      part: where the leaf lies in a buffer; None: it has a moment of its own.
+      rounding: how the new parameter is rounded; None: as `optax.apply_updates` does.
+    """
+
+    origin: Origin
+    leaf: int
+    corrected: frozenset[str]
+    eps: Any
+    eps_root: Any
+    decay: Decay | None = None
+    learning_rate: Any = None
+    part: Part | None = None
+    rounding: Rounding | None = None
+
+
+# In this order, each at most once.
+_LINES = ("decay", "learning_rate", "rounding")
+
+
+class Notes:
+    """What is noted of arrays."""
+
+    def __init__(self):
+        """Start with nothing noted."""
+        self._notes: dict[int, tuple[Any, Recipe]] = {}
+
+    def write(self, array: Any, recipe: Recipe) -> None:
+        """Note the recipe of an array."""
+        self._notes[id(array)] = array, recipe  # kept alive, so that no id comes twice
+
+    def read(self, array: Any) -> Recipe | None:
+        """Return the recipe of an array, or None."""
+        return self._notes.get(id(array), (None, None))[1]
+
+
+_notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Notes]:
+    """Let stages note how what they emit came about."""
+    token = _notes.set(Notes())
+    try:
+        notes = _notes.get()
+        assert notes is not None
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+def note_division(updates: Any, moments: Moments, eps: Any, eps_root: Any) -> None:
+    """Note that `precondition` has divided moments.
+
+    Args:
+      updates: what came of it.
+      moments: what was divided.
+      eps: as a stage keeps it: a float, an array or a schedule.
+      eps_root: the same.
+    """
+    notes = _notes.get()
+    if notes is None or moments.origin is None:
+        return
+    eps, eps_root = (at(x, moments.count - 1, jnp.float32) for x in (eps, eps_root))
+    leaves = zip(jax.tree.leaves(updates), jax.tree.leaves(moments.mu), strict=True)
+    for leaf, (update, mu) in enumerate(leaves):
+        if update.dtype == mu.dtype == jnp.float32:
+            recipe = Recipe(moments.origin, leaf, moments.corrected, eps, eps_root)
+            notes.write(update, recipe)
+
+
+def carry(before: Any, after: Any, **line: Any) -> None:
+    """Note the next line of Adam: `decay`, `learning_rate` or `rounding`.
+
+    Args:
+      before: the updates before it.
+      after: the updates after it.
+      **line: that attribute of `Recipe`, or a function of the leaf's number.
+    """
+    notes = _notes.get()
+    if notes is None:
+        return
+    [(name, value)] = line.items()
+    later = _LINES[_LINES.index(name) :]
+    leaves = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    for number, (old, new) in enumerate(leaves):
+        recipe = notes.read(old)
+        in_order = recipe and all(getattr(recipe, k) is None for k in later)
+        if recipe and in_order and old.dtype == jnp.float32:
+            own = value(number) if callable(value) else value
+            notes.write(new, dataclasses.replace(recipe, **{name: own}))
+
+
+def note_parts(buffer: Any, parts: list[Any], grads: list[Any]) -> None:
+    """Note that a buffer of updates was cut into leaves.
+
+    Args:
+      buffer: the updates of several leaves.
+      parts: the update of each.
+      grads: the gradient of each.
+    """
+    notes = _notes.get()
+    recipe = notes and notes.read(buffer)
+    if notes is None or recipe is None:
+        return
+    for position, part in enumerate(parts):
+        place = Part(position, tuple(grads))
+        notes.write(part, dataclasses.replace(recipe, part=place))

@@ -1,0 +1,266 @@
+"""From updates to updates: momentum, weight decay, the learning rate.
+
+When `update` is given the parameters, updates stay in float32 at least up to
+`scale_by_lr`, which emits them in the parameters' dtype; without parameters every
+stage emits the dtype that it was given.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from typing_extensions import TypeAliasType
+
+from adam_jax import numerics
+from adam_jax.checks import check_inexact, check_like
+from adam_jax.hyperparams import Hyperparam, at, check_non_negative
+from adam_jax.moments.accumulators import trace
+from adam_jax.moments.formats import Stored
+from adam_jax.moments.moment import Moment, cast_like, widen
+from adam_jax.moments.storage import Storage, as_format
+from adam_jax.stages.division import divide_moments, emit
+from adam_jax.stages.flow import Moments, expect_state, expect_updates
+from adam_jax.stages.recipes import Decay, carry
+
+Mask = TypeAliasType("Mask", Any | Callable[[Any], Any] | None)
+"""Booleans in a pytree, a prefix of params, or a function of params that gives one."""
+
+
+class TraceState(NamedTuple):
+    """State of `scale_by_trace`.
+
+    Attributes:
+      count: int32 scalar, the steps taken.
+      trace: a pytree like the parameters.
+      trace_format: says how the trace is to be read, as in `Stored`.
+    """
+
+    count: ArrayLike
+    trace: Any
+    trace_format: Any
+
+
+def scale_by_trace(
+    decay: Hyperparam,
+    nesterov: bool = False,
+    accumulator_dtype: Storage = None,
+) -> optax.GradientTransformation:
+    """Add up updates with decay (heavy-ball momentum): `trace <- decay * trace + u`.
+
+    Args:
+      decay: in [0, 1).
+      nesterov: emit `decay * trace + u` in place of the trace.
+      accumulator_dtype: how the trace is stored, as `mu_dtype` in `scale_by_moments`.
+
+    Raises:
+      ValueError: if decay is out of range; at the first trace, if the state was made
+        with another accumulator_dtype.
+      TypeError: if the state is that of another transformation.
+
+    Example: the second of two updates of 1, at decay 0.9.
+
+      >>> tx = scale_by_trace(0.9)
+      >>> state = tx.init(jnp.float32(0))
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(jnp.float32(1), state)
+      >>> print(f"{updates:.2f}")
+      1.90
+
+    Reference: Polyak 1964, equation 9; nesterov: Sutskever et al. 2013, section 2.
+
+    Differs from `optax.trace`, which keeps its state in the parameters' dtype,
+    bfloat16 too, and changes it when the gradients have another one.
+    """
+    format = as_format("accumulator_dtype", accumulator_dtype)
+    heavy_ball = trace(decay, nesterov=nesterov)
+    moment = Moment(heavy_ball, format, 1, "trace", "accumulator_dtype")
+
+    def init_fn(params):
+        check_inexact(params, "params")
+        return TraceState(jnp.zeros([], jnp.int32), *moment.init(params))
+
+    def update_fn(updates, state, params=None):
+        expect_updates(updates, "scale_by_trace")
+        expect_state(state, TraceState, "scale_by_trace")
+        check_inexact(updates, "grads")
+        stored = Stored(state.trace, state.trace_format)
+        before = moment.read(stored, updates)
+        grads = widen(updates, before)
+        after = moment.step(stored, before, grads, state.count)
+        count = optax.safe_increment(state.count)
+        emitted = emit(after.flows, updates, params)
+        return emitted, TraceState(count, *after.stored)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+class ScheduledState(NamedTuple):
+    """State of a stage whose hyperparameter may be a schedule.
+
+    It is there for floats and arrays too: a run may go on with a schedule.
+
+    Attributes:
+      steps: int32 scalar, the steps taken, which a schedule is read at.
+    """
+
+    steps: ArrayLike
+
+
+def add_decayed_weights(
+    weight_decay: Hyperparam = 0.0,
+    mask: Mask = None,
+) -> optax.GradientTransformation:
+    """Add `weight_decay * params` to the updates.
+
+    After `precondition` this is AdamW's decoupled decay; before `scale_by_moments` it
+    is L2 regularisation, which is not AdamW.
+
+    Args:
+      weight_decay: >= 0, a number, a 0-d array or a schedule.
+      mask: pytree of booleans, a prefix of params, or a function of params that
+        returns one: True where to decay.
+
+    Raises:
+      ValueError: if weight_decay is out of range, or update() is not given params.
+      TypeError: if the state is that of another transformation.
+
+    Example:
+
+      >>> tx, param = add_decayed_weights(0.1), jnp.float32(5)
+      >>> updates, _ = tx.update(jnp.float32(1), tx.init(param), param)
+      >>> print(updates)
+      1.5
+
+    Reference: Loshchilov & Hutter 2017, Algorithm 2.
+
+    Differs from `optax.add_decayed_weights` in multiplying in float32 at least, and in
+    a state that is the same for a float and for a schedule.
+    """
+    weight_decay = check_non_negative("weight_decay", weight_decay, half_precision=True)
+
+    def init_fn(params):
+        del params
+        return ScheduledState(jnp.zeros([], jnp.int32))
+
+    def add(updates, state, params=None):
+        expect_state(state, ScheduledState, "add_decayed_weights")
+
+        def decay_leaf(update, param):
+            dtypes = numerics.dtype_of(update), numerics.dtype_of(param)
+            dtype = numerics.compute_dtype(*dtypes)
+            decay = at(weight_decay, state.steps, numerics.real_dtype(dtype))
+            return jnp.asarray(update, dtype) + decay * jnp.asarray(param, dtype)
+
+        decayed = jax.tree.map(decay_leaf, updates, params)
+        rate, leaves = (
+            at(weight_decay, state.steps, jnp.float32),
+            jax.tree.leaves(params),
+        )
+        carry(updates, decayed, decay=lambda i: Decay(rate, leaves[i]))
+        return decayed, ScheduledState(optax.safe_increment(state.steps))
+
+    def update_fn(updates, state, params=None):
+        if params is None:
+            raise ValueError(
+                "weight decay needs the parameters: call "
+                "tx.update(grads, state, params), not tx.update(grads, state)."
+            )
+        expect_updates(updates, "add_decayed_weights")
+        check_like(updates, params, "updates", "params")
+        if mask is not None:
+            expect_state(state, optax.MaskedState, "add_decayed_weights")
+        return inner.update(updates, state, params)
+
+    inner = optax.GradientTransformation(init_fn, add)
+    if mask is not None:
+        inner = optax.masked(inner, mask)
+    return optax.GradientTransformation(inner.init, update_fn)
+
+
+def scale_by_lr(
+    learning_rate: Hyperparam | None, *, flip_sign: bool = True
+) -> optax.GradientTransformation:
+    """Multiply by minus the learning rate, and emit the parameters' dtype.
+
+        updates <- -learning_rate * updates
+
+    `Moments` that arrive here are divided as `precondition()` does by default.
+
+    Args:
+      learning_rate: >= 0; a number, a 0-d array or a schedule of the step count,
+        which is 0 at the first step. None multiplies by nothing, nor flips the sign.
+      flip_sign: False multiplies by plus the learning rate.
+
+    Raises:
+      ValueError: if the learning rate is negative or not finite.
+      TypeError: if the state is that of another transformation.
+
+    Example: the three-stage chain is Adam.
+
+      >>> from adam_jax import bias_correct, scale_by_moments
+      >>> tx = optax.chain(scale_by_moments(), bias_correct(), scale_by_lr(1e-3))
+      >>> updates, _ = tx.update(jnp.float32(5), tx.init(jnp.float32(0)))
+      >>> print(f"{updates:.6f}")
+      -0.001000
+
+    Differs from `optax.scale_by_learning_rate`, where a float32 scalar turns
+    bfloat16 updates into float32 ones, and a schedule's value takes their dtype.
+    """
+    if learning_rate is not None:
+        learning_rate = check_non_negative(
+            "learning_rate", learning_rate, half_precision=True
+        )
+
+    def init_fn(params):
+        check_inexact(params, "params")
+        return ScheduledState(jnp.zeros([], jnp.int32))
+
+    def factor_at(steps, dtype):
+        """Return what updates are multiplied by."""
+        if learning_rate is None:
+            return 1.0
+        rate = at(learning_rate, steps, dtype)
+        return -rate if flip_sign else rate
+
+    def update_fn(updates, state, params=None):
+        expect_state(state, ScheduledState, "scale_by_lr")
+        emitted = updates
+        if isinstance(updates, Moments):
+            emitted = updates.grads
+            updates = divide_moments(updates, eps=1e-8, eps_root=0.0)
+        check_inexact(updates, "updates")
+        if params is not None:
+            check_like(updates, params, "updates", "params")
+            emitted = params
+
+        def scale(update):
+            update = numerics.widen(update)
+            return factor_at(state.steps, update.dtype) * update
+
+        scaled = cast_like(jax.tree.map(scale, updates), emitted)
+        carry(updates, scaled, learning_rate=-factor_at(state.steps, jnp.float32))
+        return scaled, ScheduledState(optax.safe_increment(state.steps))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def cast_to_params() -> optax.GradientTransformation:
+    """Emit updates in the parameters' dtype, where `scale_by_lr` is not the last stage.
+
+    Without parameters updates pass as they are.
+
+    Example:
+
+      >>> updates, params = jnp.float32(0.1), jnp.bfloat16(1)
+      >>> tx = cast_to_params()
+      >>> print(tx.update(updates, tx.init(params), params)[0].dtype)
+      bfloat16
+    """
+
+    def cast(updates, params=None):
+        return updates if params is None else cast_like(updates, params)
+
+    return optax.stateless(cast)

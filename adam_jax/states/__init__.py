@@ -1,0 +1,1 @@
+"""Optimizer states: finding what is in them, reading it, storing it otherwise."""

@@ -1,0 +1,229 @@
+"""Trees whose small leaves lie in a few flat buffers.
+
+A `Packed` tree is made of plain containers, and says itself which leaf lies where: in
+the keys of its buffers. So any library that stores optimizer states stores it, and
+whoever reads one can take the leaves out again.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+from typing_extensions import TypeAliasType
+
+from adam_jax import numerics
+from adam_jax.checks import check_like
+
+Group = TypeAliasType("Group", tuple[tuple[int, tuple[int, ...]], ...])
+"""The leaves in one buffer, one after the other: the number and the shape of each."""
+
+
+class Place(NamedTuple):
+    """Stands in `Packed.places` for a leaf. It holds no array."""
+
+
+class Packed(NamedTuple):
+    """A tree whose small leaves are put into buffers.
+
+    Attributes:
+      buffers: arrays by the leaves in them, as {"0:3x5 2:7": array}: leaf 0, of shape
+        (3, 5), and leaf 2, of shape (7,), in one array of 22 elements. A leaf that is
+        alone keeps its shape.
+      places: the tree, with `Place()` for each leaf.
+    """
+
+    buffers: dict[str, Any]
+    places: Any
+
+    def groups(self) -> list[Group]:
+        """Return which leaves lie in which buffer, in the order of the buffers."""
+        return [_parse(key) for key in sorted(self.buffers)]
+
+    def in_order(self) -> list[Any]:
+        """Return the buffers, in the order of `groups`."""
+        return [self.buffers[key] for key in sorted(self.buffers)]
+
+
+def pack(groups: Sequence[Group], *trees: Any) -> list[Packed]:
+    """Put the leaves of each tree into buffers.
+
+    Args:
+      groups: which leaves share a buffer.
+      *trees: pytrees of arrays (or of `jax.ShapeDtypeStruct`), alike.
+
+    Raises:
+      TypeError: if leaves that share a buffer differ in dtype.
+    """
+    columns = [jax.tree.leaves(tree) for tree in trees]
+    buffers = [[] for _ in trees]
+    before = []
+    for group in groups:
+        if len(group) == 1:
+            made = [column[group[0][0]] for column in columns]
+        else:
+            rows = [[column[number] for number, _ in group] for column in columns]
+            for tree, row in zip(trees, rows, strict=True):
+                _check_one_dtype(tree, group, row)
+            made = before = [_concatenate(row, before) for row in rows]
+        for own, buffer in zip(buffers, made, strict=True):
+            own.append(buffer)
+    return [wrap(groups, *pair) for pair in zip(buffers, trees, strict=True)]
+
+
+def wrap(groups: Sequence[Group], buffers: Sequence[Any], tree: Any) -> Packed:
+    """Return the packed tree of these buffers.
+
+    Args:
+      groups: which leaves lie in which buffer.
+      buffers: what belongs to each group, such as an array.
+      tree: the pytree that is packed, for its structure.
+    """
+    width = len(
+        str(max((number for group in groups for number, _ in group), default=0))
+    )
+    names = [_name(group, width) for group in groups]
+    places = jax.tree.map(lambda _: Place(), tree)
+    return Packed(dict(zip(names, buffers, strict=True)), places)
+
+
+def unpack_tree(tree: Packed) -> Any:
+    """Return the tree with its leaves where they were.
+
+    Args:
+      tree: a packed tree; the leaves of a buffer that is `optax.MaskedNode()` are so.
+    """
+    structure = jax.tree.structure(tree.places, is_leaf=_is_place)
+    leaves = [None] * structure.num_leaves
+    for group, buffer in zip(tree.groups(), tree.in_order(), strict=True):
+        for (number, _), part in zip(group, split(group, buffer), strict=True):
+            leaves[number] = part
+    return structure.unflatten(leaves)
+
+
+def split(group: Group, buffer: Any) -> list[Any]:
+    """Return the leaves of a buffer.
+
+    Args:
+      group: which leaves it holds.
+      buffer: the array, or `optax.MaskedNode()`.
+    """
+    if len(group) == 1 or isinstance(buffer, optax.MaskedNode):
+        return [buffer] * len(group)
+    parts, end = [], 0
+    for _, shape in group:
+        start, end = end, end + math.prod(shape)
+        parts.append(lax.slice(buffer, (start,), (end,)).reshape(shape))
+    return parts
+
+
+def unpack(state: Any) -> Any:
+    """Replace every `Packed` tree in `state` by one like the parameters.
+
+    Args:
+      state: the state of a `packed(tx)`, or a part of it, such as a moment.
+
+    Returns:
+      What `tx` alone would hold, and can continue.
+
+    Example:
+
+      >>> import adam_jax
+      >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+      >>> state = adam_jax.packed(adam_jax.adam(1e-3)).init(params)
+      >>> print(unpack(state)[0].mu["w"].shape)
+      (2, 3)
+    """
+    return jax.tree.map(
+        lambda node: unpack_tree(node) if isinstance(node, Packed) else node,
+        state,
+        is_leaf=lambda node: isinstance(node, Packed),
+    )
+
+
+def check_fits(tree: Packed, other: Any, what: str) -> None:
+    """Assert that a tree has the structure and the shapes of what was packed.
+
+    Args:
+      tree: the packed tree.
+      other: the other tree, not packed.
+      what: its name, for the message.
+
+    Raises:
+      AssertionError: (from chex) if not; the message names the paths that differ.
+    """
+    structure = jax.tree.structure(tree.places, is_leaf=_is_place)
+    shapes = dict(leaf for group in tree.groups() for leaf in group)
+    expected = [
+        jax.ShapeDtypeStruct(shapes[i], jnp.float32) for i in range(len(shapes))
+    ]
+    reference = structure.unflatten(expected)
+    check_like(other, reference, what, "the optimizer's packed state")
+
+
+def _is_place(node: Any) -> bool:
+    return isinstance(node, Place)
+
+
+def _name(group: Group, width: int) -> str:
+    """Return the key of a group; keys sort as the first leaves do."""
+    leaves = (f"{n:0{width}}:{'x'.join(map(str, shape))}" for n, shape in group)
+    return " ".join(leaves)
+
+
+def _parse(key: str) -> Group:
+    leaves = (leaf.split(":") for leaf in key.split(" "))
+    return tuple(
+        (int(number), tuple(int(size) for size in shape.split("x") if size))
+        for number, shape in leaves
+    )
+
+
+def _concatenate(leaves: list[Any], before: list[Any]) -> Any:
+    """Return the leaves as one array, filled after the arrays of `before`."""
+    if isinstance(leaves[0], jax.ShapeDtypeStruct):
+        size = sum(math.prod(leaf.shape) for leaf in leaves)
+        return jax.ShapeDtypeStruct((size,), leaves[0].dtype)
+    leaves = [_gather(leaf) for leaf in leaves]
+    # Left alone, XLA fills all buffers first and then reads them back from memory; so
+    # it fills each while it works on the one before, in the cache.
+    leaves, _ = lax.optimization_barrier((leaves, before))
+    return jnp.concatenate([jnp.reshape(leaf, -1) for leaf in leaves])
+
+
+def _gather(leaf: Any) -> Any:
+    """Return a leaf whole, where its type says that it is sharded."""
+    sharding = jax.typeof(leaf).sharding
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return jax.sharding.reshard(leaf, PartitionSpec()) if explicit else leaf
+
+
+def shard_like(part: Any, like: Any) -> Any:
+    """Return a leaf that came out of a buffer sharded as another one's type says.
+
+    Args:
+      part: the leaf.
+      like: an array of its shape.
+    """
+    sharding = jax.typeof(like).sharding
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return jax.sharding.reshard(part, sharding) if explicit else part
+
+
+def _check_one_dtype(tree: Any, group: Group, leaves: list[Any]) -> None:
+    expected = numerics.dtype_of(leaves[0])
+    for (number, _), leaf in zip(group, leaves, strict=True):
+        if numerics.dtype_of(leaf) != expected:
+            paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+            name, first = (
+                jax.tree_util.keystr(paths[i]) for i in (number, group[0][0])
+            )
+            raise TypeError(
+                f"packed(): {name} is {numerics.dtype_of(leaf)}, but {first}, with "
+                f"which it shares a buffer, {expected}: cast the gradients to the "
+                "parameters' dtypes."
+            )

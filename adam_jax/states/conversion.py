@@ -1,0 +1,95 @@
+"""Storing the moments of a state in another way."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax import numerics
+from adam_jax.moments.formats import Stored
+from adam_jax.moments.moment import decode, store
+from adam_jax.moments.storage import Storage, as_format
+from adam_jax.stages.gathering import MomentsState
+from adam_jax.stages.updates import TraceState
+from adam_jax.states.buffers import Packed, pack
+from adam_jax.states.reading import cut_to
+
+
+def convert_state(
+    state: Any,
+    *,
+    mu_dtype: Storage = None,
+    nu_dtype: Storage = None,
+    params: Any = None,
+) -> Any:
+    """Store the moments of `state` in other formats, for a run that goes on in them.
+
+    Values are rounded to the nearest; counts and weights stay. What lies in the buffers
+    of a `packed` state stays in them, and each buffer is stored as one array.
+
+    Args:
+      state: an optimizer state, or anything that holds one: a chain's, a TrainState.
+      mu_dtype: how to store first moments and traces: a dtype, a `Format` or the name
+        of one; None leaves them as they are.
+      nu_dtype: the same for second moments.
+      params: the parameters; needed only where moments are stored now in a format that
+        keeps one value for several elements.
+
+    Returns:
+      The state that an optimizer with this mu_dtype and nu_dtype continues.
+
+    Raises:
+      ValueError: for an unknown format, or a state without moments of ours.
+      TypeError: for complex moments in a real format.
+
+    Example:
+
+      >>> import adam_jax, jax.numpy as jnp
+      >>> params = jnp.ones((64, 64))
+      >>> state = adam_jax.adam(1e-3).init(params)
+      >>> small = convert_state(state, mu_dtype="8bit", nu_dtype="8bit")
+      >>> nbytes = sum(x.nbytes for x in jax.tree.leaves(small))
+      >>> print(f"{nbytes / params.size:.3f} bytes a parameter")
+      2.068 bytes a parameter
+    """
+    mu_format = None if mu_dtype is None else as_format("mu_dtype", mu_dtype)
+    nu_format = None if nu_dtype is None else as_format("nu_dtype", nu_dtype)
+    found = False
+
+    def convert(values, format, to, signed):
+        if to is None or values is None:
+            return values, format
+        if isinstance(values, Packed) and params is not None:
+            (like,) = pack(values.groups(), params)
+        else:
+            like = cut_to(values, params)
+        moment = jax.tree.map(numerics.widen, decode(Stored(values, format), like))
+        stored = store(to, moment, signed)
+        for x, y in zip(
+            jax.tree.leaves(moment), jax.tree.leaves(stored.values), strict=True
+        ):
+            if jnp.iscomplexobj(x) and not jnp.iscomplexobj(y):
+                raise TypeError(f"a {x.dtype} moment cannot be stored as {y.dtype}.")
+        return stored
+
+    def convert_node(node):
+        nonlocal found
+        found = found or isinstance(node, MomentsState | TraceState)
+        if isinstance(node, MomentsState):
+            mu, mu_kept = convert(node.mu, node.mu_format, mu_format, True)
+            nu, nu_kept = convert(node.nu, node.nu_format, nu_format, False)
+            return node._replace(mu=mu, mu_format=mu_kept, nu=nu, nu_format=nu_kept)
+        if isinstance(node, TraceState):
+            trace = convert(node.trace, node.trace_format, mu_format, True)
+            return TraceState(node.count, *trace)
+        return node
+
+    state = jax.tree.map(
+        convert_node, state, is_leaf=lambda x: isinstance(x, MomentsState | TraceState)
+    )
+    if not found:
+        raise ValueError(
+            "convert_state() found no moments: the state must be one of adam_jax's "
+            "optimizers, or hold one."
+        )
+    return state

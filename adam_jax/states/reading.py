@@ -1,0 +1,126 @@
+"""What is in an optimizer state: its nodes, and its moments as arrays."""
+
+from typing import Any
+
+import jax
+import optax
+
+from adam_jax.moments.formats import Dense, Stored
+from adam_jax.moments.moment import decode
+from adam_jax.stages.gathering import MomentsState
+from adam_jax.states.buffers import unpack
+
+
+def find_nodes(state: Any, kind: Any) -> list[Any]:
+    """Return every node of a type, or of one of several, in a state, in order.
+
+    Args:
+      state: an optimizer state, or anything that holds one.
+      kind: what isinstance takes.
+    """
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in nodes if isinstance(node, kind)]
+
+
+def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
+    """Return every `MomentsState` in an optimizer state, with its moments as arrays.
+
+    Args:
+      state: an optimizer state, or anything that holds one.
+      like: a pytree like the parameters, where what elements share is to come in their
+        shapes.
+
+    Returns:
+      The states in order, as if they had been stored in float32: without buffers, and
+      in the `Dense` format.
+    """
+
+    def read_node(node):
+        node = unpack(node)
+        mu, nu = (
+            decode(Stored(values, format), cut_to(values, like))
+            for values, format in (
+                (node.mu, node.mu_format),
+                (node.nu, node.nu_format),
+            )
+        )
+        return node._replace(mu=mu, nu=nu, mu_format=Dense(), nu_format=Dense())
+
+    return [read_node(node) for node in find_nodes(state, MomentsState)]
+
+
+def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
+    """Return mu and nu of an optimizer state as arrays, whatever they are stored in.
+
+    Args:
+      state: an optimizer state, or anything that holds one: a chain's, a TrainState.
+        Under `optax.multi_transform` each leaf has its moments from the optimizer that
+        moves it.
+      params: the parameters; needed only for formats that store one value for several
+        elements, whose moments otherwise come in arrays that broadcast to the leaves.
+
+    Returns:
+      Two pytrees like the parameters, each None where there is no such moment, with
+      `optax.MaskedNode()` for leaves that have none.
+
+    Raises:
+      ValueError: if the state holds no moments, or several of one leaf.
+
+    Example:
+
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.adam(1e-3, mu_dtype="8bit", nu_dtype="8bit")
+      >>> _, state = tx.update(jnp.ones((64, 64)), tx.init(jnp.ones((64, 64))))
+      >>> mu, nu = load_moments(state)
+      >>> print(f"{nu.mean():.6f}")
+      0.001000
+    """
+    nodes = read_moments(state, params)
+    if not nodes:
+        raise ValueError(
+            "found no MomentsState in the state: it is not of one of adam_jax's "
+            "optimizers, or was restored without its structure."
+        )
+    mu, nu = nodes[0].mu, nodes[0].nu
+    for node in nodes[1:]:
+        mu, nu = _merge(mu, node.mu), _merge(nu, node.nu)
+    return mu, nu
+
+
+def _is_hole(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def cut_to(tree: Any, like: Any) -> Any:
+    """Return `like` without the leaves that `tree`, inside a mask, does not have.
+
+    Args:
+      tree: a moment as a state holds it, or None.
+      like: a pytree like the parameters, or None.
+    """
+    if like is None or tree is None:
+        return None
+    return jax.tree.map(
+        lambda here, there: here if _is_hole(here) else there,
+        tree,
+        like,
+        is_leaf=_is_hole,
+    )
+
+
+def _merge(tree: Any, other: Any) -> Any:
+    """Return two trees, each with holes where the other has leaves, as one."""
+    if tree is None or _is_hole(tree):
+        return other
+    if other is None or _is_hole(other):
+        return tree
+    if jax.tree_util.all_leaves([tree]):
+        raise ValueError(
+            "expected one MomentsState for each leaf, found several: read them one by "
+            "one with adam_jax.read_moments(state)."
+        )
+    children, structure = jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
+    others = structure.flatten_up_to(other)
+    return structure.unflatten(
+        [_merge(x, y) for x, y in zip(children, others, strict=True)]
+    )

@@ -1,0 +1,1 @@
+"""What goes around a whole optimizer: rounding, guards, checks, figures, packing."""

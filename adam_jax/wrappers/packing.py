@@ -1,0 +1,225 @@
+"""Many small leaves in a few flat buffers.
+
+An array costs 3 to 6 us to pass in and out of a jitted step. With a thousand leaves,
+Adam's state is two thousand arrays: `packed` makes a hundred of them. Gradients and
+parameters still come and go leaf by leaf.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax import numerics
+from adam_jax.checks import check_like
+from adam_jax.moments.formats import Stored, is_elementwise
+from adam_jax.moments.moment import as_leaves
+from adam_jax.stages.flow import expect_updates, expect_whole
+from adam_jax.stages.gathering import MomentsState
+from adam_jax.stages.recipes import note_parts
+from adam_jax.stages.updates import Mask, TraceState
+from adam_jax.states.buffers import (
+    Group,
+    Packed,
+    check_fits,
+    pack,
+    shard_like,
+    split,
+    wrap,
+)
+from adam_jax.states.reading import find_nodes
+
+# Measured: concatenations of more leaves compile for longer (1,000 x 64: 3 s at 16 and
+# 7 s at 128), and buffers of more elements fall out of the cache.
+_LEAVES = 16
+_ELEMENTS = 2**15
+
+
+def packed(
+    tx: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
+    *,
+    mask: Mask = None,
+    max_size: int = 2**12,
+) -> optax.GradientTransformationExtraArgs:
+    """Run an elementwise optimizer on flat buffers, each of many small leaves.
+
+    The operations are those of `tx`, and op by op so is every bit. (Compiled, XLA may
+    contract a product and a sum in one program and not in the other: the last bit can
+    then differ.) A bfloat16 moment is rounded with other random bits, unbiased as
+    before. Leaves of different dtypes never meet. A leaf stays alone if it is large, a
+    single element, or one whose moments `tx` does not store element by element: codes
+    that share an exponent, means.
+
+    Which leaves share a buffer follows from their shapes and dtypes alone, so that a
+    checkpoint fits a run on another mesh. Sharded leaves that share one are gathered,
+    at every step: keep `packed` for one device, or leave them out with `optax.masked`.
+
+    A step of 1,000 leaves of 64 elements takes half of the time that it takes with
+    `optax.adamw`, one of 300 leaves of 4096 as long; larger leaves gain nothing. (Two
+    CPU cores, jitted with `apply_updates`, donated.) `fused.step(packed(tx))` takes
+    such leaves in one pass.
+
+    The state holds `Packed` trees in the place of trees like the parameters; `unpack`
+    makes ordinary ones of them. `load_moments` returns ordinary trees.
+
+    Args:
+      tx: any optimizer that treats all elements alike, wherever they are: all of
+        `OPTIMIZERS`, not Adafactor or a clipping by leaf. With a mask: the function
+        that makes it, called as `tx(mask=...)`.
+      mask: which parameters decay, as in `adamw`. A mask inside `tx` would see
+        buffers in place of leaves, and is refused.
+      max_size: larger leaves are left alone.
+
+    Raises:
+      ValueError: if tx holds a mask, labels or another `packed`.
+      AssertionError: if gradients do not fit the state; the message names leaves.
+      TypeError: if gradients that share a buffer differ in dtype.
+
+    Example: 100 leaves, whose state was 204 arrays.
+
+      >>> import adam_jax
+      >>> params = {f"layer{i}": jnp.ones(64) for i in range(100)}
+      >>> state = packed(adam_jax.adamw(1e-3)).init(params)
+      >>> print(len(jax.tree.leaves(state)))
+      18
+
+    With a mask, `tx` is what is still to be given one:
+
+      >>> matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+      >>> tx = packed(functools.partial(adam_jax.adamw, 1e-3), mask=matrices)
+    """
+    if not isinstance(max_size, int) or max_size < 0:
+        raise ValueError(f"max_size must be an integer >= 0, got {max_size!r}.")
+    if isinstance(tx, optax.GradientTransformation) != (mask is None):
+        raise ValueError(
+            "packed(tx) takes an optimizer; with a mask it takes what makes one, as in "
+            "packed(functools.partial(adamw, 1e-3), mask=mask), and calls it with the "
+            "mask of its buffers."
+        )
+
+    def inner(marks: Any) -> Any:  # an optimizer of Packed trees
+        made = tx if isinstance(tx, optax.GradientTransformation) else tx(mask=marks)
+        return optax.with_extra_args_support(made)
+
+    def marks_of(tree):  # of each leaf, what the mask says
+        if mask is None:
+            return [True] * len(jax.tree.leaves(tree))
+        given = mask(tree) if callable(mask) else mask
+        return [bool(m) for m in jax.tree.leaves(jax.tree.broadcast(given, tree))]
+
+    def inner_of(groups, tree):
+        """Return the optimizer of these buffers."""
+        marks = marks_of(tree)
+        return inner(wrap(groups, [marks[group[0][0]] for group in groups], tree))
+
+    def init_fn(params):
+        if not jax.tree.leaves(params):  # optax.tree.map_params looks for its own tree
+            return inner(params).init(params)
+        if mask is None:
+            _expect_no_trees(jax.eval_shape(inner(None).init, params))
+
+        def start(groups, params):
+            (tree,) = pack(groups, params)
+            return inner_of(groups, params).init(tree)
+
+        groups = _group(params, marks_of(params), max_size)
+        state = jax.eval_shape(functools.partial(start, groups), params)
+        return start(_part(groups, state), params)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        expect_updates(updates, "packed")
+        if not jax.tree.leaves(updates):
+            return inner(updates).update(updates, state, params, **extra_args)
+        like = updates if params is None else params
+        if params is not None:
+            check_like(updates, params, "updates", "params")
+        trees = find_nodes(state, Packed)
+        if trees:
+            check_fits(trees[0], updates, "grads")
+            groups = trees[0].groups()
+        else:
+            groups = _group(like, marks_of(like), max_size)
+        given = [updates] if params is None else [updates, params]
+        buffers, *rest = pack(groups, *given)
+        emitted, state = inner_of(groups, like).update(
+            buffers, state, *rest, **extra_args
+        )
+        expect_whole(emitted, "packed")
+        return _unpack_updates(emitted, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _group(params: Any, marks: list[bool], max_size: int) -> list[Group]:
+    """Decide which leaves share a buffer: small ones of one dtype, marked alike."""
+    groups: list[list[Any]] = []
+    open_groups: dict[Any, tuple[list[Any], int]] = {}
+    for i, leaf in enumerate(jax.tree.leaves(params)):
+        dtype, shape, size = numerics.dtype_of(leaf), np.shape(leaf), np.size(leaf)
+        inexact = jnp.issubdtype(dtype, jnp.inexact)
+        # XLA divides a single element by a scalar, but multiplies several by its
+        # reciprocal: among others it would come out another by its last bit.
+        if size == 1 or size > max_size or not inexact:
+            groups.append([(i, shape)])
+            continue
+        group, elements = open_groups.get((dtype, marks[i]), ([], 0))
+        if not group or len(group) == _LEAVES or elements + size > _ELEMENTS:
+            group, elements = [], 0
+            groups.append(group)
+        group.append((i, shape))
+        open_groups[dtype, marks[i]] = group, elements + size
+    return [tuple(group) for group in groups]
+
+
+def _part(groups: list[Group], state: Any) -> list[Group]:
+    """Return `groups` without those whose moments a state does not store by element.
+
+    Whether a leaf is coded, and which elements share an exponent, depends on its shape.
+    """
+    stored = [
+        one
+        for node in find_nodes(state, MomentsState | TraceState)
+        for one in (
+            [Stored(node.mu, node.mu_format), Stored(node.nu, node.nu_format)]
+            if isinstance(node, MomentsState)
+            else [Stored(node.trace, node.trace_format)]
+        )
+        if one.values is not None
+    ]
+    leaves = [as_leaves(one, jax.tree.structure(one.values)) for one in stored]
+    parted = []
+    for i, group in enumerate(groups):
+        size = sum(math.prod(shape) for _, shape in group)
+        by_element = all(is_elementwise(moment[i], (size,)) for moment in leaves)
+        parted += [group] if by_element else [(leaf,) for leaf in group]
+    return sorted(parted)
+
+
+def _unpack_updates(emitted: Packed, updates: Any) -> Any:
+    """Return what an optimizer emitted for buffers as a tree like `updates`."""
+    grads, structure = jax.tree.flatten(updates)
+    leaves = [None] * len(grads)
+    for group, buffer in zip(emitted.groups(), emitted.in_order(), strict=True):
+        own = [grads[number] for number, _ in group]
+        parts = split(group, buffer)
+        if len(group) > 1:
+            parts = [shard_like(x, like) for x, like in zip(parts, own, strict=True)]
+            note_parts(buffer, parts, own)
+        for (number, _), part in zip(group, parts, strict=True):
+            leaves[number] = part
+    return structure.unflatten(leaves)
+
+
+def _expect_no_trees(state: Any) -> None:
+    if find_nodes(state, optax.MaskedState | optax.MultiTransformState | Packed):
+        raise ValueError(
+            "packed() was given an optimizer with a mask, labels or another packed() "
+            "inside, which would see buffers in place of leaves. For the mask of a "
+            "weight decay write packed(functools.partial(adamw, 1e-3), mask=mask); "
+            "otherwise put packed() inside: optax.masked(packed(tx), mask)."
+        )

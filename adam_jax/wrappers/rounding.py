@@ -1,0 +1,239 @@
+"""Training bfloat16 parameters without a float32 copy of them.
+
+bfloat16 keeps 8 bits: added to 1.0, an update of 1e-3 is lost, step after step. What is
+here wraps an optimizer, or stands last in a chain. It chooses the bfloat16 value that a
+parameter shall have and emits the float32 difference to it, so that a plain
+`optax.apply_updates` lands on that value. It does so exactly, unless the new value is
+smaller than 2^-16 of the old: the parameter is then off by up to 2^-24 of the old.
+
+Wrapped around an optimizer, as in `round_to_params(adamw(1e-3))`, it hands it the
+parameters in float32, so that updates arrive in float32. Last in a chain it receives
+what `scale_by_lr` has rounded to bfloat16 already: an update is then off by up to 2^-9
+of itself, and a weight decay that much smaller than the step is lost.
+
+(`optax.apply_if_finite` refuses updates of another dtype than the gradients':
+`skip_nonfinite` takes its place.)
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from adam_jax import numerics
+from adam_jax.checks import check_inexact, check_like
+from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
+from adam_jax.stages.recipes import Rounding, carry
+
+
+class RoundToParamsState(NamedTuple):
+    """State of `round_to_params`.
+
+    Attributes:
+      inner_state: of the wrapped optimizer.
+      count: int32 scalar, the steps taken, of which the random bits are a hash.
+    """
+
+    inner_state: Any
+    count: ArrayLike
+
+
+def round_to_params(
+    tx: optax.GradientTransformation | None = None, *, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Round `params + updates` stochastically to bfloat16.
+
+    In expectation nothing is lost: an update of 1/8 of the last bit moves the parameter
+    by that bit in one step of eight. Leaves of float32 and wider pass unchanged.
+
+    Args:
+      tx: the optimizer whose updates to round; None rounds those that arrive.
+      seed: of the random bits, a hash of (seed, step, leaf, element).
+
+    Raises:
+      ValueError: if update() is not given the parameters.
+      TypeError: for float16 parameters.
+
+    Example: 100 steps of 1e-3 from 1.0; Optax ends at 1.0.
+
+      >>> import adam_jax
+      >>> params = jnp.ones(1000, jnp.bfloat16)
+      >>> tx = round_to_params(adam_jax.adam(1e-3))
+      >>> state = tx.init(params)
+      >>> step = jax.jit(lambda p, s: tx.update(jnp.ones_like(p), s, p))
+      >>> for _ in range(100):
+      ...     updates, state = step(params, state)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params.dtype, f"{params.astype(jnp.float32).mean():.2f}")
+      bfloat16 0.90
+
+    Reference: Zamirai et al. 2020 (arXiv:2010.06192), section 3.
+    """
+    inner = optax.with_extra_args_support(tx or optax.identity())
+
+    def init_fn(params):
+        _check_params(params, "round_to_params")
+        inner_state = inner.init(jax.tree.map(_widen, params))
+        return RoundToParamsState(inner_state, jnp.zeros([], jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        params = _expect_params(updates, params, "round_to_params")
+        expect_state(state, RoundToParamsState, "round_to_params")
+        before = jax.tree.map(_widen, params)
+        updates, inner_state = inner.update(
+            updates, state.inner_state, before, **extra_args
+        )
+        expect_whole(updates, "round_to_params")
+        structure = jax.tree.structure(params)
+        leaf_numbers = structure.unflatten(range(structure.num_leaves))
+
+        def round_leaf(update, param, old, i):
+            if numerics.dtype_of(param) != jnp.bfloat16:
+                return numerics.cast(update, numerics.dtype_of(param))
+            bits = numerics.random_bits(param.shape, (seed, state.count, i))
+            new = (old + update).astype(jnp.float32)
+            return numerics.round_to_bfloat16(new, bits).astype(jnp.float32) - old
+
+        emitted = jax.tree.map(round_leaf, updates, params, before, leaf_numbers)
+        leaves, wide = jax.tree.leaves(params), jax.tree.leaves(before)
+        carry(
+            updates,
+            emitted,
+            rounding=lambda i: Rounding(seed, state.count, i, leaves[i], wide[i]),
+        )
+        count = optax.safe_increment(state.count)
+        return emitted, RoundToParamsState(inner_state, count)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class CompensateParamsState(NamedTuple):
+    """State of `compensate_params`.
+
+    Attributes:
+      inner_state: of the wrapped optimizer.
+      residual: pytree like params, int16: the float32 parameter is the bfloat16 one,
+        this many float32 last places away. `optax.MaskedNode()` for leaves of other
+        dtypes.
+    """
+
+    inner_state: Any
+    residual: Any
+
+
+def compensate_params(
+    tx: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Round `params + updates` to the nearest bfloat16, and keep what is cut off.
+
+        master <- (params, residual) + updates        in float32
+        params <- master rounded to bfloat16;  residual <- master - params
+
+    A float32 has 16 bits more than a bfloat16, and the residual holds all of them:
+    the parameters are those of float32 training with the same gradients, rounded. It is
+    deterministic, for 2 bytes of state a parameter, where `round_to_params` has none.
+    Leaves of float32 and wider pass unchanged.
+
+    Args:
+      tx: the optimizer whose updates to add, which sees the float32 parameters; None
+        adds the updates that arrive.
+
+    Raises:
+      ValueError: if update() is not given the parameters.
+      TypeError: for float16 parameters.
+
+    Example: a thousand steps of 1e-4, each below the last bit of 1.0.
+
+      >>> import adam_jax
+      >>> params, tx = jnp.ones((), jnp.bfloat16), compensate_params(adam_jax.sgd(1e-4))
+      >>> state = tx.init(params)
+      >>> for _ in range(1000):
+      ...     updates, state = tx.update(-jnp.ones_like(params), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params)
+      1.10156
+
+    Reference: the compensated summation of Kahan 1965, with nothing lost.
+    """
+    inner = optax.with_extra_args_support(tx or optax.identity())
+
+    def is_half(param):
+        return numerics.dtype_of(param) == jnp.bfloat16
+
+    def init_fn(params):
+        _check_params(params, "compensate_params")
+
+        def start(param):
+            if not is_half(param):
+                return optax.MaskedNode()
+            if isinstance(param, Tracer):  # to be sharded like it: not a constant
+                return jnp.where(param == param, 0, 0).astype(jnp.int16)
+            return jnp.zeros_like(param, dtype=jnp.int16)
+
+        return CompensateParamsState(
+            inner.init(jax.tree.map(_widen, params)), jax.tree.map(start, params)
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        params = _expect_params(updates, params, "compensate_params")
+        expect_state(state, CompensateParamsState, "compensate_params")
+
+        def join(param, residual):
+            return numerics.join_float32(param, residual) if is_half(param) else param
+
+        master = jax.tree.map(join, params, state.residual)
+        updates, inner_state = inner.update(
+            updates, state.inner_state, master, **extra_args
+        )
+        expect_whole(updates, "compensate_params")
+
+        def split(update, param, old):
+            return numerics.split_float32((old + update).astype(jnp.float32))
+
+        def emit(update, param, old):
+            if not is_half(param):
+                return numerics.cast(update, numerics.dtype_of(param))
+            half, _ = split(update, param, old)
+            return half.astype(jnp.float32) - param.astype(jnp.float32)
+
+        def withhold(update, param, old, residual):
+            return split(update, param, old)[1] if is_half(param) else residual
+
+        emitted = jax.tree.map(emit, updates, params, master)
+        residual = jax.tree.map(withhold, updates, params, master, state.residual)
+        return emitted, CompensateParamsState(inner_state, residual)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _widen(param: Any) -> Any:
+    """Return a parameter in float32 at least, an abstract one too."""
+    if isinstance(param, jax.ShapeDtypeStruct):
+        dtype = numerics.compute_dtype(param.dtype)
+        return jax.ShapeDtypeStruct(param.shape, dtype, sharding=param.sharding)
+    return numerics.widen(param)
+
+
+def _check_params(params: Any, name: str) -> None:
+    check_inexact(params, "params")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if numerics.dtype_of(leaf) == jnp.float16:
+            raise TypeError(
+                f"{name}() rounds to bfloat16, but params"
+                f"{jax.tree_util.keystr(path)} is float16: train it as bfloat16, or "
+                "keep it in float32."
+            )
+
+
+def _expect_params(updates: Any, params: Any, name: str) -> Any:
+    if params is None:
+        raise ValueError(
+            f"{name}() rounds the parameters, so update() needs them: call "
+            "tx.update(grads, state, params)."
+        )
+    expect_updates(updates, name)
+    check_like(updates, params, "updates", "params")
+    return params

@@ -1,0 +1,98 @@
+"""Every optimizer against the oracle, against Optax, and against PyTorch."""
+
+import inspect
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import CASES, MAKERS, case_id, gradients, run
+from oracle import trajectory
+
+import adam_jax
+
+REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "reference" / "torch.npz")
+TORCH_CASES = json.loads(REFERENCE["cases"].item())
+IN_OPTAX = [name for name in adam_jax.OPTIMIZERS if hasattr(optax, name)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_float64_follows_the_oracle(case):
+    name, kwargs = case
+    kwargs = {"learning_rate": 1e-2} | kwargs
+    grads = gradients(1000)
+    params = np.linspace(-1, 1, 6)
+    expected, _ = trajectory(name, grads, params, **kwargs)
+    with jax.enable_x64(True):
+        updates, _, _ = run(MAKERS[name](**kwargs), jnp.asarray(grads), params)
+    # Relative to the step: sgd's is as large as the gradient. The floor is for the
+    # errors of mu where gradients cancel: 1000 roundings of 1e-16.
+    size = np.maximum(np.abs(expected), 1e-2)
+    assert np.max(np.abs(updates - expected) / size) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "rmsprop", "amsgrad"])
+def test_complex_parameters_follow_the_oracle(name):
+    grads = gradients(100) + 1j * gradients(100, seed=1)
+    params = np.linspace(-1, 1, 6) * (1 + 1j)
+    expected, _ = trajectory(name, grads, params, learning_rate=1e-2)
+    with jax.enable_x64(True):
+        updates, _, state = run(MAKERS[name](1e-2), jnp.asarray(grads), params)
+    assert optax.tree.get(state, "nu").dtype == np.float64
+    np.testing.assert_allclose(updates, expected, rtol=0, atol=1e-14)
+
+
+def float32_error(tx, grads, params, expected):
+    updates, _, _ = run(tx, jnp.asarray(grads, jnp.float32), jnp.float32(params))
+    error = (np.asarray(updates, np.float64) - expected) / np.maximum(
+        np.abs(expected), 1e-3
+    )
+    return np.sqrt(np.mean(error**2))
+
+
+@pytest.mark.parametrize("name", IN_OPTAX)
+def test_float32_is_no_further_from_the_oracle_than_optax(name):
+    grads = gradients(1000).astype(np.float32)  # the oracle sees the rounded ones
+    params = np.linspace(-1, 1, 6).astype(np.float32)
+    expected, _ = trajectory(name, grads, params, learning_rate=1e-3)
+    ours = float32_error(MAKERS[name](1e-3), grads, params, expected)
+    theirs = float32_error(getattr(optax, name)(1e-3), grads, params, expected)
+    print(f"{name}: float32 RMS error {ours:.1e}, Optax {theirs:.1e}")
+    # Where neither has a weight to lose digits in, both round alike, up to chance.
+    assert ours <= 1.03 * theirs
+
+
+@pytest.mark.parametrize("name", IN_OPTAX)
+def test_signature_is_optax_s(name):
+    ours = inspect.signature(adam_jax.OPTIMIZERS[name]).parameters
+    theirs = inspect.signature(getattr(optax, name)).parameters
+    assert [n for n in ours if n in theirs] == list(theirs)
+    for parameter in theirs.values():
+        assert ours[parameter.name].default == parameter.default, parameter
+        assert ours[parameter.name].kind == parameter.kind, parameter
+    for added in ours.keys() - theirs.keys():
+        assert ours[added].kind == inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize("name", TORCH_CASES)
+def test_float64_follows_pytorch(name):
+    case = TORCH_CASES[name]
+    tx = MAKERS[case["optimizer"]](**case["kwargs"])
+    with jax.enable_x64(True):
+        _, params, _ = run(tx, jnp.asarray(REFERENCE["grads"]), REFERENCE["params0"])
+    np.testing.assert_allclose(params, REFERENCE[f"params/{name}"], rtol=0, atol=1e-10)
+
+
+def test_the_three_stage_chain_is_adam():
+    chain = optax.chain(
+        adam_jax.scale_by_moments(b1=0.9, b2=0.999),
+        adam_jax.bias_correct(),
+        adam_jax.scale_by_lr(1e-3),
+    )
+    grads, params = jnp.asarray(gradients(100), jnp.float32), jnp.zeros(6)
+    ours, _, _ = run(chain, grads, params)
+    named, _, _ = run(adam_jax.adam(1e-3), grads, params)
+    assert (ours == named).all()
