@@ -21,7 +21,7 @@ from adam_jax.hyperparams import at
 from adam_jax.moments.blocks import EightBitFormat
 from adam_jax.moments.formats import DenseFormat, Stored
 from adam_jax.moments.moment import as_leaves
-from adam_jax.stages.recipes import Notes, Recipe
+from adam_jax.stages.recipes import Notes, Origin, Recipe
 
 _FLOATS = (jnp.float32, jnp.bfloat16)
 
@@ -47,14 +47,25 @@ class Call:
     decays: bool
     options: dict[str, Any]
 
-    def run(self, operands: dict[str, Any]) -> tuple[dict[int, Any], dict[int, Any]]:
+    def replaces(self, params: int) -> list[int]:
+        """Return the numbers of the leaves that it makes, as `run` does.
+
+        Args:
+          params: how many parameters there are.
+        """
+        numbers = [i for group in self.numbers for i in group]
+        slots = [i for group in self.slots for i in group if i is not None]
+        return [*numbers, *(params + i for i in slots)]
+
+    def run(self, operands: dict[str, Any], params: int) -> dict[int, Any]:
         """Call the kernel.
 
         Args:
           operands: the arrays of this call, as `make_plan` returned them.
+          params: how many parameters there are.
 
         Returns:
-          The new parameters by number, and the new leaves of the state by number.
+          What it makes by number: parameters, and after them the leaves of the state.
         """
         groups = [
             native.Group(place, keys, *arrays)
@@ -66,14 +77,14 @@ class Call:
         counts = native.Counts(*operands["counts"])
         decays = [self.decays] * len(groups)
         stepped = native.call(groups, scalars, counts, decays=decays, **self.options)
-        params, state = {}, {}
-        for numbers, slots, after in zip(
-            self.numbers, self.slots, stepped, strict=True
-        ):
-            params |= dict(zip(numbers, after.params, strict=True))
-            made = (after.mu, after.nu, after.mu_exponents, after.nu_exponents)
-            state |= {i: x for i, x in zip(slots, made, strict=True) if i is not None}
-        return params, state
+        made = [
+            x
+            for group in stepped
+            for x in (group.mu, group.nu, group.mu_exponents, group.nu_exponents)
+            if x is not None
+        ]
+        leaves = [*(x for group in stepped for x in group.params), *made]
+        return dict(zip(self.replaces(params), leaves, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,8 +122,11 @@ def make_plan(
                 (i, recipe)
             )
     calls: dict[Any, list[_Member]] = {}
-    for found in by_moment.values():
-        member = _join(found, leaves, slots)
+    by_origin: dict[int, Any] = {}
+    for (name, _), found in by_moment.items():
+        if name not in by_origin:
+            by_origin[name] = _leaves_of(found[0][1].origin)
+        member = _join(found, by_origin[name], leaves, slots)
         if member:
             calls.setdefault(_key(member.recipe), []).append(member)
     made = [_make_call(members) for members in calls.values()]
@@ -145,41 +159,58 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
     else:
         lands = rounding.param is param
         own = (param, rounding.wide)
+    if recipe.part and any(recipe.part.param is x for x in own):
+        own = (recipe.part.buffer,)
     decayed = recipe.decay is None or any(recipe.decay.param is x for x in own)
     return known and lands and decayed and numerics.dtype_of(param) in _FLOATS
 
 
+def _leaves_of(origin: Origin) -> list[tuple[Any, list[Any], list[Any]]]:
+    """Return of each leaf the gradient, and what stores its moments before and after.
+
+    That is mu, nu and the exponents of either, None where there are none.
+    """
+    structure = jax.tree.structure(origin.grads)
+    before = (
+        Stored(origin.state.mu, origin.state.mu_format),
+        Stored(origin.state.nu, origin.state.nu_format),
+    )
+    columns = [
+        [[one.values, _exponents(one)] for one in as_leaves(stored, structure)]
+        for stored in (*before, origin.mu.stored, origin.nu.stored)
+    ]
+    return [
+        (
+            grad,
+            [mu[0], nu[0], mu[1], nu[1]],
+            [new_mu[0], new_nu[0], new_mu[1], new_nu[1]],
+        )
+        for grad, mu, nu, new_mu, new_nu in zip(
+            jax.tree.leaves(origin.grads), *columns, strict=True
+        )
+    ]
+
+
+def _position(recipe: Recipe) -> int:
+    return recipe.part.position if recipe.part else 0
+
+
 def _join(
-    found: list[tuple[int, Recipe]], params: list[Any], slots: dict[int, int]
+    found: list[tuple[int, Recipe]],
+    leaves: list[tuple[Any, list[Any], list[Any]]],
+    params: list[Any],
+    slots: dict[int, int],
 ) -> _Member | None:
     """Return the leaves of one moment, if they are all there and fit the kernel."""
     recipe = found[0][1]
-    origin, grads = recipe.origin, [jax.tree.leaves(recipe.origin.grads)[recipe.leaf]]
-    if recipe.part:
-        grads = list(recipe.part.grads)
-        found = sorted(
-            found, key=lambda one: one[1].part.position if one[1].part else 0
-        )
-    positions = [r.part.position if r.part else 0 for _, r in found]
+    grads, old, new = leaves[recipe.leaf]
+    grads = list(recipe.part.grads) if recipe.part else [grads]
+    found = sorted(found, key=lambda one: _position(one[1]))
+    positions = [_position(r) for _, r in found]
     alike = len({_key(r) for _, r in found}) == 1
     if positions != list(range(len(grads))) or not alike:
         return None
     numbers = [i for i, _ in found]
-    structure = jax.tree.structure(origin.grads)
-    before, after = (
-        [as_leaves(moment, structure)[recipe.leaf] for moment in moments]
-        for moments in (
-            (
-                Stored(origin.state.mu, origin.state.mu_format),
-                Stored(origin.state.nu, origin.state.nu_format),
-            ),
-            (origin.mu.stored, origin.nu.stored),
-        )
-    )
-    old, new = (
-        [x.values for x in moments] + [_exponents(x) for x in moments]
-        for moments in (before, after)
-    )
     own = tuple(None if x is None else slots.get(id(x)) for x in new)
     if any(x is not None and slot is None for x, slot in zip(new, own, strict=True)):
         return None  # somebody has changed the state since

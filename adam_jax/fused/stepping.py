@@ -14,6 +14,7 @@ import jax
 import optax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AxisType
 
 from adam_jax.fused.cpu import native
@@ -115,30 +116,37 @@ def _run(
     calls: list[Call] = []
     jaxpr, shapes = jax.make_jaxpr(trace, return_shape=True)(*given)
     made, operands = (jax.tree.structure(part) for part in shapes)
-    consts, bare = jaxpr.consts, jaxpr.jaxpr
-    bare = bare.replace(constvars=[], invars=[*bare.constvars, *bare.invars])
-
-    def compute(values):
-        results = jaxpr_as_fun(ClosedJaxpr(bare, []))(*values)
-        return results[: made.num_leaves], results[made.num_leaves :]
-
-    def composed(*values):
-        return compute(values)[0]
+    number = len(jax.tree.leaves(params))
 
     def fused(*values):
-        results, flat = compute(values)
-        number = len(jax.tree.leaves(params))
+        kept = [True] * made.num_leaves
+        for call in calls:
+            for i in call.replaces(number):
+                kept[i] = False
+        results = _compute(jaxpr, [*kept, *[True] * operands.num_leaves], values)
+        last = len(results) - operands.num_leaves
+        left, flat = iter(results[:last]), results[last:]
+        leaves = [next(left) if keep else None for keep in kept]
         for call, own in zip(calls, operands.unflatten(flat), strict=True):
-            new_params, new_state = call.run(own)
-            for i, value in new_params.items():
-                results[i] = value
-            for i, value in new_state.items():
-                results[number + i] = value
-        return results
+            for i, value in call.run(own, number).items():
+                leaves[i] = value
+        return leaves
 
-    values = [*consts, *given]  # nothing may be closed over by what follows
+    def composed(*values):
+        kept = [True] * made.num_leaves + [False] * operands.num_leaves
+        return _compute(jaxpr, kept, values)
+
+    values = [*jaxpr.consts, *given]  # nothing may be closed over by what follows
     results = (_choose(fused, composed) if calls else composed)(*values)
     return made.unflatten(results)
+
+
+def _compute(closed: ClosedJaxpr, wanted: list[bool], values: Any) -> list[Any]:
+    """Return those outputs of a jaxpr that are wanted, and trace nothing else."""
+    jaxpr = closed.jaxpr
+    jaxpr = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
+    pruned, _ = dce_jaxpr(jaxpr, wanted, instantiate=True)
+    return jaxpr_as_fun(ClosedJaxpr(pruned, []))(*values)
 
 
 def _choose(fused: Callable[..., Any], composed: Callable[..., Any]) -> Any:

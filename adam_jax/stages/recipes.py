@@ -83,10 +83,14 @@ class Part:
     Attributes:
       position: of the leaf among those in the buffer.
       grads: the gradients of these leaves, in order.
+      param: the leaf's parameter, or None where nobody was told.
+      buffer: the buffer of parameters that it lies in, likewise.
     """
 
     position: int
     grads: tuple[Any, ...]
+    param: Any
+    buffer: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -197,18 +201,22 @@ def carry(before: Any, after: Any, **line: Any) -> None:
             notes.write(new, dataclasses.replace(recipe, **{name: own}))
 
 
-def note_parts(buffer: Any, parts: list[Any], grads: list[Any]) -> None:
+def note_parts(
+    update: Any, parts: list[Any], grads: list[Any], params: list[Any], buffer: Any
+) -> None:
     """Note that a buffer of updates was cut into leaves.
 
     Args:
-      buffer: the updates of several leaves.
+      update: the updates of several leaves.
       parts: the update of each.
       grads: the gradient of each.
+      params: the parameter of each, or None.
+      buffer: the parameters as they were given to the optimizer, or None.
     """
     notes = _notes.get()
-    recipe = notes and notes.read(buffer)
+    recipe = notes and notes.read(update)
     if notes is None or recipe is None:
         return
-    for position, part in enumerate(parts):
-        place = Part(position, tuple(grads))
+    for position, (part, param) in enumerate(zip(parts, params, strict=True)):
+        place = Part(position, tuple(grads), param, buffer)
         notes.write(part, dataclasses.replace(recipe, part=place))

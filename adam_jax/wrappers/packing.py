@@ -150,7 +150,7 @@ def packed(
             buffers, state, *rest, **extra_args
         )
         expect_whole(emitted, "packed")
-        return _unpack_updates(emitted, updates), state
+        return _unpack_updates(emitted, updates, params, *rest), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -200,16 +200,23 @@ def _part(groups: list[Group], state: Any) -> list[Group]:
     return sorted(parted)
 
 
-def _unpack_updates(emitted: Packed, updates: Any) -> Any:
+def _unpack_updates(
+    emitted: Packed, updates: Any, params: Any, buffers: Packed | None = None
+) -> Any:
     """Return what an optimizer emitted for buffers as a tree like `updates`."""
     grads, structure = jax.tree.flatten(updates)
+    given = jax.tree.leaves(params) if buffers else [None] * len(grads)
     leaves = [None] * len(grads)
-    for group, buffer in zip(emitted.groups(), emitted.in_order(), strict=True):
+    of_params = buffers.in_order() if buffers else [None] * len(emitted.buffers)
+    for group, buffer, param_buffer in zip(
+        emitted.groups(), emitted.in_order(), of_params, strict=True
+    ):
         own = [grads[number] for number, _ in group]
         parts = split(group, buffer)
         if len(group) > 1:
             parts = [shard_like(x, like) for x, like in zip(parts, own, strict=True)]
-            note_parts(buffer, parts, own)
+            params_here = [given[number] for number, _ in group]
+            note_parts(buffer, parts, own, params_here, param_buffer)
         for (number, _), part in zip(group, parts, strict=True):
             leaves[number] = part
     return structure.unflatten(leaves)

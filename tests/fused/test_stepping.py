@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import pickle
+import re
 import warnings
 
 import cloudpickle
@@ -106,8 +107,15 @@ def take(tx, params, grads, state):
     return fused.step(tx)(params, grads, state)
 
 
+def native_leaves(function, *args):
+    """Return how many leaves the native step takes."""
+    text = jax.jit(function).lower(*args).as_text()
+    calls = re.findall(r"leaf_numbers = dense<[^>]*> : tensor<(\d+)xi32>", text)
+    return sum(map(int, calls))
+
+
 def is_native(function, *args):
-    return "adam_jax_fused_step" in jax.jit(function).lower(*args).as_text()
+    return native_leaves(function, *args) > 0
 
 
 def assert_close(tree, expected, rtol=1e-6, atol=1e-8):
@@ -121,14 +129,14 @@ def assert_close(tree, expected, rtol=1e-6, atol=1e-8):
     jax.tree.map(check, tree, expected)
 
 
-def assert_same_steps(tx, params, exact=False, rtol=1e-6, steps=3, native=True):
+def assert_same_steps(tx, params, exact=False, rtol=1e-6, steps=3, leaves=None):
     """Let both take steps, each in turn from where the fused one has come."""
     state = jax.jit(tx.init)(params)
+    leaves = len(jax.tree.leaves(params)) if leaves is None else leaves
     for number in range(steps):
         grads = gradients(number, params)
-        assert is_native(fused.step(tx), params, grads, state) == (
-            native and available()
-        )
+        found = native_leaves(fused.step(tx), params, grads, state)
+        assert found == (leaves if available() else 0)
         landed, expected = update_and_apply(tx, params, grads, state)
         params, state = take(tx, params, grads, state)
         assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, expected)
@@ -218,7 +226,7 @@ CHAINS = {
     ),
     "named": lambda: optax.named_chain(("adam", adam_jax.adam(1e-2)), ("id", IDENTITY)),
     "injected": lambda: optax.inject_hyperparams(adam_jax.adamw)(learning_rate=1e-2),
-    "masked": lambda: optax.masked(adam_jax.adam(1e-2), {"w": True, "rest": False}),
+    "masked": lambda: optax.masked(adam_jax.adam(1e-2), {"w": False, "rest": True}),
     "labels": lambda: optax.multi_transform(
         {"a": adam_jax.adam(1e-2), "b": adam_jax.adamw(1e-3, b1=0.5)},
         {"w": "a", "rest": {"b": "b", "c": "a", "none": "b", "v": "b"}},
@@ -290,14 +298,15 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_chains_and_wrappers_that_keep_the_fast_step(name):
-    assert_same_steps(CHAINS[name](), tree())
+    leaves = {"masked": 4, "partly packed": 4, "frozen": 1}.get(name)
+    assert_same_steps(CHAINS[name](), tree(), leaves=leaves)
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_what_goes_through_xla_has_the_same_numbers(name):
     bfloat16 = name in ("compensated", "rounded late")
     params = tree("bfloat16" if bfloat16 else "float32")
-    assert_same_steps(ELSEWHERE[name](), params, native=False)
+    assert_same_steps(ELSEWHERE[name](), params, leaves=0)
 
 
 def test_leaves_that_the_kernel_does_not_know_go_through_xla():
@@ -305,7 +314,7 @@ def test_leaves_that_the_kernel_does_not_know_go_through_xla():
     params = {**tree(), "half": jnp.ones(4, "float16"), "i": jnp.ones(3, "complex64")}
     tx = adam_jax.adamw(1e-2)
     state = tx.init(params)
-    assert is_native(fused.step(tx), params, params, state)
+    assert native_leaves(fused.step(tx), params, params, state) == available() * 5
     landed, expected = update_and_apply(tx, params, params, state)
     stepped, state = take(tx, params, params, state)
     assert_close(stepped, landed)
@@ -316,7 +325,7 @@ def test_leaves_that_the_kernel_does_not_know_go_through_xla():
 def test_a_tree_that_the_wrapper_has_changed(wrap):
     """A wrapper whose optimizer's leaves are others than the tree's own."""
     tx = optax.chain(CHAINS[wrap](), optax.keep_params_nonnegative())
-    assert_same_steps(tx, jax.tree.map(jnp.abs, tree()), native=False)
+    assert_same_steps(tx, jax.tree.map(jnp.abs, tree()), leaves=0)
 
 
 def test_parameters_that_decay_are_those_that_move():
@@ -327,7 +336,7 @@ def test_parameters_that_decay_are_those_that_move():
         return inner.update(grads, state, jax.tree.map(lambda p: p + 1, params))
 
     tx = optax.GradientTransformation(inner.init, elsewhere)
-    assert_same_steps(tx, tree(), native=False)
+    assert_same_steps(tx, tree(), leaves=0)
 
 
 def test_extra_arguments_reach_the_optimizer():
@@ -369,7 +378,7 @@ def test_a_format_of_one_s_own_goes_through_xla():
         def encode(self, x, old, noise):
             return adam_jax.Stored(jnp.round(x, 3), adam_jax.Dense())
 
-    assert_same_steps(adam_jax.adam(1e-2, mu_dtype=Own()), tree(), native=False)
+    assert_same_steps(adam_jax.adam(1e-2, mu_dtype=Own()), tree(), leaves=0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "complex64"])
