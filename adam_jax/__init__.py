@@ -64,7 +64,7 @@ from adam_jax.stages.updates import (
     scale_by_lr,
     scale_by_trace,
 )
-from adam_jax.states.buffers import Packed, unpack
+from adam_jax.states.buffers import Packed, PackedState, unpack
 from adam_jax.states.conversion import convert_state
 from adam_jax.states.reading import load_moments, read_moments
 from adam_jax.wrappers.checking import checked
@@ -104,6 +104,7 @@ __all__ = [
     "Moments",
     "MomentsState",
     "Packed",
+    "PackedState",
     "RecordState",
     "RunningMaxState",
     "ScheduledState",

@@ -1,6 +1,6 @@
 """Trees whose small leaves lie in a few flat buffers.
 
-A `Packed` tree is made of plain containers, and says itself which leaf lies where: in
+A packed state is made of plain containers, and says itself which leaf lies where, in
 the keys of its buffers. So any library that stores optimizer states stores it, and
 whoever reads one can take the leaves out again.
 """
@@ -23,22 +23,16 @@ Group = TypeAliasType("Group", tuple[tuple[int, tuple[int, ...]], ...])
 """The leaves in one buffer, one after the other: the number and the shape of each."""
 
 
-class Place(NamedTuple):
-    """Stands in `Packed.places` for a leaf. It holds no array."""
-
-
 class Packed(NamedTuple):
-    """A tree whose small leaves are put into buffers.
+    """A tree like the parameters, whose small leaves are put into buffers.
 
     Attributes:
       buffers: arrays by the leaves in them, as {"0:3x5 2:7": array}: leaf 0, of shape
         (3, 5), and leaf 2, of shape (7,), in one array of 22 elements. A leaf that is
         alone keeps its shape.
-      places: the tree, with `Place()` for each leaf.
     """
 
     buffers: dict[str, Any]
-    places: Any
 
     def groups(self) -> list[Group]:
         """Return which leaves lie in which buffer, in the order of the buffers."""
@@ -47,6 +41,23 @@ class Packed(NamedTuple):
     def in_order(self) -> list[Any]:
         """Return the buffers, in the order of `groups`."""
         return [self.buffers[key] for key in sorted(self.buffers)]
+
+
+class Place(NamedTuple):
+    """Stands in `PackedState.places` for a leaf. It holds no array."""
+
+
+class PackedState(NamedTuple):
+    """State of `packed`.
+
+    Attributes:
+      inner_state: of the wrapped optimizer, with `Packed` trees in the place of trees
+        like the parameters.
+      places: a pytree like the parameters, with `Place()` for each leaf.
+    """
+
+    inner_state: Any
+    places: Any
 
 
 def pack(groups: Sequence[Group], *trees: Any) -> list[Packed]:
@@ -72,32 +83,30 @@ def pack(groups: Sequence[Group], *trees: Any) -> list[Packed]:
             made = before = [_concatenate(row, before) for row in rows]
         for own, buffer in zip(buffers, made, strict=True):
             own.append(buffer)
-    return [wrap(groups, *pair) for pair in zip(buffers, trees, strict=True)]
+    return [wrap(groups, own) for own in buffers]
 
 
-def wrap(groups: Sequence[Group], buffers: Sequence[Any], tree: Any) -> Packed:
+def wrap(groups: Sequence[Group], buffers: Sequence[Any]) -> Packed:
     """Return the packed tree of these buffers.
 
     Args:
       groups: which leaves lie in which buffer.
       buffers: what belongs to each group, such as an array.
-      tree: the pytree that is packed, for its structure.
     """
     width = len(
         str(max((number for group in groups for number, _ in group), default=0))
     )
     names = [_name(group, width) for group in groups]
-    places = jax.tree.map(lambda _: Place(), tree)
-    return Packed(dict(zip(names, buffers, strict=True)), places)
+    return Packed(dict(zip(names, buffers, strict=True)))
 
 
-def unpack_tree(tree: Packed) -> Any:
-    """Return the tree with its leaves where they were.
+def make_places(tree: Any) -> Any:
+    """Return a tree with `Place()` for each leaf of another one."""
+    return jax.tree.map(lambda _: Place(), tree)
 
-    Args:
-      tree: a packed tree; the leaves of a buffer that is `optax.MaskedNode()` are so.
-    """
-    structure = jax.tree.structure(tree.places, is_leaf=_is_place)
+
+def _unpack_tree(tree: Packed, structure: Any) -> Any:
+    """Return a tree with its leaves where they were; of a hole's, holes."""
     leaves = [None] * structure.num_leaves
     for group, buffer in zip(tree.groups(), tree.in_order(), strict=True):
         for (number, _), part in zip(group, split(group, buffer), strict=True):
@@ -122,13 +131,13 @@ def split(group: Group, buffer: Any) -> list[Any]:
 
 
 def unpack(state: Any) -> Any:
-    """Replace every `Packed` tree in `state` by one like the parameters.
+    """Replace every `PackedState` in a state by what it stands for.
 
     Args:
-      state: the state of a `packed(tx)`, or a part of it, such as a moment.
+      state: the state of a `packed(tx)`, or anything that holds one.
 
     Returns:
-      What `tx` alone would hold, and can continue.
+      What `tx` alone would hold there, and can continue.
 
     Example:
 
@@ -138,31 +147,41 @@ def unpack(state: Any) -> Any:
       >>> print(unpack(state)[0].mu["w"].shape)
       (2, 3)
     """
+
+    def unpack_state(node):
+        if not isinstance(node, PackedState):
+            return node
+        structure = _structure(node.places)
+        return jax.tree.map(
+            lambda x: _unpack_tree(x, structure) if isinstance(x, Packed) else x,
+            node.inner_state,
+            is_leaf=lambda x: isinstance(x, Packed),
+        )
+
     return jax.tree.map(
-        lambda node: unpack_tree(node) if isinstance(node, Packed) else node,
-        state,
-        is_leaf=lambda node: isinstance(node, Packed),
+        unpack_state, state, is_leaf=lambda node: isinstance(node, PackedState)
     )
 
 
-def check_fits(tree: Packed, other: Any, what: str) -> None:
-    """Assert that a tree has the structure and the shapes of what was packed.
+def check_fits(state: PackedState, groups: Sequence[Group], grads: Any) -> None:
+    """Assert that gradients have the structure and the shapes of what was packed.
 
     Args:
-      tree: the packed tree.
-      other: the other tree, not packed.
-      what: its name, for the message.
+      state: the packed state.
+      groups: which leaves lie in which buffer of it.
+      grads: the gradients.
 
     Raises:
       AssertionError: (from chex) if not; the message names the paths that differ.
     """
-    structure = jax.tree.structure(tree.places, is_leaf=_is_place)
-    shapes = dict(leaf for group in tree.groups() for leaf in group)
-    expected = [
-        jax.ShapeDtypeStruct(shapes[i], jnp.float32) for i in range(len(shapes))
-    ]
-    reference = structure.unflatten(expected)
-    check_like(other, reference, what, "the optimizer's packed state")
+    shapes = sorted(leaf for group in groups for leaf in group)
+    expected = [jax.ShapeDtypeStruct(shape, jnp.float32) for _, shape in shapes]
+    reference = _structure(state.places).unflatten(expected)
+    check_like(grads, reference, "grads", "the optimizer's packed state")
+
+
+def _structure(places: Any) -> Any:
+    return jax.tree.structure(places, is_leaf=_is_place)
 
 
 def _is_place(node: Any) -> bool:

@@ -36,7 +36,6 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
     """
 
     def read_node(node):
-        node = unpack(node)
         mu, nu = (
             decode(Stored(values, format), cut_to(values, like))
             for values, format in (
@@ -46,7 +45,7 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
         )
         return node._replace(mu=mu, nu=nu, mu_format=Dense(), nu_format=Dense())
 
-    return [read_node(node) for node in find_nodes(state, MomentsState)]
+    return [read_node(node) for node in find_nodes(unpack(state), MomentsState)]
 
 
 def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:

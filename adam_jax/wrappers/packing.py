@@ -19,14 +19,16 @@ from adam_jax import numerics
 from adam_jax.checks import check_like
 from adam_jax.moments.formats import Stored, is_elementwise
 from adam_jax.moments.moment import as_leaves
-from adam_jax.stages.flow import expect_updates, expect_whole
+from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.stages.recipes import note_parts
 from adam_jax.stages.updates import Mask, TraceState
 from adam_jax.states.buffers import (
     Group,
     Packed,
+    PackedState,
     check_fits,
+    make_places,
     pack,
     shard_like,
     split,
@@ -64,8 +66,8 @@ def packed(
     CPU cores, jitted with `apply_updates`, donated.) `fused.step(packed(tx))` takes
     such leaves in one pass.
 
-    The state holds `Packed` trees in the place of trees like the parameters; `unpack`
-    makes ordinary ones of them. `load_moments` returns ordinary trees.
+    The state is a `PackedState`, which `unpack` makes the ordinary one of.
+    `load_moments` returns ordinary trees.
 
     Args:
       tx: any optimizer that treats all elements alike, wherever they are: all of
@@ -115,11 +117,12 @@ def packed(
     def inner_of(groups, tree):
         """Return the optimizer of these buffers."""
         marks = marks_of(tree)
-        return inner(wrap(groups, [marks[group[0][0]] for group in groups], tree))
+        return inner(wrap(groups, [marks[group[0][0]] for group in groups]))
 
     def init_fn(params):
+        places = make_places(params)
         if not jax.tree.leaves(params):  # optax.tree.map_params looks for its own tree
-            return inner(params).init(params)
+            return PackedState(inner(params).init(params), places)
         if mask is None:
             _expect_no_trees(jax.eval_shape(inner(None).init, params))
 
@@ -129,28 +132,30 @@ def packed(
 
         groups = _group(params, marks_of(params), max_size)
         state = jax.eval_shape(functools.partial(start, groups), params)
-        return start(_part(groups, state), params)
+        return PackedState(start(_part(groups, state), params), places)
 
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, "packed")
+        expect_state(state, PackedState, "packed")
+        before = state.inner_state
         if not jax.tree.leaves(updates):
-            return inner(updates).update(updates, state, params, **extra_args)
+            out, after = inner(updates).update(updates, before, params, **extra_args)
+            return out, PackedState(after, state.places)
         like = updates if params is None else params
         if params is not None:
             check_like(updates, params, "updates", "params")
-        trees = find_nodes(state, Packed)
-        if trees:
-            check_fits(trees[0], updates, "grads")
-            groups = trees[0].groups()
-        else:
-            groups = _group(like, marks_of(like), max_size)
+        trees = find_nodes(before, Packed)
+        anew = functools.partial(_group, like, marks_of(like), max_size)
+        groups = trees[0].groups() if trees else anew()
+        check_fits(state, groups, updates)
         given = [updates] if params is None else [updates, params]
         buffers, *rest = pack(groups, *given)
-        emitted, state = inner_of(groups, like).update(
-            buffers, state, *rest, **extra_args
+        emitted, after = inner_of(groups, like).update(
+            buffers, before, *rest, **extra_args
         )
         expect_whole(emitted, "packed")
-        return _unpack_updates(emitted, updates, params, *rest), state
+        updates = _unpack_updates(emitted, updates, params, *rest)
+        return updates, PackedState(after, state.places)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -223,7 +228,7 @@ def _unpack_updates(
 
 
 def _expect_no_trees(state: Any) -> None:
-    if find_nodes(state, optax.MaskedState | optax.MultiTransformState | Packed):
+    if find_nodes(state, optax.MaskedState | optax.MultiTransformState | PackedState):
         raise ValueError(
             "packed() was given an optimizer with a mask, labels or another packed() "
             "inside, which would see buffers in place of leaves. For the mask of a "

@@ -177,7 +177,7 @@ def test_every_bit_where_products_are_exact(name, dtype, rounds, packs):
     tx = adam_jax.adamw(**h, mask=mask)
     if packs:
         tx = adam_jax.packed(functools.partial(adam_jax.adamw, **h), mask=mask)
-        buffers = tx.init(tree(dtype))[0].mu.buffers
+        buffers = tx.init(tree(dtype)).inner_state[0].mu.buffers
         assert len(buffers) == (5 if name == "8bit" else 3)
     if rounds:
         tx = adam_jax.round_to_params(tx, seed=3)

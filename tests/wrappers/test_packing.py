@@ -94,13 +94,13 @@ def test_scan():
         return state, updates["a"]["leaf3"]
 
     state, updates = jax.jit(lambda s: jax.lax.scan(step, s, length=3))(tx.init(params))
-    assert updates.shape == (3, 3, 5) and state[0].count == 3
+    assert updates.shape == (3, 3, 5) and state.inner_state[0].count == 3
 
 
 def test_the_state_is_a_few_arrays_of_one_dtype_each():
     params = odd_tree()
     state = packed(adam_jax.adam(1e-3)).init(params)
-    groups = state[0].mu.groups()
+    groups = state.inner_state[0].mu.groups()
     leaves = jax.tree.leaves(params)
     shapes = dict(leaf for group in groups for leaf in group)
     assert shapes == {i: leaf.shape for i, leaf in enumerate(leaves)}
@@ -118,9 +118,9 @@ def test_buffers_are_bounded(shape, count, buffers):
     """By 16 leaves, and by 2^15 elements; single elements are left alone."""
     tx = packed(adam_jax.adam(1e-3))
     state = tx.init([jnp.ones(shape)] * count)
-    assert len(state[0].mu.buffers) == buffers
+    assert len(state.inner_state[0].mu.buffers) == buffers
     state = packed(adam_jax.adam(1e-3), max_size=1).init([jnp.ones(2)] * 3)
-    assert len(state[0].mu.buffers) == 3
+    assert len(state.inner_state[0].mu.buffers) == 3
 
 
 def test_leaves_that_fit_are_packed_in_float64_too():
@@ -233,7 +233,9 @@ def test_stochastic_rounding_stays_unbiased():
     grads = jax.tree.map(jnp.ones_like, params)
     for _ in range(20):
         _, state = jax.jit(tx.update)(grads, state)
-    mean = np.mean([np.float32(x).mean() for x in state[0].nu.buffers.values()])
+    mean = np.mean(
+        [np.float32(x).mean() for x in state.inner_state[0].nu.buffers.values()]
+    )
     # nu = 1 - 0.999^20, rounded 20 times by 2^-9 of itself; 20,000 elements.
     np.testing.assert_allclose(mean, 1 - 0.999**20, rtol=2e-4)
 
@@ -242,13 +244,13 @@ def test_the_state_is_ours_to_read_and_convert():
     params = {f"p{i}": jnp.full((3, 1 + i % 3), 0.1) for i in range(30)}
     tx = packed(adam_jax.adamw(1e-2))
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
-    assert isinstance(state[0].mu, Packed)
+    assert isinstance(state.inner_state[0].mu, Packed)
     for held in (state, unpack(state)):
         mu, _ = adam_jax.load_moments(held)
         np.testing.assert_allclose(mu["p7"], jnp.full((3, 2), 0.01), rtol=1e-6)
     half = adam_jax.convert_state(state, mu_dtype="bfloat16", nu_dtype="bfloat16")
     tx = packed(adam_jax.adamw(1e-2, mu_dtype="bfloat16", nu_dtype="bfloat16"))
-    assert all(x.dtype == "bfloat16" for x in half[0].mu.in_order())
+    assert all(x.dtype == "bfloat16" for x in half.inner_state[0].mu.in_order())
     updates, _ = jax.jit(tx.update)(params, half, params)
     np.testing.assert_allclose(updates["p7"], -1e-2, rtol=2e-2)
     assert_same(
@@ -319,7 +321,7 @@ def test_vmap_extra_arguments_meta_gradients_and_map_params():
     state = packed(tx).init(many)
     mapped = optax.tree.map_params(packed(tx), lambda x: x + 1, state)
     assert (adam_jax.load_moments(mapped)[0]["p1"] == 1).all()
-    assert mapped[0].count == 0
+    assert unpack(mapped)[0].count == 0
 
     abstract = packed(tx).init(jax.eval_shape(lambda: many))
     assert jax.tree.structure(abstract) == jax.tree.structure(state)
@@ -362,12 +364,12 @@ def test_sharding_does_not_change_the_buffers(kind, make):
 
 def test_the_leaves_are_named_in_the_state():
     params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2), "large": jnp.ones(9000)}
-    mu = packed(adam_jax.adam(1e-3)).init(params)[0].mu
-    assert list(mu.buffers) == ["0:2 2:2x2", "1:9000"]
-    assert mu.places == dict.fromkeys(params, Place())
+    state = packed(adam_jax.adam(1e-3)).init(params)
+    assert list(state.inner_state[0].mu.buffers) == ["0:2 2:2x2", "1:9000"]
+    assert state.places == dict.fromkeys(params, Place())
     key = [f"{i:02}:" for i in range(11)]  # single elements sort as their numbers do
     alone = packed(adam_jax.adam(1e-3)).init([jnp.float32(i) for i in range(11)])
-    assert sorted(alone[0].mu.buffers) == key
+    assert sorted(alone.inner_state[0].mu.buffers) == key
 
 
 def test_one_trace_and_donation():
