@@ -8,22 +8,48 @@ was traced: the new parameter, and the new moments that lie in the new state.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from adam_jax import numerics
 from adam_jax.fused.cpu import native
+from adam_jax.fused.dispatch import choose
 from adam_jax.hyperparams import at
 from adam_jax.moments.blocks import EightBitFormat
 from adam_jax.moments.formats import DenseFormat, Stored
 from adam_jax.moments.moment import as_leaves
+from adam_jax.stages import recipes
 from adam_jax.stages.recipes import Notes, Origin, Recipe
 
 _FLOATS = (jnp.float32, jnp.bfloat16)
+
+
+class Arrays(NamedTuple):
+    """What stores the moments of a leaf: the arrays that a step replaces."""
+
+    mu: Any
+    nu: Any
+    mu_exponents: Any
+    nu_exponents: Any
+
+
+class Operands(NamedTuple):
+    """The arrays of one call of the kernel, a pytree.
+
+    Attributes:
+      groups: for each group of leaves parameters, gradients and moments.
+      scalars: as the kernel takes them.
+      counts: the same.
+      take: bool scalar, whether the step is taken.
+    """
+
+    groups: list[tuple[list[Any], list[Any], Arrays]]
+    scalars: native.Scalars
+    counts: native.Counts
+    take: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +58,20 @@ class Call:
 
     Attributes:
       places: for each group of leaves its number among the leaves of the moments.
-      numbers: for each group the numbers of its parameters.
       keys: for each group the numbers of its parameters in the tree that is rounded.
-      slots: for each group where its new moments lie among the leaves of the new state:
-        mu, nu and the exponents of either, None where it has none.
-      decays: whether these parameters decay.
-      options: further arguments of `native.call`.
+      numbers: for each group the numbers of its parameters.
+      slots: for each group where its moments lie among the leaves of the new state.
+      options: of the kernel.
     """
 
     places: list[int]
-    numbers: list[list[int]]
     keys: list[list[int]]
-    slots: list[tuple[int | None, ...]]
-    decays: bool
-    options: dict[str, Any]
+    numbers: list[list[int]]
+    slots: list[Arrays]
+    options: native.Options
 
     def replaces(self, params: int) -> list[int]:
-        """Return the numbers of the leaves that it makes, as `run` does.
+        """Return the numbers of the leaves that it makes, as `step` does.
 
         Args:
           params: how many parameters there are.
@@ -57,50 +80,58 @@ class Call:
         slots = [i for group in self.slots for i in group if i is not None]
         return [*numbers, *(params + i for i in slots)]
 
-    def run(self, operands: dict[str, Any], params: int) -> dict[int, Any]:
-        """Call the kernel.
+    def step(self, operands: Operands, params: int) -> dict[int, Any]:
+        """Take the step.
 
         Args:
-          operands: the arrays of this call, as `make_plan` returned them.
+          operands: the arrays of this call.
           params: how many parameters there are.
 
         Returns:
           What it makes by number: parameters, and after them the leaves of the state.
         """
-        groups = [
-            native.Group(place, keys, *arrays)
-            for place, keys, arrays in zip(
-                self.places, self.keys, operands["groups"], strict=True
+        scalars, counts, take = operands[1:]
+        groups = self._groups(operands)
+        stepped = native.step(groups, scalars, counts, self.options, take)
+        moments = [x for group in stepped for x in group[1:] if x is not None]
+        made = [*(x for group in stepped for x in group.params), *moments]
+        return dict(zip(self.replaces(params), made, strict=True))
+
+    def are_finite(self, operands: Operands) -> jax.Array:
+        """Return whether all updates of the step would be finite.
+
+        Args:
+          operands: the arrays of this call.
+        """
+        scalars, counts, _ = operands[1:]
+        groups = self._groups(operands)
+        return native.are_finite(groups, scalars, counts, self.options)
+
+    def _groups(self, operands: Operands) -> list[native.Group]:
+        return [
+            native.Group(place, keys, params, grads, *moments)
+            for place, keys, (params, grads, moments) in zip(
+                self.places, self.keys, operands.groups, strict=True
             )
         ]
-        scalars = native.Scalars(**operands["scalars"])
-        counts = native.Counts(*operands["counts"])
-        decays = [self.decays] * len(groups)
-        stepped = native.call(groups, scalars, counts, decays=decays, **self.options)
-        made = [
-            x
-            for group in stepped
-            for x in (group.mu, group.nu, group.mu_exponents, group.nu_exponents)
-            if x is not None
-        ]
-        leaves = [*(x for group in stepped for x in group.params), *made]
-        return dict(zip(self.replaces(params), leaves, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Member:
-    """A group of leaves that share moments, and how they are stepped."""
+    """Leaves that share moments, and how they are stepped."""
 
     recipe: Recipe
     numbers: list[int]
     keys: list[int]
-    arrays: tuple[Any, ...]
-    slots: tuple[int | None, ...]
+    params: list[Any]
+    grads: list[Any]
+    before: Arrays
+    after: Arrays
 
 
 def make_plan(
     notes: Notes, params: Any, updates: Any, state: Any
-) -> tuple[list[Call], list[dict[str, Any]]]:
+) -> tuple[list[Call], list[Operands]]:
     """Decide what the kernel takes.
 
     Args:
@@ -110,31 +141,64 @@ def make_plan(
       state: the new state that it returned.
 
     Returns:
-      The calls, and the arrays of each: a pytree.
+      The calls, and the arrays of each.
     """
     slots = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(state))}
+    found = []
+    for member in _find_members(notes, params, updates):
+        places = _find_places(notes, member, slots)
+        if places:
+            found.append((member, places))
+    return _make_calls(found)
+
+
+def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
+    """Return whether all updates are finite, and make none of those with a recipe.
+
+    Args:
+      notes: what was noted so far.
+      updates: the updates.
+      params: the parameters.
+    """
+    members = _find_members(notes, params, updates)
+    calls, operands = _make_calls([(member, Arrays(*[None] * 4)) for member in members])
+    leaves = _leaves_like(updates, params)
+    ours = {i for member in members for i in member.numbers}
+    rest = recipes.are_finite([x for i, x in enumerate(leaves) if i not in ours])
+    if not calls:
+        return rest
+    made = [leaves[i] for i in sorted(ours)]
+    structure = jax.tree.structure(operands)
+
+    def fused(*values):
+        own = structure.unflatten(values[len(made) :])
+        found = [call.are_finite(x) for call, x in zip(calls, own, strict=True)]
+        return [jnp.all(jnp.stack(found))]
+
+    def composed(*values):
+        return [recipes.are_finite(values[: len(made)])]
+
+    return rest & choose(fused, composed)(*made, *jax.tree.leaves(operands))[0]
+
+
+def _find_members(notes: Notes, params: Any, updates: Any) -> list[_Member]:
+    """Return the leaves whose updates the kernel can make."""
     leaves = jax.tree.leaves(params)
     by_moment: dict[Any, list[tuple[int, Recipe]]] = {}
     for i, update in enumerate(_leaves_like(updates, params)):
         recipe = notes.read(update)
         if recipe and _is_whole(recipe, leaves[i], update):
-            by_moment.setdefault((id(recipe.origin), recipe.leaf), []).append(
-                (i, recipe)
-            )
-    calls: dict[Any, list[_Member]] = {}
-    by_origin: dict[int, Any] = {}
-    for (name, _), found in by_moment.items():
-        if name not in by_origin:
-            by_origin[name] = _leaves_of(found[0][1].origin)
-        member = _join(found, by_origin[name], leaves, slots)
-        if member:
-            calls.setdefault(_key(member.recipe), []).append(member)
-    made = [_make_call(members) for members in calls.values()]
-    return [call for call, _ in made], [operands for _, operands in made]
+            own = (id(recipe.origin), recipe.leaf)
+            by_moment.setdefault(own, []).append((i, recipe))
+    members, by_origin = [], {}
+    for (origin, _), found in by_moment.items():
+        if origin not in by_origin:
+            by_origin[origin] = _leaves_of(found[0][1].origin)
+        members.append(_join(found, by_origin[origin], leaves))
+    return [member for member in members if member]
 
 
 def _leaves_like(tree: Any, params: Any) -> list[Any]:
-    """Return the leaves of a tree, None for those that are not there."""
     return jax.tree.structure(params).flatten_up_to(tree)
 
 
@@ -165,61 +229,26 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
     return known and lands and decayed and numerics.dtype_of(param) in _FLOATS
 
 
-def _leaves_of(origin: Origin) -> list[tuple[Any, list[Any], list[Any]]]:
-    """Return of each leaf the gradient, and what stores its moments before and after.
-
-    That is mu, nu and the exponents of either, None where there are none.
-    """
+def _leaves_of(origin: Origin) -> list[tuple[Any, Arrays, Arrays]]:
+    """Return each leaf's gradient, and what stores its moments before and after."""
     structure = jax.tree.structure(origin.grads)
-    before = (
-        Stored(origin.state.mu, origin.state.mu_format),
-        Stored(origin.state.nu, origin.state.nu_format),
+    mu, nu, new_mu, new_nu = (
+        as_leaves(stored, structure)
+        for stored in (
+            Stored(origin.state.mu, origin.state.mu_format),
+            Stored(origin.state.nu, origin.state.nu_format),
+            origin.mu.stored,
+            origin.nu.stored,
+        )
     )
-    columns = [
-        [[one.values, _exponents(one)] for one in as_leaves(stored, structure)]
-        for stored in (*before, origin.mu.stored, origin.nu.stored)
-    ]
     return [
-        (
-            grad,
-            [mu[0], nu[0], mu[1], nu[1]],
-            [new_mu[0], new_nu[0], new_mu[1], new_nu[1]],
-        )
-        for grad, mu, nu, new_mu, new_nu in zip(
-            jax.tree.leaves(origin.grads), *columns, strict=True
-        )
+        (grad, _arrays(mu[i], nu[i]), _arrays(new_mu[i], new_nu[i]))
+        for i, grad in enumerate(jax.tree.leaves(origin.grads))
     ]
 
 
-def _position(recipe: Recipe) -> int:
-    return recipe.part.position if recipe.part else 0
-
-
-def _join(
-    found: list[tuple[int, Recipe]],
-    leaves: list[tuple[Any, list[Any], list[Any]]],
-    params: list[Any],
-    slots: dict[int, int],
-) -> _Member | None:
-    """Return the leaves of one moment, if they are all there and fit the kernel."""
-    recipe = found[0][1]
-    grads, old, new = leaves[recipe.leaf]
-    grads = list(recipe.part.grads) if recipe.part else [grads]
-    found = sorted(found, key=lambda one: _position(one[1]))
-    positions = [_position(r) for _, r in found]
-    alike = len({_key(r) for _, r in found}) == 1
-    if positions != list(range(len(grads))) or not alike:
-        return None
-    numbers = [i for i, _ in found]
-    own = tuple(None if x is None else slots.get(id(x)) for x in new)
-    if any(x is not None and slot is None for x, slot in zip(new, own, strict=True)):
-        return None  # somebody has changed the state since
-    wide = [numerics.widen(g) if g.dtype == jnp.float16 else g for g in grads]
-    chosen = [params[i] for i in numbers]
-    if not _fits(chosen, wide, *old):
-        return None
-    keys = [r.rounding.leaf if r.rounding else i for i, r in found]
-    return _Member(recipe, numbers, keys, (chosen, wide, *old), own)
+def _arrays(mu: Stored, nu: Stored) -> Arrays:
+    return Arrays(mu.values, nu.values, _exponents(mu), _exponents(nu))
 
 
 def _exponents(stored: Stored) -> Any:
@@ -228,27 +257,66 @@ def _exponents(stored: Stored) -> Any:
     return kept[0] if kept else None
 
 
-def _fits(
-    params: Sequence[Any],
-    grads: Sequence[Any],
-    mu: Any,
-    nu: Any,
-    mu_exponents: Any,
-    nu_exponents: Any,
-) -> bool:
+def _join(
+    found: list[tuple[int, Recipe]],
+    leaves: list[tuple[Any, Arrays, Arrays]],
+    params: list[Any],
+) -> _Member | None:
+    """Return the leaves of one moment, if they are all there and fit the kernel."""
+    found = sorted(found, key=lambda one: _position(one[1]))
+    recipe = found[0][1]
+    grad, before, after = leaves[recipe.leaf]
+    grads = list(recipe.part.grads) if recipe.part else [grad]
+    positions = [_position(r) for _, r in found]
+    alike = len({_key(r) for _, r in found}) == 1
+    if positions != list(range(len(grads))) or not alike:
+        return None
+    numbers = [i for i, _ in found]
+    keys = [r.rounding.leaf if r.rounding else i for i, r in found]
+    grads = [numerics.widen(g) if g.dtype == jnp.float16 else g for g in grads]
+    chosen = [params[i] for i in numbers]
+    if not _fits(chosen, grads, before):
+        return None
+    return _Member(recipe, numbers, keys, chosen, grads, before, after)
+
+
+def _position(recipe: Recipe) -> int:
+    return recipe.part.position if recipe.part else 0
+
+
+def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
     """Return whether the kernel knows the shapes and dtypes of a group."""
+    mu, nu, mu_exponents, nu_exponents = moments
     shapes = [jnp.shape(param) for param in params]
     alone = len(shapes) == 1
     stored = shapes[0] if alone else (sum(map(math.prod, shapes)),)
-    coded = mu_exponents is not None or nu_exponents is not None
     return (
         shapes == [jnp.shape(grad) for grad in grads]
         and jnp.shape(mu) == jnp.shape(nu) == stored
         and all(numerics.dtype_of(x) in _FLOATS for x in (*params, *grads))
-        and (mu_exponents is not None or mu.dtype in _FLOATS)
-        and (nu_exponents is not None or nu.dtype in _FLOATS)
-        and (alone or not coded)
+        and (mu.dtype in _FLOATS if mu_exponents is None else alone)
+        and (nu.dtype in _FLOATS if nu_exponents is None else alone)
     )
+
+
+def _find_places(notes: Notes, member: _Member, slots: dict[int, int]) -> Arrays | None:
+    """Return where new moments lie in the new state, if nobody has changed them since.
+
+    A guard may choose between them and the old ones, if it does so with the updates.
+    """
+    places = []
+    for old, new in zip(member.before, member.after, strict=True):
+        gates = []
+        while new is not None and (choice := notes.choice_of(new)):
+            if choice.old is not old:
+                return None
+            new, gates = choice.chosen, [*gates, choice.gate]
+        place = None if new is None else slots.get(id(new))
+        passed = list(map(id, gates)) == list(map(id, member.recipe.gates))
+        if new is not None and (place is None or not passed):
+            return None
+        places.append(place)
+    return Arrays(*places)
 
 
 def _key(recipe: Recipe) -> Any:
@@ -266,20 +334,59 @@ def _key(recipe: Recipe) -> Any:
         recipe.decay and name(recipe.decay.rate),
         name(recipe.learning_rate),
         rounding and (rounding.seed, id(rounding.count)),
+        tuple(map(id, recipe.gates)),
     )
 
 
-def _make_call(members: list[_Member]) -> tuple[Call, dict[str, Any]]:
-    """Return one call, and its arrays."""
-    recipe = members[0].recipe
-    origin, rounding = recipe.origin, recipe.rounding
-    past, first, second = origin.state.count, origin.first, origin.second
+def _make_calls(
+    found: list[tuple[_Member, Arrays]],
+) -> tuple[list[Call], list[Operands]]:
+    """Return the calls that make these leaves, and their arrays."""
+    by_key: dict[Any, list[tuple[_Member, Arrays]]] = {}
+    for member, places in found:
+        by_key.setdefault(_key(member.recipe), []).append((member, places))
+    calls, operands = [], []
+    for alike in by_key.values():
+        members = [member for member, _ in alike]
+        recipe = members[0].recipe
+        calls.append(
+            Call(
+                places=[member.recipe.leaf for member in members],
+                keys=[member.keys for member in members],
+                numbers=[member.numbers for member in members],
+                slots=[places for _, places in alike],
+                options=_options(recipe),
+            )
+        )
+        groups = [(member.params, member.grads, member.before) for member in members]
+        past, rounding = recipe.origin.state.count, recipe.rounding
+        counts = native.Counts(past, rounding.count if rounding else past)
+        take = jnp.all(jnp.array([True, *recipe.gates]))
+        operands.append(Operands(groups, _scalars(recipe), counts, take))
+    return calls, operands
+
+
+def _options(recipe: Recipe) -> native.Options:
+    """Return what is fixed of the steps with a recipe."""
+    first, second = recipe.origin.first, recipe.origin.second
+    seed = recipe.rounding.seed if recipe.rounding else 0
+    return native.Options(
+        decays=recipe.decay is not None,
+        rounding="stochastic" if recipe.rounding else "nearest",
+        seeds=native.Seeds(first.format.seed, second.format.seed, seed),
+        nesterov=first.accumulator.kernel == "nesterov",
+    )
+
+
+def _scalars(recipe: Recipe) -> native.Scalars:
+    """Return the numbers of the steps with a recipe, as stages come to them."""
+    origin, past = recipe.origin, recipe.origin.state.count
     b1, b2 = (
         at(moment.accumulator.hyperparams["decay"], past, jnp.float32)
-        for moment in (first, second)
+        for moment in (origin.first, origin.second)
     )
-    seen, one = origin.mu.seen, np.float32(1)
-    scalars = native.Scalars(
+    seen, one = origin.mu.seen, jnp.ones([], jnp.float32)
+    return native.Scalars(
         b1=b1,
         one_minus_b1=1 - b1,
         b2=b2,
@@ -292,23 +399,3 @@ def _make_call(members: list[_Member]) -> tuple[Call, dict[str, Any]]:
         nu_weight=origin.nu.seen if "nu" in recipe.corrected else one,
         look_ahead=seen / (b1 * seen + (1 - b1)),
     )
-    call = Call(
-        places=[member.recipe.leaf for member in members],
-        numbers=[member.numbers for member in members],
-        keys=[member.keys for member in members],
-        slots=[member.slots for member in members],
-        decays=recipe.decay is not None,
-        options={
-            "rounding": "nearest" if rounding is None else "stochastic",
-            "nesterov": first.accumulator.kernel == "nesterov",
-            "seeds": native.Seeds(
-                first.format.seed, second.format.seed, rounding.seed if rounding else 0
-            ),
-        },
-    )
-    operands = {
-        "scalars": scalars._asdict(),
-        "counts": [past, rounding.count if rounding else past],
-        "groups": [member.arrays for member in members],
-    }
-    return call, operands

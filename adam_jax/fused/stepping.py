@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import jax
 import optax
-from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AxisType
 
+from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
-from adam_jax.fused.plan import Call, make_plan
+from adam_jax.fused.dispatch import choose
+from adam_jax.fused.plan import Call, all_finite, make_plan
 from adam_jax.stages import recipes
 
 Step = Callable[..., tuple[Any, Any]]
@@ -36,8 +37,9 @@ def step(tx: optax.GradientTransformation) -> Step:
     It does not matter what stands before the optimizer (clipping, zero_nans, L2) or
     around it, as long as it passes updates and new moments on as they are:
     `optax.chain`, `masked`, `multi_transform`, `inject_hyperparams`, `named_chain`, and
-    `packed`, `record`, `round_to_params`. Guards, `compensate_params`, `MultiSteps` and
-    `apply_if_finite` choose between old and new, and go through XLA.
+    `packed`, `record`, `round_to_params`, `skip_nonfinite`, `skip_spikes`; and
+    `optax.MultiSteps`, if it stands around everything else. What chooses otherwise
+    between old and new goes through XLA, as in `optax.apply_if_finite`.
 
     Args:
       tx: any transformation of gradients.
@@ -99,13 +101,14 @@ def _run(
 ) -> tuple[Any, Any]:
     """Take one step."""
     extra_args = extra_args | dict(fixed)
+    update = take_apart(update)
     given, structure = jax.tree.flatten((params, grads, state))
 
     def trace(*given):
         """Return what the step makes, and what the kernel would need for it."""
         nonlocal calls
         params, grads, state = structure.unflatten(given)
-        with recipes.recording() as notes:
+        with recipes.recording(all_finite) as notes:
             updates, after = update(grads, state, params, **extra_args)
         made = optax.apply_updates(params, updates), after
         calls, operands = [], []
@@ -128,7 +131,7 @@ def _run(
         left, flat = iter(results[:last]), results[last:]
         leaves = [next(left) if keep else None for keep in kept]
         for call, own in zip(calls, operands.unflatten(flat), strict=True):
-            for i, value in call.run(own, number).items():
+            for i, value in call.step(own, number).items():
                 leaves[i] = value
         return leaves
 
@@ -137,7 +140,7 @@ def _run(
         return _compute(jaxpr, kept, values)
 
     values = [*jaxpr.consts, *given]  # nothing may be closed over by what follows
-    results = (_choose(fused, composed) if calls else composed)(*values)
+    results = (choose(fused, composed) if calls else composed)(*values)
     return made.unflatten(results)
 
 
@@ -147,28 +150,6 @@ def _compute(closed: ClosedJaxpr, wanted: list[bool], values: Any) -> list[Any]:
     jaxpr = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
     pruned, _ = dce_jaxpr(jaxpr, wanted, instantiate=True)
     return jaxpr_as_fun(ClosedJaxpr(pruned, []))(*values)
-
-
-def _choose(fused: Callable[..., Any], composed: Callable[..., Any]) -> Any:
-    """Return what takes the kernel on CPU, and the other way everywhere else."""
-
-    @custom_vmap
-    def switch(*values):
-        return jax.lax.platform_dependent(*values, cpu=fused, default=composed)
-
-    @switch.def_vmap
-    def vectorise(axis_size, batched, *values):
-        axes = [0 if b else None for b in batched]
-        mapped = jax.vmap(composed, in_axes=axes, axis_size=axis_size)(*values)
-        return mapped, [True] * len(mapped)
-
-    choose = jax.custom_jvp(switch)
-
-    @choose.defjvp
-    def differentiate(primals, tangents):
-        return jax.jvp(composed, primals, tangents)
-
-    return choose
 
 
 def _on_mesh(operand: Any) -> bool:

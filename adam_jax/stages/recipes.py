@@ -11,13 +11,14 @@ there is no wrong note, and stages need not know what stands around them.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from adam_jax import numerics
 from adam_jax.hyperparams import at
 from adam_jax.moments.moment import Gathered, Moment
 from adam_jax.stages.flow import Moments
@@ -111,6 +112,7 @@ class Recipe:
       learning_rate: a float, or a float32 scalar; None: not yet multiplied.
       part: where the leaf lies in a buffer; None: it has a moment of its own.
       rounding: how the new parameter is rounded; None: as `optax.apply_updates` does.
+      gates: bool scalars; the step is taken where all of them are true.
     """
 
     origin: Origin
@@ -122,17 +124,45 @@ class Recipe:
     learning_rate: Any = None
     part: Part | None = None
     rounding: Rounding | None = None
+    gates: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """An array of a state, where a gate chooses between the new one and the old.
+
+    Attributes:
+      chosen: the array.
+      new: what it is where the gate is true.
+      old: what it is where it is not.
+      gate: a bool scalar.
+    """
+
+    chosen: Any
+    new: Any
+    old: Any
+    gate: Any
 
 
 # In this order, each at most once.
 _LINES = ("decay", "learning_rate", "rounding")
 
 
-class Notes:
-    """What is noted of arrays."""
+Check = Callable[["Notes", Any, Any], Any]
+"""From notes, updates and params to whether all updates are finite."""
 
-    def __init__(self):
+
+class Notes:
+    """What is noted of arrays.
+
+    Attributes:
+      check: tells whether updates with a recipe are finite, without making them.
+    """
+
+    def __init__(self, check: Check):
         """Start with nothing noted."""
+        self.check = check
+        self._choices: dict[int, Choice] = {}
         self._notes: dict[int, tuple[Any, Recipe]] = {}
 
     def write(self, array: Any, recipe: Recipe) -> None:
@@ -143,14 +173,26 @@ class Notes:
         """Return the recipe of an array, or None."""
         return self._notes.get(id(array), (None, None))[1]
 
+    def choose(self, choice: Choice) -> None:
+        """Note that a gate chooses between two arrays of a state."""
+        self._choices[id(choice.new)] = choice
+
+    def choice_of(self, new: Any) -> Choice | None:
+        """Return the choice between a new array and the old one, or None."""
+        return self._choices.get(id(new))
+
 
 _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[Notes]:
-    """Let stages note how what they emit came about."""
-    token = _notes.set(Notes())
+def recording(check: Check) -> Iterator[Notes]:
+    """Let stages note how what they emit came about.
+
+    Args:
+      check: as in `Notes`.
+    """
+    token = _notes.set(Notes(check))
     try:
         notes = _notes.get()
         assert notes is not None
@@ -220,3 +262,43 @@ def note_parts(
     for position, (part, param) in enumerate(zip(parts, params, strict=True)):
         place = Part(position, tuple(grads), param, buffer)
         notes.write(part, dataclasses.replace(recipe, part=place))
+
+
+def note_gate(updates: tuple[Any, Any], state: tuple[Any, Any, Any], gate: Any) -> None:
+    """Note that a guard takes a step, or leaves everything as it is.
+
+    Args:
+      updates: those of the step, and what the guard emits: these, or zeros.
+      state: the new state, the old one, and what the guard keeps: the one or the other.
+      gate: a bool scalar, true where the step is taken.
+    """
+    notes = _notes.get()
+    if notes is None:
+        return
+    for old, new in zip(*map(jax.tree.leaves, updates), strict=True):
+        recipe = notes.read(old)
+        if recipe and recipe.learning_rate is not None:
+            gates = (*recipe.gates, gate)
+            notes.write(new, dataclasses.replace(recipe, gates=gates))
+    for new, old, chosen in zip(*map(jax.tree.leaves, state), strict=True):
+        notes.choose(Choice(chosen, new, old, gate))
+
+
+def all_finite(updates: Any, params: Any = None) -> jax.Array:
+    """Return whether all elements of a tree are finite, a bool scalar.
+
+    Args:
+      updates: a pytree of arrays.
+      params: the parameters, if these are updates of them.
+    """
+    notes = _notes.get()
+    if notes is not None and params is not None:
+        return notes.check(notes, updates, params)
+    return are_finite(jax.tree.leaves(updates))
+
+
+def are_finite(arrays: Sequence[Any]) -> jax.Array:
+    """Return whether all elements of some arrays are finite, a bool scalar."""
+    # 0 times what is not finite is NaN; so a sum, which XLA vectorises, tells.
+    sums = [jnp.sum(numerics.widen(x) * 0) for x in arrays]
+    return jnp.all(jnp.isfinite(jnp.array(sums))) if sums else jnp.asarray(True)

@@ -15,6 +15,7 @@ import optax
 
 from adam_jax import numerics
 from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
+from adam_jax.stages.recipes import all_finite, note_gate
 from adam_jax.states.reading import find_nodes
 
 
@@ -121,7 +122,7 @@ def _guard(
         expect_updates(updates, name)
         expect_state(state, SkipState, name)
         norm = _global_norm(updates)
-        sane = _all_finite(updates)
+        sane = all_finite(updates)
         mean = state.mean_norm
         if decay is not None:
             weight = numerics.constant_weight(decay, state.taken, "float32")
@@ -133,14 +134,17 @@ def _guard(
             updates, state.inner_state, params, **extra_args
         )
         expect_whole(stepped, name)
-        sane &= _all_finite(stepped)
+        sane &= all_finite(stepped, params)
 
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(sane, n, o), new, old)
 
+        emitted = keep(stepped, jax.tree.map(jnp.zeros_like, stepped))
+        kept = keep(inner_state, state.inner_state)
+        note_gate((stepped, emitted), (inner_state, state.inner_state, kept), sane)
         one = jnp.where(sane, 0, 1).astype(jnp.int32)
-        return keep(stepped, jax.tree.map(jnp.zeros_like, stepped)), SkipState(
-            inner_state=keep(inner_state, state.inner_state),
+        return emitted, SkipState(
+            inner_state=kept,
             skipped=jnp.where(sane, state.skipped, optax.safe_increment(state.skipped)),
             in_a_row=(state.in_a_row + one) * one,
             taken=jnp.where(sane, optax.safe_increment(state.taken), state.taken),
@@ -171,11 +175,6 @@ def check_skips(state: Any, limit: int) -> None:
                 "not finite, or far larger than they were. Look at the loss and "
                 "the data, and lower the learning rate."
             )
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.array(finite, bool))
 
 
 def _global_norm(tree: Any) -> jax.Array:

@@ -40,17 +40,20 @@ class Leaf(NamedTuple):
     nu_exponents: Any = None
 
 
-def call(leaves, *args, **options):
+def call(leaves, scalars, counts, decays, **options):
     """Step leaves, each on its own; return them with new params and moments."""
-    groups = [
-        native.Group(i, [i], [leaf.param], [leaf.grad], *leaf[2:])
-        for i, leaf in enumerate(leaves)
-    ]
-    stepped = native.call(groups, *args, **options)
-    return [
-        Leaf(*after.params, leaf.grad, *after[1:])
-        for leaf, after in zip(leaves, stepped, strict=True)
-    ]
+    stepped = [None] * len(leaves)
+    for decay in (False, True):
+        chosen = [i for i, x in enumerate(decays) if x == decay]
+        groups = [
+            native.Group(i, [i], [leaves[i].param], [leaves[i].grad], *leaves[i][2:])
+            for i in chosen
+        ]
+        kind = native.Options(decay, **options)
+        after = native.step(groups, scalars, counts, kind) if groups else []
+        for i, group in zip(chosen, after, strict=True):
+            stepped[i] = Leaf(*group.params, leaves[i].grad, *group[1:])
+    return stepped
 
 
 def half(count):
@@ -175,8 +178,8 @@ def run(
             leaves_of(params, grads, m),
             scalars(m.count, seen, eps=eps, eps_root=eps_root, corrects=corrects, **h),
             native.Counts(m.count, m.count),
+            decays,
             rounding=rounding,
-            decays=decays,
             nesterov=nesterov,
             seeds=native.Seeds(FORMATS[mu].seed, FORMATS[nu].seed, PARAM_SEED),
         )
@@ -308,9 +311,8 @@ def test_zero_gradients_move_nothing():
         [leaf],
         scalars(0, (0.1, 0.001), **USUAL, eps=0.0, eps_root=0.0, corrects=True),
         native.Counts(0, 0),
+        [True],
         rounding="nearest",
-        decays=[True],
-        seeds=native.Seeds(),
     )
     for x in (stepped.param, stepped.mu, stepped.nu):
         assert not x.any()
@@ -336,13 +338,11 @@ def test_a_donated_step_is_in_place():
 
 
 def step_group(group, rounding="nearest"):
-    [stepped] = native.call(
+    [stepped] = native.step(
         [group],
         scalars(0, (0.1, 0.001), **USUAL, eps=1e-8, eps_root=0.0, corrects=True),
         native.Counts(0, 0),
-        rounding=rounding,
-        decays=[False],
-        seeds=native.Seeds(),
+        native.Options(False, rounding),
     )
     return stepped
 

@@ -110,8 +110,8 @@ def take(tx, params, grads, state):
 def native_leaves(function, *args):
     """Return how many leaves the native step takes."""
     text = jax.jit(function).lower(*args).as_text()
-    calls = re.findall(r"leaf_numbers = dense<[^>]*> : tensor<(\d+)xi32>", text)
-    return sum(map(int, calls))
+    number = r"@adam_jax_fused_step\(.*leaf_numbers = dense<[^>]*> : tensor<(\d+)xi32>"
+    return sum(map(int, re.findall(number, text)))
 
 
 def is_native(function, *args):
@@ -253,6 +253,20 @@ CHAINS = {
     "partly packed": lambda: optax.masked(
         adam_jax.packed(adam_jax.adam(1e-2)), {"w": False, "rest": True}
     ),
+    "guarded": lambda: adam_jax.skip_nonfinite(adam_jax.adamw(1e-2)),
+    "guarded twice, packed": lambda: adam_jax.skip_spikes(
+        optax.chain(
+            optax.clip(1.0),
+            adam_jax.packed(adam_jax.skip_nonfinite(adam_jax.adamw(1e-2))),
+        )
+    ),
+    "guarded, rounded": lambda: adam_jax.round_to_params(
+        adam_jax.skip_spikes(adam_jax.adamw(1e-2))
+    ),
+    "every second": lambda: optax.MultiSteps(adam_jax.adamw(1e-2), 2),
+    "every second, guarded": lambda: optax.MultiSteps(
+        adam_jax.skip_nonfinite(adam_jax.adamw(1e-2)), 2
+    ).gradient_transformation(),
     "wrapped": lambda: optax.with_extra_args_support(adam_jax.adam(1e-2)),
 }
 IDENTITY = optax.identity()
@@ -283,9 +297,9 @@ ELSEWHERE = {
         adam_jax.precondition(),
         adam_jax.scale_by_lr(1e-2),
     ),
-    "guarded": lambda: adam_jax.skip_nonfinite(adam_jax.adam(1e-2)),
-    "spikes": lambda: adam_jax.skip_spikes(adam_jax.adam(1e-2)),
-    "every second": lambda: optax.MultiSteps(adam_jax.adam(1e-2), 2),
+    "every second, inside": lambda: optax.chain(
+        IDENTITY, optax.MultiSteps(adam_jax.adam(1e-2), 2).gradient_transformation()
+    ),
     "if finite": lambda: optax.apply_if_finite(adam_jax.adam(1e-2), 3),
     "compensated": lambda: adam_jax.compensate_params(adam_jax.adam(1e-2)),
     "rounded late": lambda: optax.chain(
@@ -307,6 +321,94 @@ def test_what_goes_through_xla_has_the_same_numbers(name):
     bfloat16 = name in ("compensated", "rounded late")
     params = tree("bfloat16" if bfloat16 else "float32")
     assert_same_steps(ELSEWHERE[name](), params, leaves=0)
+
+
+def every_second(tx):
+    return optax.MultiSteps(tx, 2).gradient_transformation()
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        adam_jax.skip_nonfinite,
+        functools.partial(adam_jax.skip_spikes, warmup=1),
+        lambda tx: adam_jax.skip_nonfinite(adam_jax.packed(tx)),
+        every_second,
+    ],
+    ids=["nonfinite", "spikes", "packed", "every second"],
+)
+def test_a_step_that_is_not_taken_leaves_every_bit(name, wrap, rounds):
+    """Of five gradients the third is infinite; before the last a parameter is NaN."""
+    h = EXACT | {"mu_dtype": STORED[name], "nu_dtype": STORED[name]}
+    tx = wrap(adam_jax.adamw(**h, eps=2.0**-20))
+    tx = adam_jax.round_to_params(tx) if rounds else tx
+    params = tree("bfloat16" if rounds else "float32")
+    state = tx.init(params)
+    for number in range(5):
+        grads = gradients(number, params)
+        if number == 2 and wrap is not every_second:
+            grads["w"] = grads["w"].at[0, 3].set(jnp.inf)
+        if number == 4 and wrap is not every_second:
+            params["rest"]["v"] = params["rest"]["v"].at[5].set(jnp.nan)
+        landed, expected = update_and_apply(tx, params, grads, state)
+        params, state = take(tx, params, grads, state)
+        for x, y in zip(
+            *map(jax.tree.leaves, ((params, state), (landed, expected))), strict=True
+        ):
+            # The average of norms is a sum of products: XLA contracts it as it likes.
+            wide = [np.asarray(a, np.float32) for a in (x, y)]
+            np.testing.assert_allclose(*wide, rtol=1e-6 * (x.shape == ()), atol=0)
+
+
+@pytest.mark.parametrize("poison", ["learning_rate", "nu", "mu", "params"])
+def test_a_guard_finds_what_is_not_finite_wherever_it_comes_from(poison):
+    """Gradients are finite; the updates would not be."""
+    rate = jnp.nan if poison == "learning_rate" else 1e-2
+    tx = adam_jax.skip_nonfinite(
+        optax.inject_hyperparams(adam_jax.adamw)(learning_rate=1e-2)
+    )
+    params = tree()
+    state = tx.init(params)
+    state.inner_state.hyperparams["learning_rate"] = jnp.float32(rate)
+    if poison in ("mu", "nu"):
+        moments = optax.tree.get(state, poison)
+        moments["w"] = moments["w"].at[1, 1].set(jnp.inf)
+        state = optax.tree.set(state, **{poison: moments})
+    if poison == "params":
+        params["w"] = params["w"].at[1, 1].set(jnp.nan)
+    grads = gradients(0, params)
+    assert native_leaves(fused.step(tx), params, grads, state) == 5 * available()
+    landed, expected = update_and_apply(tx, params, grads, state)
+    stepped, after = take(tx, params, grads, state)
+    # An infinite nu makes an update of 0.
+    assert after.skipped == expected.skipped == (poison != "nu")
+    assert_close(stepped, landed)
+
+
+def test_a_guard_in_a_shard_map_and_under_vmap():
+    """In a shard_map each shard is guarded by itself."""
+    params = {"w": jnp.linspace(-1, 1, 8 * 128).reshape(8, 128)}
+    mesh = Mesh(np.array(jax.devices()), ("a",))
+    tx = adam_jax.skip_nonfinite(adamw("8bit"))
+
+    def local(params, grads):
+        return fused.step(tx)(params, grads, tx.init(params))[0]
+
+    spec = {"w": P("a")}
+    step = jax.shard_map(local, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
+    expected, _ = take(tx, params, params, tx.init(params))
+    poisoned = {"w": params["w"].at[3, 5].set(jnp.nan)}
+    moved = jax.jit(step)(params, poisoned)
+    others = np.arange(8) != 3
+    assert_close(moved["w"][others], expected["w"][others])
+    assert_close(moved["w"][3], params["w"][3])
+    batch = jax.tree.map(lambda g: jnp.stack([g, g * jnp.inf]), params)
+    state = tx.init(params)
+    new, _ = jax.vmap(lambda g: fused.step(tx)(params, g, state))(batch)
+    assert_close(jax.tree.map(lambda x: x[0], new), expected)
+    assert_close(jax.tree.map(lambda x: x[1], new), params)
 
 
 def test_leaves_that_the_kernel_does_not_know_go_through_xla():

@@ -208,6 +208,8 @@ struct Trial {
   bool nesterov, in_place;
 };
 
+bool specials;  // whether a trial has values that are not ordinary
+
 float random_value(bool positive) {
   static const float special[] = {0,
                                   std::numeric_limits<float>::infinity(),
@@ -223,7 +225,7 @@ float random_value(bool positive) {
                                   0x1.6475p0f};
   std::normal_distribution<float> normal;
   float x = normal(generator) * std::pow(10.0f, static_cast<float>(draw(-6, 2)));
-  if (chance(3)) x = special[draw(0, 9)];
+  if (specials && chance(3)) x = special[draw(0, 9)];
   if (!positive && chance(50)) x = -x;
   return positive ? std::fabs(x) : x;
 }
@@ -258,12 +260,13 @@ void draw_moment(Leaf& leaf, Moment& moment, Dtype codes, Array& values, Array& 
   moment.blocks = (leaf.columns + block - 1) / block + (chance(5) ? draw(0, 3) : 0);
   scales = Array(leaf.rows * moment.blocks, Dtype::kUint8);
   for (int64_t i = 0; i < scales.size(); ++i) {
-    scales.as<uint8_t>()[i] = static_cast<uint8_t>(chance(2) ? 255 : draw(20, 180));
+    scales.as<uint8_t>()[i] = static_cast<uint8_t>(specials && chance(2) ? 255 : draw(60, 180));
   }
 }
 
 Trial draw_trial() {
   Trial trial;
+  specials = chance(70);
   const float weights[] = {1, 0.1f, 0.40951f};
   trial.scalars = {0.9f, 0.1f, 0.999f, 0.001f, 1e-3f, 1e-8f, 0, 0.01f,
                    weights[draw(0, 2)], weights[draw(0, 2)], 0.87f};
@@ -298,9 +301,10 @@ Trial draw_trial() {
   return trial;
 }
 
-// What a step writes.
+// What a step writes, and whether its updates are finite.
 struct Results {
   Array out, mu, nu, mu_scales, nu_scales;
+  bool finite = true;
 };
 
 void reference_step(const Trial& trial, size_t i, bool fused, Results& results) {
@@ -330,6 +334,7 @@ void reference_step(const Trial& trial, size_t i, bool fused, Results& results) 
     if (leaf.decays) update = sum_of_product(fused, s.weight_decay, param, update);
     const float rate = -s.learning_rate;
     const float scaled = rate * update;
+    results.finite &= std::isfinite(scaled);
     const float added = sum_of_product(fused, rate, update, param);
     const bool narrow = leaf.param_dtype == Dtype::kBfloat16;
     if (!narrow) {
@@ -460,13 +465,40 @@ void test_threads(const Trial& trial, bool fused, int threads) {
   test(trial, name, fused, [&](const std::vector<Leaf>& leaves) {
     const Step step(leaves, trial.scalars, trial.rounding, trial.nesterov);
     std::atomic<int64_t> next{0}, done{0};
-    const auto work = [&] { done += step.run([&] { return next++; }); };
+    const auto work = [&] { done += step.run([&] { return next++; }).tasks; };
     std::vector<std::thread> others;
     for (int i = 1; i < threads; ++i) others.emplace_back(work);
     work();
     for (std::thread& thread : others) thread.join();
     check(done == step.tasks(), name + ": a task was left out, or done twice");
   });
+}
+
+// Without results a step tells whether its updates would be finite, and writes nothing.
+void test_check(const Trial& trial, bool fused) {
+  std::vector<LeafArrays> inputs = trial.before;
+  std::vector<Leaf> leaves = trial.leaves;
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    Leaf& leaf = leaves[i];
+    LeafArrays& in = inputs[i];
+    leaf.grad = in.grad.data();
+    leaf.param = in.param.data();
+    leaf.mu.in = in.mu.data();
+    leaf.nu.in = in.nu.data();
+    leaf.mu.scales_in = in.mu_scales.as<uint8_t>();
+    leaf.nu.scales_in = in.nu_scales.as<uint8_t>();
+  }
+  const Step step(leaves, trial.scalars, trial.rounding, trial.nesterov);
+  int64_t next = 0;
+  const bool finite = step.run([&] { return next++; }).finite;
+  const Flushing flushing;
+  bool expected = true;
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    Results results = make_results(trial, i);
+    reference_step(trial, i, fused, results);
+    expected &= results.finite;
+  }
+  check(finite == expected, "the check differs");
 }
 
 bool has_fma() {
@@ -495,6 +527,7 @@ void run_trials(int64_t trials, uint64_t seed) {
     test_kernel(trial, "portable", has_fma(), portable::step_chunk);
 #endif
     for (const int threads : {1, 2, 8}) test_threads(trial, has_fma(), threads);
+    test_check(trial, has_fma());
   }
   std::printf("%lld trials passed.\n", static_cast<long long>(trials));
 }

@@ -36,9 +36,10 @@ struct Shared {
 
   void work() {
     if (next >= step.tasks()) return;
-    const int64_t done_here = step.run([this] { return next.fetch_add(1); });
+    const Step::Done own = step.run([this] { return next.fetch_add(1); });
     const std::lock_guard<std::mutex> lock(mutex);
-    done += done_here;
+    done += own.tasks;
+    finite &= own.finite;
     if (done == step.tasks()) finished.notify_one();
   }
 
@@ -47,9 +48,11 @@ struct Shared {
   std::mutex mutex;
   std::condition_variable finished;
   int64_t done = 0;
+  bool finite = true;
 };
 
-void run(Step step, ffi::ThreadPool& pool) {
+// Runs a step. Returns whether what was checked was finite.
+bool run(Step step, ffi::ThreadPool& pool) {
   const auto shared = std::make_shared<Shared>(std::move(step));
   if (shared->step.elements() > kInline) {
     const int64_t threads = std::min(pool.num_threads(), shared->step.tasks());
@@ -59,6 +62,7 @@ void run(Step step, ffi::ThreadPool& pool) {
   // What is left has been taken by threads that run: this never waits for the pool.
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->done == shared->step.tasks(); });
+  return shared->finite;
 }
 
 template <typename... Parts>
@@ -83,7 +87,9 @@ bool same_shape(const ffi::AnyBuffer& x, const ffi::AnyBuffer& y) {
 struct Attributes {
   ffi::Span<const int32_t> group_sizes, places, leaf_numbers, decays;
   ffi::Span<const int32_t> mu_coded, nu_coded;
-  uint32_t mu_seed, nu_seed, param_seed;
+  int64_t mu_seed = 0, nu_seed = 0, param_seed = 0;
+  bool nesterov = false;
+  std::string_view rounding;
 };
 
 size_t width(Dtype dtype) {
@@ -99,10 +105,11 @@ Moment part(Moment moment, int64_t offset) {
   return moment;
 }
 
-// Reads groups, operand by operand, and remembers the first thing that is wrong.
+// Reads groups, operand by operand, and remembers the first thing that is wrong. Where
+// there are no results, leaves are only checked.
 class Reader {
  public:
-  Reader(ffi::RemainingArgs operands, ffi::RemainingRets results,
+  Reader(ffi::RemainingArgs operands, ffi::RemainingRets* results,
          const Attributes& attributes, uint32_t count, uint32_t param_count)
       : operands_(operands), results_(results), attributes_(attributes),
         count_(count), param_count_(param_count) {}
@@ -125,7 +132,7 @@ class Reader {
       leaf.param = param.untyped_data();
       leaf.param_dtype = float_dtype("param", param);
       leaf.param_key =
-          key({attributes_.param_seed, param_count_, static_cast<uint32_t>(number_)});
+          key({attributes_.param_seed, param_count_, number_});
       expect_shape("param", param, grad);
       leaf.out = result_like("the result", param);
       leaf.columns = static_cast<int64_t>(grad.element_count());
@@ -142,9 +149,9 @@ class Reader {
     const bool nu_coded = attributes_.nu_coded[group] != 0;
     Moment mu = moment("mu", mu_values, *like, mu_coded, ffi::S8, Dtype::kInt8);
     Moment nu = moment("nu", nu_values, *like, nu_coded, ffi::U8, Dtype::kUint8);
-    const auto number = static_cast<uint32_t>(attributes_.places[group]);
-    mu.key = key({attributes_.mu_seed, count_, 1, number});
-    nu.key = key({attributes_.nu_seed, count_, 0, number});
+    const int64_t place = attributes_.places[group];
+    mu.key = key({attributes_.mu_seed, count_, 1, place});
+    nu.key = key({attributes_.nu_seed, count_, 0, place});
     if (mu_coded) read_exponents("mu_exponents", mu_values, mu);
     if (nu_coded) read_exponents("nu_exponents", nu_values, nu);
     if (!error_.empty()) return;
@@ -162,15 +169,17 @@ class Reader {
   }
 
  private:
-  static uint32_t key(std::initializer_list<uint32_t> words) {
-    return random_key(words.begin(), words.size());
+  static uint32_t key(std::initializer_list<int64_t> integers) {
+    std::vector<uint32_t> words(integers.begin(), integers.end());
+    return random_key(words.data(), words.size());
   }
 
   // Their number has been checked.
   ffi::AnyBuffer operand() { return *operands_.get<ffi::AnyBuffer>(operand_++); }
 
   void* result_like(const char* what, const ffi::AnyBuffer& like) {
-    const ffi::AnyBuffer result = **results_.get<ffi::AnyBuffer>(result_++);
+    if (results_ == nullptr) return nullptr;
+    const ffi::AnyBuffer result = **results_->get<ffi::AnyBuffer>(result_++);
     if (result.element_type() != like.element_type() || !same_shape(result, like)) {
       fail(what, result, describe(like));
     }
@@ -241,7 +250,7 @@ class Reader {
   }
 
   const ffi::RemainingArgs operands_;
-  const ffi::RemainingRets results_;
+  const ffi::RemainingRets* const results_;
   const Attributes& attributes_;
   const uint32_t count_, param_count_;
   size_t operand_ = 0, result_ = 0;
@@ -250,32 +259,59 @@ class Reader {
   std::string error_;
 };
 
+// Leaves an array as it is. (Where it is updated in place nothing is to be done.)
+void keep(const void* in, void* out, size_t bytes) {
+  if (in != out) std::memcpy(out, in, bytes);
+}
+
+// Leaves a parameter and its moments as they are.
+void keep(const Leaf& leaf) {
+  const auto elements = static_cast<size_t>(leaf.rows * leaf.columns);
+  keep(leaf.param, leaf.out, elements * width(leaf.param_dtype));
+  for (const Moment* moment : {&leaf.mu, &leaf.nu}) {
+    keep(moment->in, moment->out, elements * width(moment->dtype));
+    const auto exponents = static_cast<size_t>(leaf.rows * moment->blocks);
+    keep(moment->scales_in, moment->scales_out, exponents);
+  }
+}
+
 ffi::Error invalid(const std::string& message) {
   return ffi::Error::InvalidArgument("adam_jax: " + message);
 }
 
-ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
-                     ffi::RemainingArgs operands, ffi::RemainingRets results,
-                     ffi::Span<const int32_t> group_sizes,
-                     ffi::Span<const int32_t> places,
-                     ffi::Span<const int32_t> leaf_numbers,
-                     ffi::Span<const int32_t> decays,
-                     ffi::Span<const int32_t> mu_coded,
-                     ffi::Span<const int32_t> nu_coded,
-                     int64_t mu_seed, int64_t nu_seed, int64_t param_seed,
-                     bool nesterov, std::string_view rounding) {
-  const Attributes attributes{group_sizes,
-                              places,
-                              leaf_numbers,
-                              decays,
-                              mu_coded,
-                              nu_coded,
-                              static_cast<uint32_t>(mu_seed),
-                              static_cast<uint32_t>(nu_seed),
-                              static_cast<uint32_t>(param_seed)};
-  if (rounding != "nearest" && rounding != "stochastic") {
-    return invalid(text("rounding is '", rounding,
-                        "', expected 'nearest' or 'stochastic'."));
+// Reads the attributes; false where one is missing, or is not what it should be.
+bool read(const ffi::Dictionary& given, Attributes& attributes) {
+  bool complete = true;
+  const auto get = [&](const char* name, auto& value) {
+    const auto found = given.get<std::decay_t<decltype(value)>>(name);
+    complete = complete && found.has_value();
+    if (found.has_value()) value = *found;
+  };
+  get("group_sizes", attributes.group_sizes);
+  get("places", attributes.places);
+  get("leaf_numbers", attributes.leaf_numbers);
+  get("decays", attributes.decays);
+  get("mu_coded", attributes.mu_coded);
+  get("nu_coded", attributes.nu_coded);
+  get("mu_seed", attributes.mu_seed);
+  get("nu_seed", attributes.nu_seed);
+  get("param_seed", attributes.param_seed);
+  get("nesterov", attributes.nesterov);
+  get("rounding", attributes.rounding);
+  return complete && (attributes.rounding == "nearest" ||
+                      attributes.rounding == "stochastic");
+}
+
+// Reads all that a call is given.
+ffi::Error read(ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
+                ffi::RemainingArgs operands, ffi::RemainingRets* results,
+                const ffi::Dictionary& given, std::optional<Step>& step,
+                std::vector<Leaf>& leaves) {
+  Attributes attributes;
+  if (!read(given, attributes)) {
+    return invalid(text("rounding is '", attributes.rounding,
+                        "', expected 'nearest' or 'stochastic', or an attribute is "
+                        "missing."));
   }
   if (scalars.element_type() != ffi::F32 || scalars.dimensions().size() != 1 ||
       scalars.element_count() != kScalars) {
@@ -287,41 +323,88 @@ ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffe
     return invalid(text("the counts are ", describe(counts), ", expected ", ffi::S32,
                         "[2]."));
   }
-  const size_t leaves = leaf_numbers.size(), groups = group_sizes.size();
-  for (const auto& of_groups : {decays, places, mu_coded, nu_coded}) {
+  const size_t number = attributes.leaf_numbers.size();
+  const size_t groups = attributes.group_sizes.size();
+  for (const auto& of_groups : {attributes.decays, attributes.places,
+                                attributes.mu_coded, attributes.nu_coded}) {
     if (of_groups.size() != groups) {
-      return invalid(text("decays, places, mu_coded and nu_coded have ",
-                          decays.size(), ", ", places.size(), ", ",
-                          mu_coded.size(), " and ", nu_coded.size(),
+      return invalid(text("an attribute of groups has ", of_groups.size(),
                           " entries, expected ", groups, ", the number of groups."));
     }
   }
   int64_t in_groups = 0;
-  for (const int32_t size : group_sizes) in_groups += size < 1 ? leaves + 1 : size;
-  if (in_groups != static_cast<int64_t>(leaves)) {
-    return invalid(text("group_sizes are not those of ", leaves, " leaves."));
+  for (const int32_t size : attributes.group_sizes) {
+    in_groups += size < 1 ? number + 1 : size;
+  }
+  if (in_groups != static_cast<int64_t>(number)) {
+    return invalid(text("group_sizes are not those of ", number, " leaves."));
   }
   size_t stored = 2 * groups;
-  for (size_t i = 0; i < groups; ++i) stored += (mu_coded[i] != 0) + (nu_coded[i] != 0);
-  if (operands.size() != 2 * leaves + stored || results.size() != leaves + stored) {
-    return invalid(text(operands.size(), " operands and ", results.size(),
-                        " results, expected ", 2 * leaves + stored, " and ",
-                        leaves + stored, " for ", leaves, " leaves in ", groups,
+  for (size_t i = 0; i < groups; ++i) {
+    stored += (attributes.mu_coded[i] != 0) + (attributes.nu_coded[i] != 0);
+  }
+  const size_t returned = results == nullptr ? number + stored : results->size();
+  if (operands.size() != 2 * number + stored || returned != number + stored) {
+    return invalid(text(operands.size(), " operands and ", returned,
+                        " results, expected ", 2 * number + stored, " and ",
+                        number + stored, " for ", number, " leaves in ", groups,
                         " groups."));
   }
-  Scalars values;
-  std::memcpy(&values, scalars.untyped_data(), sizeof values);
   const int32_t* const past = counts.typed_data<int32_t>();
   Reader reader(operands, results, attributes, static_cast<uint32_t>(past[0]),
                 static_cast<uint32_t>(past[1]));
-  std::vector<Leaf> work;
-  work.reserve(leaves);
+  leaves.reserve(number);
   for (size_t i = 0; i < groups; ++i) {
-    reader.read(i, work);
+    reader.read(i, leaves);
     if (!reader.error().empty()) return invalid(reader.error());
   }
-  const auto how = rounding == "nearest" ? Rounding::kNearest : Rounding::kStochastic;
-  run(Step(std::move(work), values, how, nesterov), pool);
+  Scalars values;
+  std::memcpy(&values, scalars.untyped_data(), sizeof values);
+  const auto how = attributes.rounding == "nearest" ? Rounding::kNearest
+                                                    : Rounding::kStochastic;
+  step.emplace(leaves, values, how, attributes.nesterov);
+  return ffi::Error::Success();
+}
+
+bool is_predicate(const ffi::AnyBuffer& buffer) {
+  return buffer.element_type() == ffi::PRED && buffer.dimensions().size() == 0;
+}
+
+ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
+                     ffi::AnyBuffer take, ffi::RemainingArgs operands,
+                     ffi::RemainingRets results, ffi::Dictionary attributes) {
+  if (!is_predicate(take)) {
+    return invalid(text("take is ", describe(take), ", expected ", ffi::PRED, "[]."));
+  }
+  std::optional<Step> step;
+  std::vector<Leaf> leaves;
+  if (auto error =
+          read(scalars, counts, operands, &results, attributes, step, leaves);
+      error.failure()) {
+    return error;
+  }
+  if (*take.typed_data<bool>()) {
+    run(*std::move(step), pool);
+  } else {
+    for (const Leaf& leaf : leaves) keep(leaf);
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error adam_check(ffi::ThreadPool pool, ffi::AnyBuffer scalars,
+                      ffi::AnyBuffer counts, ffi::RemainingArgs operands,
+                      ffi::Result<ffi::AnyBuffer> finite, ffi::Dictionary attributes) {
+  if (!is_predicate(*finite)) {
+    return invalid(text("the result is ", describe(*finite), ", expected ", ffi::PRED,
+                        "[]."));
+  }
+  std::optional<Step> step;
+  std::vector<Leaf> leaves;
+  if (auto error = read(scalars, counts, operands, nullptr, attributes, step, leaves);
+      error.failure()) {
+    return error;
+  }
+  *finite->typed_data<bool>() = run(*std::move(step), pool);
   return ffi::Error::Success();
 }
 
@@ -330,6 +413,7 @@ ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffe
 
 extern "C" {
 ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxStep(XLA_FFI_CallFrame* call_frame);
+ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxCheck(XLA_FFI_CallFrame* call_frame);
 
 // XLA takes handlers that were built for its own version or an older one.
 ADAM_JAX_EXPORT int AdamJaxFfiMinorVersion() { return XLA_FFI_API_MINOR; }
@@ -340,16 +424,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamJaxStep, adam_jax::adam_step,
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
                                   .RemainingArgs()
                                   .RemainingRets()
-                                  .Attr<xla::ffi::Span<const int32_t>>("group_sizes")
-                                  .Attr<xla::ffi::Span<const int32_t>>("places")
-                                  .Attr<xla::ffi::Span<const int32_t>>("leaf_numbers")
-                                  .Attr<xla::ffi::Span<const int32_t>>("decays")
-                                  .Attr<xla::ffi::Span<const int32_t>>("mu_coded")
-                                  .Attr<xla::ffi::Span<const int32_t>>("nu_coded")
-                                  .Attr<int64_t>("mu_seed")
-                                  .Attr<int64_t>("nu_seed")
-                                  .Attr<int64_t>("param_seed")
-                                  .Attr<bool>("nesterov")
-                                  .Attr<std::string_view>("rounding"));
+                                  .Attrs());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamJaxCheck, adam_jax::adam_check,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attrs());

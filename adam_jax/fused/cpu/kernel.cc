@@ -331,13 +331,23 @@ void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
   narrow_bits(buffer, n, static_cast<uint16_t*>(leaf.out) + chunk.begin);
 }
 
+bool are_finite(const float* values, int64_t n) {
+  uint32_t largest = 0;
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t size = to_bits(values[i]) & kMagnitude;
+    largest = size > largest ? size : largest;
+  }
+  return largest < kInfinity;
+}
+
 float* destination(void* out, Dtype dtype, Chunk chunk, float* buffer) {
   return dtype == Dtype::kFloat32 ? static_cast<float*>(out) + chunk.begin : buffer;
 }
 
 }  // namespace
 
-void step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
+bool step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
                 bool nesterov, Chunk chunk, float* buffers, int64_t stride) {
   float* const mu = buffers;
   float* const nu = buffers + stride;
@@ -349,6 +359,13 @@ void step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
   arrays.grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
   arrays.mu = load_moment(leaf, leaf.mu, chunk, mu);
   arrays.nu = load_moment(leaf, leaf.nu, chunk, nu);
+  if (leaf.out == nullptr) {
+    arrays.out = out;
+    arrays.new_mu = mu;
+    arrays.new_nu = nu;
+    choose_compute(nesterov, leaf.decays, false)(arrays, scalars, chunk.size);
+    return are_finite(out, chunk.size);
+  }
   arrays.out = destination(leaf.out, leaf.param_dtype, chunk, out);
   arrays.new_mu = destination(leaf.mu.out, leaf.mu.dtype, chunk, mu);
   arrays.new_nu = destination(leaf.nu.out, leaf.nu.dtype, chunk, nu);
@@ -358,6 +375,7 @@ void step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
   store_moment(leaf, leaf.mu, chunk, mu);
   store_moment(leaf, leaf.nu, chunk, nu);
   if (rounds) store_bfloat16(leaf, rounding, chunk, arrays.param, out);
+  return true;
 }
 
 }  // namespace ADAM_JAX_ISA

@@ -5,6 +5,7 @@ vmap or on a mesh, its callers decide.
 """
 
 import ctypes
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -19,7 +20,7 @@ from jax.typing import ArrayLike
 
 import adam_jax.fused.cpu
 
-_TARGET = "adam_jax_fused_step"
+_STEP, _CHECK = "adam_jax_fused_step", "adam_jax_fused_check"
 # 1,000 leaves of 64 elements compile in 1.2 s in calls of 224 arrays, in 1.5 s leaf by
 # leaf, in 4.8 s by 1,792, in 64 s at once (jaxlib 0.12). The step takes equally long.
 _ARRAYS_IN_A_CALL = 224
@@ -128,9 +129,10 @@ def library() -> ctypes.CDLL | None:
             continue
         # XLA would refuse a newer one as it starts, and so not start at all.
         if loaded.AdamJaxFfiMinorVersion() <= _ffi_minor_version():
-            jax.ffi.register_ffi_target(
-                _TARGET, jax.ffi.pycapsule(loaded.AdamJaxStep), platform="cpu"
-            )
+            entries = {_STEP: loaded.AdamJaxStep, _CHECK: loaded.AdamJaxCheck}
+            for name, entry in entries.items():
+                capsule = jax.ffi.pycapsule(entry)
+                jax.ffi.register_ffi_target(name, capsule, platform="cpu")
             return loaded
     return None
 
@@ -144,15 +146,47 @@ def _ffi_minor_version() -> int:
     return int(version)
 
 
-def call(
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is fixed when a step is traced.
+
+    Attributes:
+      decays: whether `weight_decay * param` is added to the updates.
+      rounding: of new bfloat16 parameters: "nearest" rounds the update to bfloat16 and
+        adds it, "stochastic" rounds the sum as `round_to_params` does.
+      seeds: of the random bits.
+      nesterov: whether mu is read one step ahead.
+    """
+
+    decays: bool
+    rounding: Literal["nearest", "stochastic"]
+    seeds: Seeds = Seeds(0, 0, 0)  # noqa: RUF009 (it is a tuple)
+    nesterov: bool = False
+
+    def attributes(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Return the attributes of an XLA call for these groups."""
+        numbers = [n for group in groups for n in group.numbers]
+        return {
+            "group_sizes": _integers(len(group.numbers) for group in groups),
+            "leaf_numbers": _integers(numbers),
+            "places": _integers(group.place for group in groups),
+            "decays": _integers(self.decays for _ in groups),
+            "mu_coded": _integers(group.mu_exponents is not None for group in groups),
+            "nu_coded": _integers(group.nu_exponents is not None for group in groups),
+            "nesterov": self.nesterov,
+            "rounding": self.rounding,
+            "mu_seed": self.seeds.mu,
+            "nu_seed": self.seeds.nu,
+            "param_seed": self.seeds.params,
+        }
+
+
+def step(
     groups: Sequence[Group],
     scalars: Scalars,
     counts: Counts,
-    *,
-    rounding: Literal["nearest", "stochastic"],
-    decays: Sequence[bool],
-    seeds: Seeds,
-    nesterov: bool = False,
+    options: Options,
+    take: ArrayLike = True,
 ) -> list[Stepped]:
     """Step every leaf, natively, in the memory of its arrays.
 
@@ -162,11 +196,8 @@ def call(
       groups: the leaves to step.
       scalars: the hyperparameters and weights of this step.
       counts: the steps before this one, of which random bits are a hash.
-      rounding: of new bfloat16 parameters: "nearest" rounds the update to bfloat16 and
-        adds it, "stochastic" rounds the sum as `round_to_params` does.
-      decays: for each group, whether `weight_decay * param` is added to its updates.
-      seeds: of the random bits.
-      nesterov: whether mu is read one step ahead.
+      options: what is fixed.
+      take: bool scalar; False leaves everything as it is.
 
     Returns:
       The groups after the step, in order.
@@ -175,23 +206,43 @@ def call(
       RuntimeError: when it runs (as `jax.errors.JaxRuntimeError`), if shapes or dtypes
         do not fit; the message names the leaf.
     """
-    packed = jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars])
-    steps = jnp.stack([jnp.asarray(x, jnp.int32) for x in counts])
+    leading = [*_stack(scalars, counts), jnp.asarray(take, bool)]
     stepped = []
     for first, last in _cut(groups):
-        stepped += _call(
-            groups[first:last],
-            packed,
-            steps,
-            places=np.array([group.place for group in groups[first:last]], np.int32),
-            decays=_flags(decays[first:last]),
-            nesterov=nesterov,
-            rounding=rounding,
-            mu_seed=seeds.mu,
-            nu_seed=seeds.nu,
-            param_seed=seeds.params,
-        )
+        stepped += _step(groups[first:last], leading, options)
     return stepped
+
+
+def are_finite(
+    groups: Sequence[Group], scalars: Scalars, counts: Counts, options: Options
+) -> jax.Array:
+    """Return whether all updates of a step would be finite, a bool scalar.
+
+    Args:
+      groups: the leaves that would be stepped.
+      scalars: as in `step`.
+      counts: as in `step`.
+      options: as in `step`.
+    """
+    found = []
+    for first, last in _cut(groups):
+        some = groups[first:last]
+        operands = [x for group in some for x in _operands(group)]
+        finite = jax.eval_shape(
+            lambda *xs: jnp.all(jnp.stack([jnp.all(x == x) for x in xs])), *operands
+        )
+        call = jax.ffi.ffi_call(_CHECK, finite)
+        leading = _stack(scalars, counts)
+        found.append(call(*leading, *operands, **options.attributes(some)))
+    return functools.reduce(jnp.logical_and, found, jnp.asarray(True))
+
+
+def _stack(scalars: Scalars, counts: Counts) -> tuple[jax.Array, jax.Array]:
+    """Return the numbers of a step as the two arrays that the library takes."""
+    return (
+        jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars]),
+        jnp.stack([jnp.asarray(x, jnp.int32) for x in counts]),
+    )
 
 
 def _cut(groups: Sequence[Group]) -> list[tuple[int, int]]:
@@ -207,32 +258,31 @@ def _cut(groups: Sequence[Group]) -> list[tuple[int, int]]:
     return [(first, last) for first, last in itertools.pairwise(ends) if first < last]
 
 
-def _call(
-    groups: Sequence[Group], scalars: jax.Array, counts: jax.Array, **attributes: Any
+def _operands(group: Group) -> list[Any]:
+    """Return the arrays of a group in the order in which the library takes them."""
+    pairs = zip(group.params, group.grads, strict=True)
+    leaves = [x for pair in pairs for x in pair]
+    return [*leaves, *(getattr(group, name) for name in _stored(group))]
+
+
+def _step(
+    groups: Sequence[Group], leading: Sequence[jax.Array], options: Options
 ) -> list[Stepped]:
     """Step groups in one XLA call."""
-    operands, results, aliases = [scalars, counts], [], {}
-
-    def replace(operand, *sources):
-        aliases[len(operands)] = len(results)
-        operands.append(operand)
-        results.append(_type(operand, [operand, *sources]))
-
+    operands, results, aliases = [*leading], [], {}
     for group in groups:
-        moments = [group.mu, group.nu]
-        for param, grad in zip(group.params, group.grads, strict=True):
-            replace(param, grad, *moments)
-            operands.append(grad)
-        for name in _stored(group):
-            replace(getattr(group, name), *group.grads)
+        arrays = _operands(group)
+        grads = len(group.numbers)
+        for i, operand in enumerate(arrays):
+            if i < 2 * grads and i % 2:  # a gradient, which is only read
+                continue
+            sources = [group.mu, group.nu, *group.grads]
+            aliases[len(operands) + i] = len(results)
+            results.append(_type(operand, [operand, *sources], leading[-1]))
+        operands += arrays
     flat = iter(
-        jax.ffi.ffi_call(_TARGET, results, input_output_aliases=aliases)(
-            *operands,
-            group_sizes=np.array([len(g.numbers) for g in groups], np.int32),
-            leaf_numbers=np.array([n for g in groups for n in g.numbers], np.int32),
-            mu_coded=_flags(group.mu_exponents is not None for group in groups),
-            nu_coded=_flags(group.nu_exponents is not None for group in groups),
-            **attributes,
+        jax.ffi.ffi_call(_STEP, results, input_output_aliases=aliases)(
+            *operands, **options.attributes(groups)
         )
     )
     return [
@@ -244,18 +294,18 @@ def _call(
     ]
 
 
-def _flags(values: Iterable[bool]) -> np.ndarray:
+def _integers(values: Iterable[int]) -> np.ndarray:
     return np.array([*values], np.int32)
 
 
-def _type(like: jax.Array, sources: Sequence[jax.Array]) -> Any:
+def _type(like: jax.Array, sources: Sequence[jax.Array], take: jax.Array) -> Any:
     """Return the type of a result, which in a shard_map varies as its sources do."""
     if jax.typeof(like).sharding.mesh.empty:
         return jax.ShapeDtypeStruct(like.shape, like.dtype)
     # Those of another shape, scales and what shares moments, vary in the same way.
     wide = [x.astype(jnp.float32) for x in sources if x.shape == like.shape]
     return jax.eval_shape(
-        lambda *xs: functools.reduce(jnp.add, xs).astype(like.dtype), *wide
+        lambda *xs: functools.reduce(jnp.add, xs).astype(like.dtype), take, *wide
     )
 
 

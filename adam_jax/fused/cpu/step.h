@@ -50,7 +50,9 @@ struct Leaf {
   const void* grad = nullptr;
   Dtype grad_dtype = Dtype::kFloat32;
   Moment mu, nu;
-  void* out = nullptr;  // of param_dtype; may be `param`
+  // Of param_dtype; may be `param`. Null: nothing is written, the moments' neither, and
+  // the step tells whether the updates would be finite.
+  void* out = nullptr;
   bool decays = false;
   uint32_t param_key = 0;  // for Rounding::kStochastic
 };
@@ -73,13 +75,20 @@ class Step {
   int64_t tasks() const { return tasks_; }
   int64_t elements() const { return elements_; }
 
+  // What a thread has done: how many tasks, and whether what it checked was finite.
+  struct Done {
+    int64_t tasks = 0;
+    bool finite = true;
+  };
+
   // Runs tasks as `next()` numbers them, until it returns a number out of range.
-  // Returns how many it ran.
   template <typename Next>
-  int64_t run(Next next) const {
+  Done run(Next next) const {
     Worker worker(*this);
-    int64_t done = 0;
-    for (int64_t task = next(); task < tasks_; task = next(), ++done) worker.run(task);
+    Done done;
+    for (int64_t task = next(); task < tasks_; task = next(), ++done.tasks) {
+      done.finite &= worker.run(task);
+    }
     return done;
   }
 
@@ -96,7 +105,7 @@ class Step {
     ~Worker();
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
-    void run(int64_t task);
+    bool run(int64_t task);
 
    private:
     const Step& step_;
