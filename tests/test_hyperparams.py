@@ -1,9 +1,12 @@
 """Defaults that survive inject_hyperparams; hyperparameters in their three forms."""
 
+import copy
 import inspect
+import pickle
 import subprocess
 import sys
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +25,43 @@ def test_exact_is_its_number():
     with jax.enable_x64(True):
         assert jnp.asarray(value) == 0.999
     assert str(inspect.signature(adam_jax.adam)).count("0.999") == 1
+
+
+def pickled(x):
+    return pickle.loads(cloudpickle.dumps(x))
+
+
+def test_exact_pickles_copies_and_goes_through_jit():
+    value = exact(0.999)
+    made = [
+        copy.copy(value),
+        copy.deepcopy(value),
+        pickle.loads(pickle.dumps(value)),
+        pickled(value),
+    ]
+    for other in made:
+        assert type(other) is type(value) and repr(other) == "0.999"
+    expected = np.float32(0.999)
+    for found in (
+        jax.jit(lambda x: x)(value),
+        jax.jit(lambda x: 2 * x["b2"])({"b2": value}) / 2,
+        jax.tree.map(jnp.asarray, value),
+        jax.vmap(lambda x, y: x * y, in_axes=(None, 0))(value, jnp.ones(1))[0],
+    ):
+        assert found.dtype == jnp.float32 and found == expected
+    tx = adam_jax.adam(1e-3, b2=value)  # given on by hand, as it was found
+    assert tx.init(jnp.ones(2))[0].count == 0
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+def test_what_is_injected_pickles_and_copies(copied):
+    tx = optax.inject_hyperparams(adam_jax.adamw)(learning_rate=1e-3)
+    params = jnp.ones(3, jnp.bfloat16)
+    state = tx.init(params)
+    updates, after = copied(tx).update(params, copied(state), params)
+    expected, _ = tx.update(params, state, params)
+    assert updates.dtype == jnp.bfloat16 and (updates == expected).all()
+    assert after.hyperparams["b2"] == np.float32(0.999)
 
 
 @pytest.mark.parametrize("jit", [False, True])

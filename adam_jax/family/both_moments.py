@@ -2,6 +2,7 @@
 
 import optax
 
+from adam_jax.family.chaining import chain
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.moments.accumulators import ema
 from adam_jax.moments.storage import Storage
@@ -64,7 +65,8 @@ def adam(
 
     Reference: Kingma & Ba 2014, Algorithm 1.
     """
-    return optax.chain(
+    return chain(
+        "adam",
         scale_by_moments(
             b1=ema(check_decay("b1", b1), nesterov=nesterov),
             b2=check_decay("b2", b2),
@@ -116,7 +118,8 @@ def simplified_adam(
 
     Reference: Kingma & Ba 2014, Algorithm 1, without lines 9 and 10.
     """
-    return optax.chain(
+    return chain(
+        "simplified_adam",
         scale_by_moments(
             b1=check_decay("b1", b1),
             b2=check_decay("b2", b2),
@@ -180,7 +183,8 @@ def adamw(
     Differs from PyTorch in its default weight decay, 1e-4 and not 1e-2; from the
     paper, as PyTorch and Optax do, in multiplying the decay by the learning rate.
     """
-    return optax.chain(
+    return chain(
+        "adamw",
         scale_by_moments(
             b1=ema(check_decay("b1", b1), nesterov=nesterov),
             b2=check_decay("b2", b2),

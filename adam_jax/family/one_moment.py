@@ -2,6 +2,7 @@
 
 import optax
 
+from adam_jax.family.chaining import chain
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.moments.accumulators import ema, lion_average, total
 from adam_jax.moments.storage import Storage
@@ -52,8 +53,9 @@ def sgd(
     Reference: Robbins & Monro 1951; Sutskever et al. 2013 for nesterov.
     """
     if momentum is None:
-        return optax.chain(scale_by_lr(learning_rate))
-    return optax.chain(
+        return chain("sgd", scale_by_lr(learning_rate))
+    return chain(
+        "sgd",
         scale_by_trace(check_decay("momentum", momentum), nesterov, accumulator_dtype),
         scale_by_lr(learning_rate),
     )
@@ -94,7 +96,8 @@ def adagrad(
 
     Differs from PyTorch, which starts nu at 0 and adds eps outside the root.
     """
-    return optax.chain(
+    return chain(
+        "adagrad",
         scale_by_moments(
             b1=None, b2=total(initial_accumulator_value), nu_dtype=nu_dtype
         ),
@@ -173,7 +176,7 @@ def rmsprop(
             check_decay("momentum", momentum), nesterov, mu_dtype
         )
         stages += [heavy_ball, cast_to_params()]
-    return optax.chain(*stages)
+    return chain("rmsprop", *stages)
 
 
 def lion(
@@ -216,7 +219,8 @@ def lion(
 
     Reference: Chen et al. 2023, Algorithm 2.
     """
-    return optax.chain(
+    return chain(
+        "lion",
         scale_by_moments(b1=lion_average(b1, b2), b2=None, mu_dtype=mu_dtype),
         precondition(),
         optax.scale_by_sign(),

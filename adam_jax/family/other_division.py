@@ -2,6 +2,7 @@
 
 import optax
 
+from adam_jax.family.chaining import chain
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.moments.accumulators import ema
 from adam_jax.moments.storage import Storage
@@ -59,7 +60,8 @@ def radam(
 
     Reference: Liu et al. 2020, Algorithm 2.
     """
-    return optax.chain(
+    return chain(
+        "radam",
         scale_by_moments(
             b1=ema(check_decay("b1", b1), nesterov=nesterov),
             b2=check_decay("b2", b2),

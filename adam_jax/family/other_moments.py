@@ -2,6 +2,7 @@
 
 import optax
 
+from adam_jax.family.chaining import chain
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
 from adam_jax.moments.accumulators import (
     ema,
@@ -68,7 +69,8 @@ def amsgrad(
     Differs from PyTorch, which corrects after the maximum: there `running_max()`
     stands before `bias_correct()`.
     """
-    return optax.chain(
+    return chain(
+        "amsgrad",
         scale_by_moments(
             b1=check_decay("b1", b1),
             b2=check_decay("b2", b2),
@@ -121,7 +123,8 @@ def adamax(
 
     Reference: Kingma & Ba 2014, Algorithm 2.
     """
-    return optax.chain(
+    return chain(
+        "adamax",
         scale_by_moments(
             b1=check_decay("b1", b1),
             b2=infinity_norm(check_decay("b2", b2), eps),
@@ -176,7 +179,8 @@ def adamaxw(
 
     Reference: Kingma & Ba 2014, Algorithm 2; Loshchilov & Hutter 2017, Algorithm 2.
     """
-    return optax.chain(
+    return chain(
+        "adamaxw",
         scale_by_moments(
             b1=check_decay("b1", b1),
             b2=infinity_norm(check_decay("b2", b2), eps),
@@ -231,7 +235,8 @@ def adabelief(
 
     Reference: Zhuang et al. 2020, Algorithm 2.
     """
-    return optax.chain(
+    return chain(
+        "adabelief",
         scale_by_moments(
             b1=ema(check_decay("b1", b1), nesterov=nesterov),
             b2=residual_variance(check_decay("b2", b2), eps_root),
@@ -285,7 +290,8 @@ def yogi(
 
     Reference: Zaheer et al. 2018, Algorithm 2.
     """
-    return optax.chain(
+    return chain(
+        "yogi",
         scale_by_moments(
             b1=ema(check_decay("b1", b1), initial=1e-6),
             b2=yogi_average(check_decay("b2", b2), initial=1e-6),

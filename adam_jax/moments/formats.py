@@ -120,8 +120,14 @@ class Format(abc.ABC):
           noise: the random bits of this step and leaf, for the shape that is asked for.
         """
 
-    def wrote(self, stored: Stored) -> bool:
-        """Return whether this format can have written what a state holds for a leaf."""
+    def wrote(self, stored: Stored, leaf: Any) -> bool:
+        """Return whether this format can have written what a state holds for a leaf.
+
+        Args:
+          stored: what the state holds.
+          leaf: whatever has the shape of the parameter.
+        """
+        del leaf
         return isinstance(stored.format, self.reader)
 
     def __str__(self) -> str:
@@ -162,9 +168,9 @@ class DenseFormat(Format):
             x = numerics.round_to_bfloat16(x.astype(jnp.float32), noise(x.shape))
         return Stored(numerics.cast(x, old.values.dtype), Dense())
 
-    def wrote(self, stored: Stored) -> bool:
+    def wrote(self, stored: Stored, leaf: Any) -> bool:
         """Return whether a leaf has the dtype; for None, one that is computed in."""
-        if not super().wrote(stored):
+        if not super().wrote(stored, leaf):
             return False
         dtype = stored.values.dtype
         own = numerics.compute_dtype(dtype) if self.dtype is None else self.dtype

@@ -88,13 +88,13 @@ class Moment:
         paths = tree_flatten_with_path(like)[0]
         leaves = []
         for (path, leaf), one in zip(paths, as_leaves(stored, structure), strict=True):
-            if not self.format.wrote(one):
+            if not self.format.wrote(one, leaf):
+                found = f"{type(one.format).__name__}, {jax.typeof(one.values)}"
                 raise ValueError(
                     f"{self.name}{keystr(path)} is stored in the state in another "
-                    f"format ({type(one.format).__name__}, {one.values.dtype}) than "
-                    f"by this optimizer ({self.format}): give it the {self.argument} "
-                    "that the state was made with, or convert the state with "
-                    "adam_jax.convert_state."
+                    f"format ({found}) than by this optimizer ({self.format}): give it "
+                    f"the {self.argument} that the state was made with, or convert the "
+                    "state with adam_jax.convert_state."
                 )
             leaves.append(one.decode(leaf))
         moment = structure.unflatten(leaves)

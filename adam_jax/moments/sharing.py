@@ -46,11 +46,10 @@ class FactoredFormat(Format):
     def init(self, x: jax.Array, signed: bool) -> Stored:
         """Return the means of `x`, or `x` where an axis is too short."""
         _expect_second_moment("factored", signed)
-        axes = sorted(range(x.ndim), key=lambda axis: x.shape[axis])[-2:]
-        if len(axes) < 2 or x.shape[axes[0]] < self.min_size:
+        axes = self._axes(x.shape)
+        if axes is None:
             return Stored(x, Factored(optax.MaskedNode()))
-        second, longest = axes
-        rows, columns = (x.mean(axis, keepdims=True) for axis in (longest, second))
+        rows, columns = (x.mean(axis, keepdims=True) for axis in axes)
         return Stored(rows, Factored(columns))
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
@@ -62,6 +61,31 @@ class FactoredFormat(Format):
             _mean_like(x, mean) for mean in (old.values, old.format.columns)
         )
         return Stored(rows, Factored(columns))
+
+    def wrote(self, stored: Stored, leaf: Any) -> bool:
+        """Return whether means were taken over these axes, if the leaf fits at all."""
+        if not super().wrote(stored, leaf):
+            return False
+        axes, columns = self._axes(leaf.shape), stored.format.columns
+        if axes is None:
+            return isinstance(columns, optax.MaskedNode)
+        if isinstance(columns, optax.MaskedNode):
+            return stored.values.shape != leaf.shape
+        return all(
+            _is_mean(mean.shape, leaf.shape, {axis})
+            for mean, axis in zip((stored.values, columns), axes, strict=True)
+        )
+
+    def __str__(self) -> str:
+        """Return the call that makes it."""
+        return f"factored({self.min_size})"
+
+    def _axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """Return the longest axis and the second longest; None where one is short."""
+        axes = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
+        if len(axes) < 2 or shape[axes[0]] < self.min_size:
+            return None
+        return axes[1], axes[0]
 
 
 def factored(min_size: int = 128) -> Format:
@@ -119,14 +143,28 @@ class MeanOverFormat(Format):
         _expect_second_moment("mean_over", signed)
         if not x.size:  # the mean of nothing is no number
             return Stored(x, MeanOver())
-        axes = tuple(range(x.ndim)) if self.axes is None else self.axes
-        own = {axis % x.ndim for axis in axes if -x.ndim <= axis < x.ndim}
-        return Stored(x.mean(tuple(own), keepdims=True), MeanOver())
+        return Stored(x.mean(tuple(self._own(x.ndim)), keepdims=True), MeanOver())
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
         """Return the mean of `x`, over the axes of `old`."""
         del noise
         return Stored(_mean_like(x, old.values), MeanOver())
+
+    def wrote(self, stored: Stored, leaf: Any) -> bool:
+        """Return whether means were taken over these axes, if the leaf fits at all."""
+        own = self._own(leaf.ndim)
+        return super().wrote(stored, leaf) and (
+            not leaf.size or _is_mean(stored.values.shape, leaf.shape, own)
+        )
+
+    def __str__(self) -> str:
+        """Return the call that makes it."""
+        return f"mean_over({self.axes})"
+
+    def _own(self, ndim: int) -> set[int]:
+        """Return those of the axes that an array of `ndim` axes has."""
+        axes = range(ndim) if self.axes is None else self.axes
+        return {axis % ndim for axis in axes if -ndim <= axis < ndim}
 
 
 def mean_over(axes: int | Sequence[int] | None = None) -> Format:
@@ -171,6 +209,12 @@ def _mean_like(x: jax.Array, mean: jax.Array) -> jax.Array:
     """Return the mean of `x` over the axes along which `mean` has size 1."""
     shared = [i for i, size in enumerate(mean.shape) if size == 1]
     return x.mean(tuple(shared), keepdims=True).astype(mean.dtype)
+
+
+def _is_mean(shape: tuple[int, ...], whole: tuple[int, ...], axes: set[int]) -> bool:
+    """Return whether a mean of this shape is over `axes`, if it fits `whole` at all."""
+    expected = tuple(1 if i in axes else n for i, n in enumerate(whole))
+    return shape == expected or not _broadcasts(shape, whole)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

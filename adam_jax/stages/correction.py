@@ -102,7 +102,8 @@ def center() -> optax.GradientTransformation:
         mu <- g
 
     Raises:
-      ValueError: at the first trace, if there is no first or no second moment.
+      ValueError: at the first trace, if there is no first or no second moment, or if
+        averages of different decay rates have not been corrected.
 
     Example: gradients 1 and 3, averaged at rate 1/2.
 
@@ -121,6 +122,7 @@ def center() -> optax.GradientTransformation:
         del params
         m = expect_moments(moments, "center")
         expect_both(m, "center")
+        _expect_one_weight(m)
         nu = jax.tree.map(
             lambda nu, mu: jnp.maximum(nu - numerics.abs_sq(mu), 0), m.nu, m.mu
         )
@@ -203,6 +205,23 @@ def _expect_uncorrected(moments: Any, chosen: frozenset[str], stage: str) -> Mom
             "bias_correct() and correct_step_size() out of the chain, or all but one."
         )
     return m
+
+
+def _expect_one_weight(m: Moments) -> None:
+    """Refuse to subtract averages that have seen different weights, where it is known.
+
+    Of gradients that agree, the raw averages of rates 0.9 and 0.999 would leave
+    0.001 - 0.1^2 < 0 in the first step.
+    """
+    if m.corrected or m.origin is None:
+        return
+    accumulators = m.origin.first.accumulator, m.origin.second.accumulator
+    decays = [a.hyperparams.get("decay") for a in accumulators if a.averages]
+    if all(isinstance(decay, float) for decay in decays) and len(set(decays)) > 1:
+        raise ValueError(
+            f"center() was given raw averages of decay rates {decays[0]} and "
+            f"{decays[1]}: put bias_correct() before it, or give both the same rate."
+        )
 
 
 def _scale_down(moment: Any, weight: Any) -> Any:

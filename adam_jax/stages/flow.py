@@ -66,7 +66,10 @@ class Moments(metaclass=_Named):
 
 
 def _refuse(*_: Any) -> NoReturn:
-    raise TypeError(f"Moments are no updates, and no pytree to map over: {_CURE}.")
+    raise TypeError(
+        "the Moments that scale_by_moments() emits are no updates, and no pytree to "
+        f"map over: {_CURE}."
+    )
 
 
 jax.tree_util.register_pytree_node(Moments, _refuse, _refuse)

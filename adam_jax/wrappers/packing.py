@@ -130,9 +130,21 @@ def packed(
             (tree,) = pack(groups, params)
             return inner_of(groups, params).init(tree)
 
-        groups = _group(params, marks_of(params), max_size)
-        state = jax.eval_shape(functools.partial(start, groups), params)
-        return PackedState(start(_part(groups, state), params), places)
+        def by_element(groups):
+            return _by_element(
+                groups, jax.eval_shape(lambda x: start(groups, x), params)
+            )
+
+        # Which elements share an exponent or a mean depends on the shape: a leaf may
+        # be packed if its moments are stored by element in its own and in the buffer.
+        whole = [((i, np.shape(x)),) for i, x in enumerate(jax.tree.leaves(params))]
+        groups = _group(params, marks_of(params), max_size, by_element(whole))
+        parted = [
+            part
+            for group, together in zip(groups, by_element(groups), strict=True)
+            for part in ([group] if together else [(leaf,) for leaf in group])
+        ]
+        return PackedState(start(sorted(parted), params), places)
 
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, "packed")
@@ -145,7 +157,7 @@ def packed(
         if params is not None:
             check_like(updates, params, "updates", "params")
         trees = find_nodes(before, Packed)
-        anew = functools.partial(_group, like, marks_of(like), max_size)
+        anew = functools.partial(_group, like, marks_of(like), max_size, None)
         groups = trees[0].groups() if trees else anew()
         check_fits(state, groups, updates)
         given = [updates] if params is None else [updates, params]
@@ -160,8 +172,18 @@ def packed(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _group(params: Any, marks: list[bool], max_size: int) -> list[Group]:
-    """Decide which leaves share a buffer: small ones of one dtype, marked alike."""
+def _group(
+    params: Any, marks: list[bool], max_size: int, by_element: list[bool] | None
+) -> list[Group]:
+    """Decide which leaves share a buffer: small ones of one dtype, marked alike.
+
+    Args:
+      params: a pytree of arrays.
+      marks: for each leaf what the mask says.
+      max_size: larger leaves stay alone.
+      by_element: for each leaf whether its moments are stored by element; None if there
+        are no moments.
+    """
     groups: list[list[Any]] = []
     open_groups: dict[Any, tuple[list[Any], int]] = {}
     for i, leaf in enumerate(jax.tree.leaves(params)):
@@ -169,7 +191,8 @@ def _group(params: Any, marks: list[bool], max_size: int) -> list[Group]:
         inexact = jnp.issubdtype(dtype, jnp.inexact)
         # XLA divides a single element by a scalar, but multiplies several by its
         # reciprocal: among others it would come out another by its last bit.
-        if size == 1 or size > max_size or not inexact:
+        apart = by_element is not None and not by_element[i]
+        if size == 1 or size > max_size or not inexact or apart:
             groups.append([(i, shape)])
             continue
         group, elements = open_groups.get((dtype, marks[i]), ([], 0))
@@ -181,11 +204,8 @@ def _group(params: Any, marks: list[bool], max_size: int) -> list[Group]:
     return [tuple(group) for group in groups]
 
 
-def _part(groups: list[Group], state: Any) -> list[Group]:
-    """Return `groups` without those whose moments a state does not store by element.
-
-    Whether a leaf is coded, and which elements share an exponent, depends on its shape.
-    """
+def _by_element(groups: list[Group], state: Any) -> list[bool]:
+    """Return for each group whether a state stores its moments element by element."""
     stored = [
         one
         for node in find_nodes(state, MomentsState | TraceState)
@@ -197,12 +217,12 @@ def _part(groups: list[Group], state: Any) -> list[Group]:
         if one.values is not None
     ]
     leaves = [as_leaves(one, jax.tree.structure(one.values)) for one in stored]
-    parted = []
+    found = []
     for i, group in enumerate(groups):
-        size = sum(math.prod(shape) for _, shape in group)
-        by_element = all(is_elementwise(moment[i], (size,)) for moment in leaves)
-        parted += [group] if by_element else [(leaf,) for leaf in group]
-    return sorted(parted)
+        shape = (sum(math.prod(shape) for _, shape in group),)
+        shape = group[0][1] if len(group) == 1 else shape
+        found.append(all(is_elementwise(moment[i], shape) for moment in leaves))
+    return found
 
 
 def _unpack_updates(

@@ -8,6 +8,7 @@ import re
 import warnings
 
 import cloudpickle
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -611,6 +612,13 @@ def test_transformations_copy_pickle_and_rebuild():
         dataclasses.asdict(Holder(tx))["tx"],
         pickle.loads(cloudpickle.dumps(tx)),
     ]
+
+    # As an argument that is no array, beside a model that is one.
+    @eqx.filter_jit
+    def step(params, tx, state):
+        return fused.step(tx)(params, params, state)
+
+    assert_close(step(params, tx, state), expected, rtol=0, atol=0)
     for other in copies:
         assert is_native(fused.step(other), params, params, state) == available()
         assert_close(take(other, params, params, state), expected, rtol=0, atol=0)

@@ -260,7 +260,7 @@ void draw_moment(Leaf& leaf, Moment& moment, Dtype codes, Array& values, Array& 
   moment.blocks = (leaf.columns + block - 1) / block + (chance(5) ? draw(0, 3) : 0);
   scales = Array(leaf.rows * moment.blocks, Dtype::kUint8);
   for (int64_t i = 0; i < scales.size(); ++i) {
-    scales.as<uint8_t>()[i] = static_cast<uint8_t>(specials && chance(2) ? 255 : draw(60, 180));
+    scales.as<uint8_t>()[i] = static_cast<uint8_t>(specials && chance(2) ? 255 : draw(20, 180));
   }
 }
 

@@ -1,0 +1,197 @@
+"""Which leaves the native kernel can make: what was noted, and what it knows.
+
+While `update` is traced, stages note how each update came about (`stages.recipes`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax import numerics
+from adam_jax.moments.blocks import EightBitFormat
+from adam_jax.moments.formats import DenseFormat, Stored
+from adam_jax.moments.moment import as_leaves
+from adam_jax.stages.recipes import Notes, Origin, Recipe
+
+_FLOATS = (jnp.float32, jnp.bfloat16)
+
+
+class Arrays(NamedTuple):
+    """What stores the moments of a leaf: the arrays that a step replaces."""
+
+    mu: Any
+    nu: Any
+    mu_exponents: Any
+    nu_exponents: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """Leaves that share moments, and how they are stepped.
+
+    Attributes:
+      recipe: of the first of them; the others differ in nothing that matters.
+      numbers: of the parameters in their tree.
+      keys: numbers of the same in the tree that is rounded, which give random bits.
+      params: the parameters.
+      grads: their gradients, float32 or bfloat16.
+      before: the moments.
+      after: the moments of the new state, as they were traced.
+    """
+
+    recipe: Recipe
+    numbers: list[int]
+    keys: list[int]
+    params: list[Any]
+    grads: list[Any]
+    before: Arrays
+    after: Arrays
+
+
+def find_members(notes: Notes, params: Any, updates: Any) -> list[Member]:
+    """Return the leaves whose updates the kernel can make.
+
+    Args:
+      notes: what was noted while `update` was traced.
+      params: the parameters.
+      updates: what `update` emitted.
+    """
+    leaves = jax.tree.leaves(params)
+    by_moment: dict[Any, list[tuple[int, Recipe]]] = {}
+    for i, update in enumerate(leaves_like(updates, params)):
+        recipe = notes.read(update)
+        if recipe and _is_whole(recipe, leaves[i], update):
+            own = (id(recipe.origin), recipe.leaf)
+            by_moment.setdefault(own, []).append((i, recipe))
+    members, by_origin = [], {}
+    for (origin, _), found in by_moment.items():
+        if origin not in by_origin:
+            by_origin[origin] = _leaves_of(found[0][1].origin)
+        members.append(_join(found, by_origin[origin], leaves))
+    return [member for member in members if member]
+
+
+def leaves_like(tree: Any, params: Any) -> list[Any]:
+    """Return what stands in `tree` where `params` has leaves."""
+    return jax.tree.structure(params).flatten_up_to(tree)
+
+
+def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
+    """Return whether the kernel takes every line of a recipe, with this parameter."""
+    origin, rounding = recipe.origin, recipe.rounding
+    if recipe.learning_rate is None:
+        return False
+    first, second = origin.first, origin.second
+    known = (
+        first.accumulator.kernel in ("ema", "nesterov")
+        and second.accumulator.kernel == "ema"
+        and all(
+            type(m.format) in (DenseFormat, EightBitFormat) for m in (first, second)
+        )
+    )
+    # Parameters are rounded as they land: by apply_updates from an update of their own
+    # dtype, or by round_to_params. The same ones must have decayed.
+    if rounding is None:
+        lands = update.dtype == numerics.dtype_of(param)
+        own = (param,)
+    else:
+        lands = rounding.param is param
+        own = (param, rounding.wide)
+    if recipe.part and any(recipe.part.param is x for x in own):
+        own = (recipe.part.buffer,)
+    decayed = recipe.decay is None or any(recipe.decay.param is x for x in own)
+    return known and lands and decayed and numerics.dtype_of(param) in _FLOATS
+
+
+def _leaves_of(origin: Origin) -> list[tuple[Any, Arrays, Arrays]]:
+    """Return each leaf's gradient, and what stores its moments before and after."""
+    structure = jax.tree.structure(origin.grads)
+    mu, nu, new_mu, new_nu = (
+        as_leaves(stored, structure)
+        for stored in (
+            Stored(origin.state.mu, origin.state.mu_format),
+            Stored(origin.state.nu, origin.state.nu_format),
+            origin.mu.stored,
+            origin.nu.stored,
+        )
+    )
+    return [
+        (grad, _arrays(mu[i], nu[i]), _arrays(new_mu[i], new_nu[i]))
+        for i, grad in enumerate(jax.tree.leaves(origin.grads))
+    ]
+
+
+def _arrays(mu: Stored, nu: Stored) -> Arrays:
+    return Arrays(mu.values, nu.values, _exponents(mu), _exponents(nu))
+
+
+def _exponents(stored: Stored) -> Any:
+    """Return what 8-bit codes have beside them, or None."""
+    kept = [x for x in stored.format if not isinstance(x, optax.MaskedNode)]
+    return kept[0] if kept else None
+
+
+def _join(
+    found: list[tuple[int, Recipe]],
+    leaves: list[tuple[Any, Arrays, Arrays]],
+    params: list[Any],
+) -> Member | None:
+    """Return the leaves of one moment, if they are all there and fit the kernel."""
+    found = sorted(found, key=lambda one: _position(one[1]))
+    recipe = found[0][1]
+    grad, before, after = leaves[recipe.leaf]
+    grads = list(recipe.part.grads) if recipe.part else [grad]
+    positions = [_position(r) for _, r in found]
+    alike = len({key_of(r) for _, r in found}) == 1
+    if positions != list(range(len(grads))) or not alike:
+        return None
+    numbers = [i for i, _ in found]
+    keys = [r.rounding.leaf if r.rounding else i for i, r in found]
+    grads = [numerics.widen(g) if g.dtype == jnp.float16 else g for g in grads]
+    chosen = [params[i] for i in numbers]
+    if not _fits(chosen, grads, before):
+        return None
+    return Member(recipe, numbers, keys, chosen, grads, before, after)
+
+
+def _position(recipe: Recipe) -> int:
+    return recipe.part.position if recipe.part else 0
+
+
+def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
+    """Return whether the kernel knows the shapes and dtypes of a group."""
+    mu, nu, mu_exponents, nu_exponents = moments
+    shapes = [jnp.shape(param) for param in params]
+    alone = len(shapes) == 1
+    stored = shapes[0] if alone else (sum(map(math.prod, shapes)),)
+    return (
+        shapes == [jnp.shape(grad) for grad in grads]
+        and jnp.shape(mu) == jnp.shape(nu) == stored
+        and all(numerics.dtype_of(x) in _FLOATS for x in (*params, *grads))
+        and (mu.dtype in _FLOATS if mu_exponents is None else alone)
+        and (nu.dtype in _FLOATS if nu_exponents is None else alone)
+    )
+
+
+def key_of(recipe: Recipe) -> Any:
+    """Return what the recipes in one call of the kernel have in common."""
+
+    def name(value):  # floats by value, arrays by identity
+        return value if isinstance(value, float) else id(value)
+
+    rounding = recipe.rounding
+    return (
+        id(recipe.origin),
+        recipe.corrected,
+        name(recipe.eps),
+        name(recipe.eps_root),
+        recipe.decay and name(recipe.decay.rate),
+        name(recipe.learning_rate),
+        rounding and (rounding.seed, id(rounding.count)),
+        tuple(map(id, recipe.gates)),
+    )
