@@ -29,7 +29,7 @@ def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
 
 
 def dtype_of(x: ArrayLike) -> jnp.dtype:
-    """Return the dtype of an array, or of the array that a Python number stands for.
+    """Return the dtype of `x`, an array or a Python number that stands for one.
 
     >>> dtype_of(1.0), dtype_of(1), dtype_of(jnp.arange(2))
     (dtype('float32'), dtype('float32'), dtype('int32'))
@@ -117,7 +117,7 @@ def divide_or_zero(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def constant_weight(decay: float, count: ArrayLike, dtype: DTypeLike) -> jax.Array:
-    """Return 1 - decay^count, the weight seen by an average of constant `decay`.
+    """Return 1 - decay^count in `dtype`: what an average of constant `decay` has seen.
 
     Written so, the difference loses digits: at decay 0.999 its float32 value is off
     by 1e-5. Here the relative error stays below 4e-7 (Kingma & Ba 2014, section 3).
@@ -250,6 +250,6 @@ def split_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def join_float32(half: jax.Array, residual: jax.Array) -> jax.Array:
-    """Return the float32 that `split_float32` took apart."""
+    """Return the float32 that `split_float32` took apart into `half` and `residual`."""
     upper = lax.bitcast_convert_type(half, jnp.int16).astype(jnp.int32) << 16
     return lax.bitcast_convert_type(upper + residual.astype(jnp.int32), jnp.float32)

@@ -19,7 +19,7 @@ import adam_jax
 
 def mean_size(decay):
     return adam_jax.Accumulator(
-        {"decay": adam_jax.check_decay("decay", decay)},
+        {"decay": decay},
         add=lambda moment, value, h: h.decay * moment + (1 - h.decay) * value,
         averages=True,  # so bias_correct() divides it by 1 - decay^t
         power=1,  # of |g|

@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import operator
 import pathlib
+import re
 
 import pytest
 
@@ -98,3 +100,25 @@ def test_all_is_what_is_exported_and_documented():
         value = getattr(adam_jax, name)
         if callable(value):
             assert inspect.getdoc(value), name
+
+
+@pytest.mark.parametrize(
+    "name", [*adam_jax.__all__, *(f"fused.{name}" for name in adam_jax.fused.__all__)]
+)
+def test_args_name_every_argument(name):
+    value = operator.attrgetter(name)(adam_jax)
+    if inspect.isfunction(value):
+        for argument in inspect.signature(value).parameters:
+            assert re.search(rf"^  \**{argument}: ", inspect.getdoc(value), re.M), (
+                argument
+            )
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) < len(LAYERS) - 1])
+def test_docstrings_speak_of_every_argument(module):
+    for node in ast.parse(source(module)).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            for argument in arguments:
+                documented = ast.get_docstring(node) or ""
+                assert re.search(rf"\b{argument.arg}\b", documented), argument.arg

@@ -109,6 +109,10 @@ def step_bound(b1: float, b2: float) -> float:
     (1 - b1) / sqrt(1 - b2) where 1 - b1 > sqrt(1 - b2), else 1: the step of a gradient
     that comes after a long silence. (Larger ones are possible, and rare.)
 
+    Args:
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+
     Reference: Kingma & Ba 2014, section 2.1.
 
     >>> print(f"{step_bound(0.9, 0.999):.3f} {step_bound(0.9, 0.9):.3f}")
@@ -126,20 +130,32 @@ _EDGES = 2.0 ** np.arange(-9.5, 3)
 
 
 def step_size(leaf: Leaf) -> jax.Array:
-    """Return |update| / learning rate of each element; 0 where the rate is 0."""
+    """Return |update| / learning rate of each element; 0 where the rate is 0.
+
+    Args:
+      leaf: with its update and the learning rate.
+    """
     size = jnp.abs(leaf.update)
     return numerics.divide_or_zero(size, leaf.learning_rate.astype(size.dtype))
 
 
 def signal_to_noise(leaf: Leaf) -> jax.Array:
-    """Return |mu_hat| / sqrt(nu_hat) of each element; 0 where nu is 0."""
+    """Return |mu_hat| / sqrt(nu_hat) of each element; 0 where nu is 0.
+
+    Args:
+      leaf: with its moments and their weights.
+    """
     ratio = numerics.divide_or_zero(jnp.abs(leaf.mu), numerics.sqrt(leaf.nu))
     factor = numerics.divide_or_zero(jnp.sqrt(leaf.nu_weight), leaf.mu_weight)
     return ratio * factor.astype(ratio.dtype)
 
 
 def correction(weight: str) -> Figure:
-    """Return the figure of the factor of bias correction, 1 / weight."""
+    """Return the figure of the factor of bias correction, 1 / weight.
+
+    Args:
+      weight: "mu_weight" or "nu_weight".
+    """
 
     def read(sums, leaf):
         seen = getattr(leaf, weight)
@@ -149,7 +165,11 @@ def correction(weight: str) -> Figure:
 
 
 def norm(part: str) -> Figure:
-    """Return the figure of the L2 norm of a part of each leaf."""
+    """Return the figure of the L2 norm of a part of each leaf.
+
+    Args:
+      part: its name, such as "grad".
+    """
     return Figure(
         lambda leaf: (numerics.abs_sq(getattr(leaf, part)),),
         lambda sums, leaf: jnp.sqrt(sums[0]),
@@ -157,13 +177,23 @@ def norm(part: str) -> Figure:
 
 
 def ratio(sums: jax.Array, leaf: Leaf | None = None) -> jax.Array:
-    """Read the ratio of two sums, and 0 where the second is 0."""
+    """Read the ratio of two sums, and 0 where the second is 0.
+
+    Args:
+      sums: shape (2,).
+      leaf: not needed.
+    """
     del leaf
     return numerics.divide_or_zero(sums[0], sums[1])
 
 
 def mean(sums: jax.Array, leaf: Leaf) -> jax.Array:
-    """Read the mean over all elements."""
+    """Read the mean over all elements.
+
+    Args:
+      sums: shape (1,).
+      leaf: with its size.
+    """
     return numerics.divide_or_zero(sums[0], jnp.asarray(leaf.size))
 
 
@@ -172,6 +202,9 @@ def quantiles(value: Callable[[Leaf], jax.Array]) -> Figure:
 
     They are read off a histogram by octaves from 2^-9.5 to 2^2.5, and so lie within it;
     they are off by less than an octave, mostly by a few percent.
+
+    Args:
+      value: from a leaf to an array of its shape.
     """
 
     def count(leaf):

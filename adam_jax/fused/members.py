@@ -77,7 +77,12 @@ def find_members(notes: Notes, params: Any, updates: Any) -> list[Member]:
 
 
 def leaves_like(tree: Any, params: Any) -> list[Any]:
-    """Return what stands in `tree` where `params` has leaves."""
+    """Return what stands where the parameters have leaves.
+
+    Args:
+      tree: a pytree like params.
+      params: the parameters.
+    """
     return jax.tree.structure(params).flatten_up_to(tree)
 
 
@@ -179,7 +184,11 @@ def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
 
 
 def key_of(recipe: Recipe) -> Any:
-    """Return what the recipes in one call of the kernel have in common."""
+    """Return what the recipes in one call of the kernel have in common.
+
+    Args:
+      recipe: of the first of them.
+    """
 
     def name(value):  # floats by value, arrays by identity
         return value if isinstance(value, float) else id(value)

@@ -277,5 +277,10 @@ def widen(grads: Any, *moments: Any) -> Any:
 
 
 def cast_like(tree: Any, like: Any) -> Any:
-    """Return `tree` in the dtypes of `like`, leaf by leaf."""
+    """Return a tree in the dtypes of another one, leaf by leaf.
+
+    Args:
+      tree: a pytree of arrays.
+      like: a pytree like it.
+    """
     return jax.tree.map(lambda x, y: numerics.cast(x, numerics.dtype_of(y)), tree, like)

@@ -101,7 +101,7 @@ def wrap(groups: Sequence[Group], buffers: Sequence[Any]) -> Packed:
 
 
 def make_places(tree: Any) -> Any:
-    """Return a tree with `Place()` for each leaf of another one."""
+    """Return a tree with `Place()` for each leaf of `tree`."""
     return jax.tree.map(lambda _: Place(), tree)
 
 

@@ -26,6 +26,7 @@ FORMATS = {
     "8bit": eight_bit(min_size=64, seed=5),
     "8bit, odd blocks": eight_bit(block=7, min_size=0, seed=6),
 }
+NO_SEEDS = native.Seeds(0, 0, 0)
 SHAPES = [(), (3, 0), (7,), (65,), (3, 2, 100), (2, 5003)]
 
 
@@ -40,7 +41,7 @@ class Leaf(NamedTuple):
     nu_exponents: Any = None
 
 
-def call(leaves, scalars, counts, decays, **options):
+def call(leaves, scalars, counts, decays, rounding, seeds=NO_SEEDS, **options):
     """Step leaves, each on its own; return them with new params and moments."""
     stepped = [None] * len(leaves)
     for decay in (False, True):
@@ -49,7 +50,7 @@ def call(leaves, scalars, counts, decays, **options):
             native.Group(i, [i], [leaves[i].param], [leaves[i].grad], *leaves[i][2:])
             for i in chosen
         ]
-        kind = native.Options(decay, **options)
+        kind = native.Options(decay, rounding, seeds, **options)
         after = native.step(groups, scalars, counts, kind) if groups else []
         for i, group in zip(chosen, after, strict=True):
             stepped[i] = Leaf(*group.params, leaves[i].grad, *group[1:])
@@ -342,7 +343,7 @@ def step_group(group, rounding="nearest"):
         [group],
         scalars(0, (0.1, 0.001), **USUAL, eps=1e-8, eps_root=0.0, corrects=True),
         native.Counts(0, 0),
-        native.Options(False, rounding),
+        native.Options(False, rounding, NO_SEEDS),
     )
     return stepped
 

@@ -200,6 +200,34 @@ def test_one_structure_for_floats_arrays_and_schedules(name, storage):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("fuse", [False, True], ids=["update", "fused.step"])
+@pytest.mark.parametrize("argument", ["learning_rate", "weight_decay", "b1", "b2"])
+def test_a_run_begun_with_a_number_goes_on_with_a_schedule(argument, fuse):
+    """At the step that it has reached, as if it had always had the schedule."""
+
+    def make(value):
+        options = {"learning_rate": 0.1, "weight_decay": 0.1} | {argument: value}
+        return adam_jax.packed(adam_jax.adamw(**options))
+
+    def steps(tx, state, params, count):
+        for _ in range(count):
+            if fuse:
+                params, state = adam_jax.fused.step(tx)(params, params, state)
+            else:
+                updates, state = tx.update(params, state, params)
+                params = optax.apply_updates(params, updates)
+        return params, state
+
+    begun, scheduled = make(0.5), make(lambda count: jnp.where(count < 5, 0.5, 0.25))
+    params, state = steps(begun, begun.init(PARAMS), PARAMS, 5)
+    found, _ = steps(scheduled, state, params, 3)
+    expected, _ = steps(scheduled, scheduled.init(PARAMS), PARAMS, 8)
+    for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=1e-5)
+    constant, _ = steps(begun, state, params, 3)
+    assert (constant["wide"]["v"] != found["wide"]["v"]).all()
+
+
 @pytest.mark.parametrize("storage", STORED)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_eager_jitted_and_sharded_inits_make_one_state(wrapper, storage):

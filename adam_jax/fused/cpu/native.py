@@ -160,7 +160,7 @@ class Options:
 
     decays: bool
     rounding: Literal["nearest", "stochastic"]
-    seeds: Seeds = Seeds(0, 0, 0)  # noqa: RUF009 (it is a tuple)
+    seeds: Seeds
     nesterov: bool = False
 
     def attributes(self, groups: Sequence[Group]) -> dict[str, Any]:
