@@ -100,3 +100,32 @@ def test_the_three_forms():
     assert isinstance(check_decay("b", 0), float)
     half = check_non_negative("lr", jnp.bfloat16(0.5), half_precision=True)
     assert at(half, 0, "float32").dtype == jnp.float32
+
+
+class Halving(optax.schedules.StatefulSchedule):
+    """Half of the learning rate at each step, by a state of its own."""
+
+    def init(self):
+        return jnp.float32(0.1)
+
+    def update(self, state, **extra_args):
+        return state / 2
+
+    def __call__(self, state, **extra_args):
+        return state
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "radam"])
+def test_a_schedule_with_state(name):
+    """It is Optax's to keep; fused and not, the step is that of the number."""
+    make, params = adam_jax.OPTIMIZERS[name], jnp.ones(3)
+    tx = optax.inject_hyperparams(make)(learning_rate=Halving())
+    state = tx.init(params)
+    inner, rate = make(jnp.float32(1.0)).init(params), 0.1
+    for _ in range(3):
+        moved, _ = adam_jax.fused.step(tx)(params, params, state)
+        updates, state = tx.update(params, state, params)
+        expected, inner = make(jnp.float32(1.0)).update(params, inner, params)
+        np.testing.assert_allclose(updates, rate * expected, rtol=1e-6)
+        np.testing.assert_allclose(moved, params + updates, rtol=1e-6)
+        rate /= 2

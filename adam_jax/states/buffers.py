@@ -27,9 +27,9 @@ class Packed(NamedTuple):
     """A tree like the parameters, whose small leaves are put into buffers.
 
     Attributes:
-      buffers: arrays by the leaves in them, as {"0:3x5 2:7": array}: leaf 0, of shape
-        (3, 5), and leaf 2, of shape (7,), in one array of 22 elements. A leaf that is
-        alone keeps its shape.
+      buffers: arrays by the leaves in them, as {"0:3x5 2:7 3": array}: leaf 0, of shape
+        (3, 5), and leaves 2 and 3, each of shape (7,), in one array of 29 elements. A
+        leaf that is alone keeps its shape.
     """
 
     buffers: dict[str, Any]
@@ -190,16 +190,22 @@ def _is_place(node: Any) -> bool:
 
 def _name(group: Group, width: int) -> str:
     """Return the key of a group; keys sort as the first leaves do."""
-    leaves = (f"{n:0{width}}:{'x'.join(map(str, shape))}" for n, shape in group)
-    return " ".join(leaves)
+    words, before = [], None
+    for number, shape in group:
+        written = "" if shape == before else ":" + "x".join(map(str, shape))
+        words.append(f"{number:0{width}}{written}")
+        before = shape
+    return " ".join(words)
 
 
 def _parse(key: str) -> Group:
-    leaves = (leaf.split(":") for leaf in key.split(" "))
-    return tuple(
-        (int(number), tuple(int(size) for size in shape.split("x") if size))
-        for number, shape in leaves
-    )
+    leaves, shape = [], ()
+    for word in key.split(" "):
+        number, written, sizes = word.partition(":")
+        if written:
+            shape = tuple(int(size) for size in sizes.split("x") if size)
+        leaves.append((int(number), shape))
+    return tuple(leaves)
 
 
 def _concatenate(leaves: list[Any], before: list[Any]) -> Any:
