@@ -60,8 +60,9 @@ def check_like(tree: Any, reference: Any, what: str, reference_what: str) -> Non
         chex.assert_equal(differing, [])
     except AssertionError:  # chex says whether to assert; it would print whole trees
         raise AssertionError(
-            f"{what} do not fit {reference_what}: {shown}. Pass {what} of the tree "
-            "that init() was given, or make a new state with tx.init(params)."
+            f"{what} do not fit {reference_what}: {shown}. Pass {what} with the "
+            "structure and the shapes of the parameters, or make a new state with "
+            "tx.init(params)."
         ) from None
 
 

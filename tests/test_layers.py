@@ -17,6 +17,7 @@ LAYERS = [
     "hyperparams",
     "checks",
     "moments",
+    "recipes",
     "stages",
     "states",
     "figures",

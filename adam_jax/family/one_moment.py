@@ -3,8 +3,8 @@
 import optax
 
 from adam_jax.family.chaining import chain
-from adam_jax.hyperparams import Hyperparam, check_decay, exact
-from adam_jax.moments.accumulators import ema, lion_average, total
+from adam_jax.hyperparams import Hyperparam, check_decay, check_non_negative, exact
+from adam_jax.moments.accumulators import check_initial, ema, lion_average, total
 from adam_jax.moments.storage import Storage
 from adam_jax.stages.correction import bias_correct, center
 from adam_jax.stages.division import precondition
@@ -76,7 +76,7 @@ def adagrad(
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
         of the step count (0 at the first step). The other numbers may be any of these.
-      initial_accumulator_value: nu before the first gradient, >= 0.
+      initial_accumulator_value: nu before the first gradient, >= 0; no schedule.
       eps: added inside the root, >= 0, in units of the gradient squared.
       nu_dtype: how nu is stored: a dtype, a `Format` or the name of one ("float32",
         "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
@@ -96,12 +96,11 @@ def adagrad(
 
     Differs from PyTorch, which starts nu at 0 and adds eps outside the root.
     """
+    initial = check_initial("initial_accumulator_value", initial_accumulator_value)
     return chain(
         "adagrad",
-        scale_by_moments(
-            b1=None, b2=total(initial_accumulator_value), nu_dtype=nu_dtype
-        ),
-        precondition(eps=0.0, eps_root=eps),
+        scale_by_moments(b1=None, b2=total(initial), nu_dtype=nu_dtype),
+        precondition(eps=0.0, eps_root=check_non_negative("eps", eps)),
         scale_by_lr(learning_rate),
     )
 
@@ -130,7 +129,7 @@ def rmsprop(
         of the step count (0 at the first step). The other numbers may be any of these.
       decay: decay rate of nu, in [0, 1).
       eps: added to nu inside the root, or to the root, >= 0.
-      initial_scale: nu before the first gradient, >= 0.
+      initial_scale: nu before the first gradient, >= 0; no schedule.
       eps_in_sqrt: whether eps is added inside the root, or to it.
       centered: divide by the standard deviation: subtract mu^2 from nu.
       momentum: decay rate of a trace of the scaled updates, in [0, 1); None: no trace.
@@ -156,12 +155,13 @@ def rmsprop(
 
     Differs from PyTorch, whose defaults are decay 0.99 and `eps_in_sqrt=False`.
     """
-    decay = check_decay("decay", decay)
+    decay, eps = check_decay("decay", decay), check_non_negative("eps", eps)
+    initial = check_initial("initial_scale", initial_scale)
     outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
     stages = [
         scale_by_moments(
             b1=ema(decay) if centered else None,
-            b2=ema(decay, initial=initial_scale),
+            b2=ema(decay, initial=initial),
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
         )

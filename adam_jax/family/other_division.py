@@ -69,6 +69,6 @@ def radam(
             nu_dtype=nu_dtype,
         ),
         bias_correct(),
-        rectified_precondition(b2, eps, eps_root, threshold),
+        rectified_precondition(eps, eps_root, threshold),
         scale_by_lr(learning_rate),
     )

@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
+from adam_jax.hyperparams import check_decay
 from adam_jax.stages.gathering import MomentsState
 
 
@@ -72,17 +73,28 @@ class Leaf:
         self.__dict__.update({k: v for k, v in parts.items() if v is not None})
 
     def __getattr__(self, part: str) -> Any:
-        """Tell of a part that there is not."""
-        raise MissingError(f"a figure needs {_CURES.get(part, part)}.")
+        """Raise for a part that there is not."""
+        if part not in _CURES:
+            raise AttributeError(
+                f"a leaf of a step has no {part!r}: choose from {', '.join(_CURES)}."
+            )
+        raise MissingError(f"a figure needs {_CURES[part]}.")
 
 
-_MOMENTS = "both moments, and this optimizer does not keep them"
+_KEEPS = "moment, and this optimizer keeps none"
 _CURES = {
+    "size": "the size: measure a step",
     "learning_rate": "the learning rate: give it to record(), as to the optimizer",
     "param": "the parameters: call tx.update(grads, state, params)",
     "landed": "the parameters: call tx.update(grads, state, params)",
     "grad": "the gradients: wrap the optimizer, as in record(adam(1e-3))",
-} | dict.fromkeys(("mu", "nu", "mu_weight", "nu_weight"), _MOMENTS)
+    "update": "the updates: wrap the optimizer, as in record(adam(1e-3))",
+    "mu": f"a first {_KEEPS}",
+    "mu_weight": f"a first {_KEEPS}",
+    "nu": f"a second {_KEEPS}",
+    "nu_weight": f"a second {_KEEPS}",
+    "bound": "the bound: give it to record()",
+}
 
 
 class MissingError(ValueError):
@@ -104,20 +116,24 @@ class Figure(NamedTuple):
 
 
 def step_bound(b1: float, b2: float) -> float:
-    """Return the largest step that Adam takes, in learning rates.
+    """Return the paper's bound of Adam's step, in learning rates.
 
     (1 - b1) / sqrt(1 - b2) where 1 - b1 > sqrt(1 - b2), else 1: the step of a gradient
-    that comes after a long silence. (Larger ones are possible, and rare.)
+    that comes after many zeros. (A second one may exceed it, which is rare.)
 
     Args:
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
+
+    Raises:
+      ValueError: if one is out of range.
 
     Reference: Kingma & Ba 2014, section 2.1.
 
     >>> print(f"{step_bound(0.9, 0.999):.3f} {step_bound(0.9, 0.9):.3f}")
     3.162 1.000
     """
+    b1, b2 = check_decay("b1", b1), check_decay("b2", b2)
     return max(1.0, (1 - b1) / math.sqrt(1 - b2))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax.stages.recipes import note_gate
+from adam_jax.recipes.notes import note_gate
 
 
 def take_apart(update: Callable[..., Any]) -> Callable[..., Any]:

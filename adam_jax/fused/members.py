@@ -1,6 +1,6 @@
 """Which leaves the native kernel can make: what was noted, and what it knows.
 
-While `update` is traced, stages note how each update came about (`stages.recipes`).
+While `update` is traced, stages note how each update came about (`recipes`).
 """
 
 import dataclasses
@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax import numerics
+from adam_jax.moments.accumulators import Accumulator, average, look_ahead
 from adam_jax.moments.blocks import EightBitFormat
 from adam_jax.moments.formats import DenseFormat, Stored
 from adam_jax.moments.moment import as_leaves
-from adam_jax.stages.recipes import Notes, Origin, Recipe
+from adam_jax.recipes.notes import Notes
+from adam_jax.recipes.recipe import Origin, Recipe
 
 _FLOATS = (jnp.float32, jnp.bfloat16)
 
@@ -64,7 +66,7 @@ def find_members(notes: Notes, params: Any, updates: Any) -> list[Member]:
     leaves = jax.tree.leaves(params)
     by_moment: dict[Any, list[tuple[int, Recipe]]] = {}
     for i, update in enumerate(leaves_like(updates, params)):
-        recipe = notes.read(update)
+        recipe = notes.recipes.get(update)
         if recipe and _is_whole(recipe, leaves[i], update):
             own = (id(recipe.origin), recipe.leaf)
             by_moment.setdefault(own, []).append((i, recipe))
@@ -91,12 +93,13 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
     origin, rounding = recipe.origin, recipe.rounding
     if recipe.learning_rate is None:
         return False
-    first, second = origin.first, origin.second
-    known = (
-        first.accumulator.kernel in ("ema", "nesterov")
-        and second.accumulator.kernel == "ema"
-        and all(
-            type(m.format) in (DenseFormat, EightBitFormat) for m in (first, second)
+    known = all(
+        _is_average(moment.accumulator)
+        and moment.accumulator.read in readings
+        and type(moment.format) in (DenseFormat, EightBitFormat)
+        for moment, readings in (
+            (origin.first, (None, look_ahead)),
+            (origin.second, (None,)),
         )
     )
     # Parameters are rounded as they land: by apply_updates from an update of their own
@@ -111,6 +114,20 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
         own = (recipe.part.buffer,)
     decayed = recipe.decay is None or any(recipe.decay.param is x for x in own)
     return known and lands and decayed and numerics.dtype_of(param) in _FLOATS
+
+
+def _is_average(accumulator: Accumulator) -> bool:
+    """Return whether an accumulator averages g or g^2, as `ema` does.
+
+    Args:
+      accumulator: any, perhaps derived from another one.
+    """
+    return (
+        accumulator.averages
+        and accumulator.add is average
+        and accumulator.measure is None
+        and accumulator.power == 2
+    )
 
 
 def _leaves_of(origin: Origin) -> list[tuple[Any, Arrays, Arrays]]:
@@ -136,9 +153,9 @@ def _arrays(mu: Stored, nu: Stored) -> Arrays:
 
 
 def _exponents(stored: Stored) -> Any:
-    """Return what 8-bit codes have beside them, or None."""
-    kept = [x for x in stored.format if not isinstance(x, optax.MaskedNode)]
-    return kept[0] if kept else None
+    """Return the exponents of 8-bit codes, or None."""
+    exponents = getattr(stored.format, "exponents", None)
+    return None if isinstance(exponents, optax.MaskedNode) else exponents
 
 
 def _join(

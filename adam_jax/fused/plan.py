@@ -14,8 +14,9 @@ from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import choose
 from adam_jax.fused.members import Arrays, Member, find_members, key_of, leaves_like
 from adam_jax.hyperparams import at
-from adam_jax.stages import recipes
-from adam_jax.stages.recipes import Notes, Recipe
+from adam_jax.moments.accumulators import look_ahead
+from adam_jax.recipes.notes import Notes, are_finite
+from adam_jax.recipes.recipe import Recipe
 
 
 class Operands(NamedTuple):
@@ -133,7 +134,7 @@ def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
     calls, operands = _make_calls([(member, Arrays(*[None] * 4)) for member in members])
     leaves = leaves_like(updates, params)
     ours = {i for member in members for i in member.numbers}
-    rest = recipes.are_finite([x for i, x in enumerate(leaves) if i not in ours])
+    rest = are_finite([x for i, x in enumerate(leaves) if i not in ours])
     if not calls:
         return rest
     made = [leaves[i] for i in sorted(ours)]
@@ -145,7 +146,7 @@ def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
         return [jnp.all(jnp.stack(found))]
 
     def composed(*values):
-        return [recipes.are_finite(values[: len(made)])]
+        return [are_finite(values[: len(made)])]
 
     return rest & choose(fused, composed)(*made, *jax.tree.leaves(operands))[0]
 
@@ -158,7 +159,7 @@ def _find_places(notes: Notes, member: Member, slots: dict[int, int]) -> Arrays 
     places = []
     for old, new in zip(member.before, member.after, strict=True):
         gates = []
-        while new is not None and (choice := notes.choice_of(new)):
+        while new is not None and (choice := notes.choices.get(new)):
             if choice.old is not old:
                 return None
             new, gates = choice.chosen, [*gates, choice.gate]
@@ -206,7 +207,7 @@ def _options(recipe: Recipe) -> native.Options:
         decays=recipe.decay is not None,
         rounding="stochastic" if recipe.rounding else "nearest",
         seeds=native.Seeds(first.format.seed, second.format.seed, seed),
-        nesterov=first.accumulator.kernel == "nesterov",
+        nesterov=first.accumulator.read is look_ahead,
     )
 
 

@@ -15,12 +15,13 @@ import optax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AxisType
+from jax.typing import ArrayLike
 
 from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import choose
 from adam_jax.fused.plan import Call, all_finite, make_plan
-from adam_jax.stages import recipes
+from adam_jax.recipes.notes import collecting
 
 Step = Callable[..., tuple[Any, Any]]
 
@@ -46,7 +47,8 @@ def step(tx: optax.GradientTransformation) -> Step:
 
     Returns:
       (params, grads, state, **extra_args) -> (params, state). It works in place where
-      params and state are donated to the jitted function that calls it.
+      params and state are donated to the jitted function that calls it. Extra arguments
+      reach `tx`; of those that are no arrays, each new one is compiled for.
 
     Example: clipping, then AdamW with moments in bfloat16.
 
@@ -65,12 +67,10 @@ def step(tx: optax.GradientTransformation) -> Step:
         _warn_once()
 
     def run(params: Any, grads: Any, state: Any, **extra_args: Any) -> tuple[Any, Any]:
-        arrays, others = {}, {}
-        for name, value in extra_args.items():
-            leaves = jax.tree.leaves(value)
-            (others if any(map(callable, leaves)) else arrays)[name] = value
-        fixed = tuple(others.items())
-        return _run(tx.update, fixed, params, grads, state, arrays)
+        leaves, structure = jax.tree.flatten(extra_args)
+        arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
+        others = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
+        return _run(tx.update, (structure, others), params, grads, state, arrays)
 
     return run
 
@@ -85,6 +85,10 @@ def backend() -> Literal["native", "xla"]:
     return "native" if on_cpu and native.available() else "xla"
 
 
+def _is_array(x: Any) -> bool:
+    return isinstance(x, ArrayLike) and not isinstance(x, bool)
+
+
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
@@ -97,10 +101,13 @@ def _warn_once() -> None:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(
-    update: Any, fixed: Any, params: Any, grads: Any, state: Any, extra_args: Any
+    update: Any, fixed: Any, params: Any, grads: Any, state: Any, arrays: Any
 ) -> tuple[Any, Any]:
     """Take one step."""
-    extra_args = extra_args | dict(fixed)
+    arguments, others = fixed  # the structure of extra arguments, what is no array
+    extra_args = arguments.unflatten(
+        [x if y is None else y for x, y in zip(arrays, others, strict=True)]
+    )
     update = take_apart(update)
     given, structure = jax.tree.flatten((params, grads, state))
 
@@ -108,7 +115,7 @@ def _run(
         """Return what the step makes, and what the kernel would need for it."""
         nonlocal calls
         params, grads, state = structure.unflatten(given)
-        with recipes.recording(all_finite) as notes:
+        with collecting(all_finite) as notes:
             updates, after = update(grads, state, params, **extra_args)
         made = optax.apply_updates(params, updates), after
         calls, operands = [], []

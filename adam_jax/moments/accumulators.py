@@ -46,7 +46,6 @@ class Accumulator:
       read: (new, old, grad, weight, h) -> what flows on in place of the new moment;
         None: the new moment itself. `weight` is the weight that `new` has seen, by
         which `bias_correct` divides what is read.
-      kernel: the name by which kernels know this accumulator; None: none does.
 
     Raises:
       ValueError: for a hyperparameter that is not finite, a decay outside [0, 1), an
@@ -74,7 +73,6 @@ class Accumulator:
     power: int = 2
     measure: Callable[[Array, Array, SimpleNamespace], Array] | None = None
     read: Callable[[Array, Array, Array, Array, SimpleNamespace], Array] | None = None
-    kernel: str | None = None
 
     def __post_init__(self):
         """Check what can be told before there are gradients."""
@@ -90,10 +88,26 @@ class Accumulator:
             for name, value in self.hyperparams.items()
         }
         object.__setattr__(self, "hyperparams", checked)
-        if callable(self.initial):
-            raise TypeError("initial must be a number: there is no step to schedule.")
-        initial = check_non_negative("initial", self.initial)
-        object.__setattr__(self, "initial", initial)
+        object.__setattr__(self, "initial", check_initial("initial", self.initial))
+
+
+def check_initial(name: str, value: Any) -> Any:
+    """Return the value of a moment before the first gradient, if it can be one.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a number or a 0-d array, >= 0.
+
+    Raises:
+      ValueError: if it is negative or not finite.
+      TypeError: if it is a schedule, or no real number.
+    """
+    checked = check_non_negative(name, value)
+    if callable(checked):
+        raise TypeError(
+            f"{name} must be a number, not a schedule: it is read once, at init."
+        )
+    return checked
 
 
 def as_accumulator(name: str, value: Any) -> Accumulator | None:
@@ -112,8 +126,32 @@ def as_accumulator(name: str, value: Any) -> Accumulator | None:
     return ema(check_decay(name, value))
 
 
-def _average(moment: Array, value: Array, h: SimpleNamespace) -> Array:
+def average(moment: Array, value: Array, h: SimpleNamespace) -> Array:
+    """Add a value as `ema` does; kernels know this function.
+
+    Args:
+      moment: the average so far.
+      value: the value.
+      h: with the decay.
+    """
     return h.decay * moment + (1 - h.decay) * value
+
+
+def look_ahead(
+    new: Array, old: Array, grad: Array, weight: Array, h: SimpleNamespace
+) -> Array:
+    """Read an average one step ahead, as in NAdam; kernels know this function.
+
+    Args:
+      new: the average.
+      old: the average before this step, not needed.
+      grad: the gradient of this step.
+      weight: the weight that the average has seen.
+      h: with the decay.
+    """
+    del old
+    next_weight = h.decay * weight + (1 - h.decay)
+    return h.decay * new * (weight / next_weight) + (1 - h.decay) * grad
 
 
 def ema(
@@ -130,19 +168,12 @@ def ema(
 
     Reference: Kingma & Ba 2014, Algorithm 1; nesterov: Dozat 2016, Algorithm 2.
     """
-
-    def look_ahead(new, old, grad, weight, h):
-        del old
-        next_weight = h.decay * weight + (1 - h.decay)
-        return h.decay * new * (weight / next_weight) + (1 - h.decay) * grad
-
     return Accumulator(
         {"decay": decay},
-        _average,
+        average,
         initial=initial,
         averages=True,
         read=look_ahead if nesterov else None,
-        kernel="nesterov" if nesterov else "ema",
     )
 
 
@@ -205,7 +236,7 @@ def residual_variance(decay: Hyperparam, eps_root: Hyperparam = 1e-16) -> Accumu
     """
     return Accumulator(
         {"decay": decay, "eps_root": check_non_negative("eps_root", eps_root)},
-        lambda moment, value, h: _average(moment, value, h) + h.eps_root,
+        lambda moment, value, h: average(moment, value, h) + h.eps_root,
         averages=True,
         measure=lambda grad, mu, h: numerics.abs_sq(grad - mu),
     )
@@ -245,7 +276,7 @@ def lion_average(b1: Hyperparam, b2: Hyperparam) -> Accumulator:
     """
     return Accumulator(
         {"read_decay": check_decay("b1", b1), "decay": check_decay("b2", b2)},
-        _average,
+        average,
         read=lambda new, old, grad, weight, h: (
             h.read_decay * old + (1 - h.read_decay) * grad
         ),

@@ -77,7 +77,8 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     It follows gradients whose scales span 2.5 decades inside a block; elements smaller
     still take steps that are too small, or none. Where a shard of the last axis is not
     a whole number of blocks, a step exchanges elements between shards (and with
-    explicit sharding JAX refuses it).
+    explicit sharding JAX refuses it). A state that was made with another block or
+    min_size keeps them.
 
     Args:
       block: elements that share an exponent, at least 1; 32 costs 1.03 bytes an
@@ -91,7 +92,7 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     """
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
         raise ValueError(f"block must be a positive integer, got {block!r}.")
-    if not isinstance(min_size, int) or min_size < 0:
+    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 0:
         raise ValueError(f"min_size must be an integer >= 0, got {min_size!r}.")
 
     return EightBitFormat(seed, block, min_size)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
@@ -46,6 +46,9 @@ class Moment:
         before = moment.read(stored, grads)
         after = moment.step(stored, before, grads, past, weight)
 
+    It keeps what is stored in a field of its state that is a `Stored`, or in two,
+    `name` and `name_format`: there, whoever reads a state finds it.
+
     Attributes:
       accumulator: says how one value after another is gathered.
       format: says how the moment is stored.
@@ -60,6 +63,14 @@ class Moment:
     order: Literal[1, 2]
     name: str
     argument: str
+
+    def __post_init__(self):
+        """Check that the accumulator can be used for a moment of this order."""
+        if self.order == 1 and self.accumulator.power == 1:
+            raise ValueError(
+                f"{self.name} is a first moment, and an Accumulator of power 1 is for "
+                "second ones: it would flow on squared."
+            )
 
     def init(self, params: Any) -> Stored:
         """Return what stores the moment before the first value.
@@ -165,6 +176,17 @@ class Moment:
             flows, seen = jax.tree.map(jnp.square, (flows, seen))
         return Gathered(stored, moment, flows, seen, weight)
 
+    def decay(self, past: ArrayLike, dtype: DTypeLike) -> Any:
+        """Return the decay rate of the next step, or None if this is no average.
+
+        Args:
+          past: int32 scalar, the number of steps before it.
+          dtype: of the rate, unless it is a float.
+        """
+        if not self.accumulator.averages:
+            return None
+        return at(self.accumulator.hyperparams["decay"], past, dtype)
+
     def _start(self, param: Any) -> jax.Array:
         """Return the moment of one leaf before the first value."""
         dtype = numerics.compute_dtype(numerics.dtype_of(param))
@@ -190,14 +212,14 @@ class Moment:
     def _weigh(self, weight: jax.Array | None, past: ArrayLike) -> jax.Array:
         """Return the weight pair after this step; 1 for what is not an average."""
         dtype = jnp.dtype("float32") if weight is None else weight.dtype
-        if weight is None or not self.accumulator.averages:
+        decay = self.decay(past, dtype)
+        if weight is None or decay is None:
             return jnp.array([1, 0], dtype)
-        decay = self.accumulator.hyperparams["decay"]
         if isinstance(decay, float):
             count = optax.safe_increment(past)
             value = numerics.constant_weight(decay, count, dtype)
             return jnp.stack([value, jnp.zeros_like(value)])
-        return numerics.running_weight(weight, at(decay, past, dtype))
+        return numerics.running_weight(weight, decay)
 
 
 def store(format: Format, moment: Any, signed: bool) -> Stored:

@@ -93,7 +93,7 @@ def factored(min_size: int = 128) -> Format:
 
     Of R, the means over the longest axis, and C, those over the second longest, the
     moment is read as R C / mean(R), and so it flows on: Adafactor's second moment. The
-    state of an n x m leaf is n + m numbers. Axes before these two are batches.
+    state of an n x m leaf is n + m numbers. The other axes are batches.
 
     Args:
       min_size: leaves whose second longest axis is shorter stay as they are, and so do
@@ -123,11 +123,19 @@ class MeanOver(NamedTuple):
     """In a state: moments stand there as means, with size 1 along shared axes."""
 
     def decode(self, values: jax.Array, leaf: Any) -> jax.Array:
-        """Return the moment of every element; unknown the leaf, the means."""
-        # Of another shape than the leaf's they are shown as they are, to be refused.
-        if leaf is None or not _broadcasts(values.shape, leaf.shape):
-            return values
-        return jnp.broadcast_to(values, leaf.shape)
+        """Return the means, broadcast to the leaf.
+
+        Raises:
+          ValueError: if the leaf is not given.
+        """
+        if leaf is None:
+            raise ValueError(
+                "moments stored by mean_over() do not know the shapes of the "
+                "parameters: pass params, as in load_moments(state, params)."
+            )
+        # Where the shapes do not fit, whoever compares them names the leaf.
+        fits = _broadcasts(values.shape, leaf.shape)
+        return jnp.broadcast_to(values, leaf.shape) if fits else values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,12 +197,12 @@ def mean_over(axes: int | Sequence[int] | None = None) -> Format:
     Reference: Zhang et al. 2024 (Adam-mini), Algorithm 1, whose blocks are the groups
     of elements that share a mean.
     """
-    chosen = (axes,) if isinstance(axes, int) else axes
-    if chosen is None:
+    if axes is None:
         return MeanOverFormat()
-    if not all(isinstance(axis, int) for axis in chosen):
+    chosen = tuple(axes) if isinstance(axes, Sequence) else (axes,)
+    if not all(isinstance(x, int) and not isinstance(x, bool) for x in chosen):
         raise ValueError(f"axes must be integers, or None for all, got {axes!r}.")
-    return MeanOverFormat(axes=tuple(chosen))
+    return MeanOverFormat(axes=chosen)
 
 
 def _expect_second_moment(name: str, signed: bool) -> None:

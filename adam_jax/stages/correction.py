@@ -1,6 +1,5 @@
 """From `Moments` to `Moments`: bias correction, centering, the running maximum."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from adam_jax import numerics
 from adam_jax.moments.accumulators import Accumulator
 from adam_jax.moments.formats import Stored, dense
 from adam_jax.moments.moment import Moment
+from adam_jax.recipes.notes import note_correction
 from adam_jax.stages.flow import (
     Moments,
     expect_both,
@@ -51,12 +51,12 @@ def bias_correct(*, mu: bool = True, nu: bool = True) -> optax.GradientTransform
     def correct(moments: Any, params=None) -> Any:
         del params
         m = _expect_uncorrected(moments, chosen, "bias_correct")
-        return dataclasses.replace(
-            m,
-            mu=_scale_down(m.mu, m.mu_weight) if mu else m.mu,
-            nu=_scale_down(m.nu, m.nu_weight) if nu else m.nu,
-            corrected=m.corrected | chosen,
-        )
+        changes = {}
+        if mu:
+            changes["mu"] = _scale_down(m.mu, m.mu_weight)
+        if nu:
+            changes["nu"] = _scale_down(m.nu, m.nu_weight)
+        return m._replace(**changes, corrected=m.corrected | chosen)
 
     return optax.stateless(correct)
 
@@ -84,13 +84,12 @@ def correct_step_size() -> optax.GradientTransformation:
 
     Reference: Kingma & Ba 2014, end of section 2.
     """
-    both = frozenset({"mu", "nu"})
 
     def correct(moments: Any, params=None) -> Any:
         del params
-        m = _expect_uncorrected(moments, both, "correct_step_size")
+        m = _expect_uncorrected(moments, _BOTH, "correct_step_size")
         mu = _scale_down(m.mu, m.mu_weight / jnp.sqrt(m.nu_weight))
-        return m._replace(mu=mu, corrected=both)
+        return m._replace(mu=mu, mu_decay=None, corrected=_BOTH)
 
     return optax.stateless(correct)
 
@@ -102,8 +101,9 @@ def center() -> optax.GradientTransformation:
         mu <- g
 
     Raises:
-      ValueError: at the first trace, if there is no first or no second moment, or if
-        averages of different decay rates have not been corrected.
+      ValueError: at the first trace, if there is no first or no second moment, if one
+        is no average, or if the averages have not seen the same weights: one of them
+        corrected, or raw averages of different decay rates.
 
     Example: gradients 1 and 3, averaged at rate 1/2.
 
@@ -128,9 +128,7 @@ def center() -> optax.GradientTransformation:
         )
         grads = jax.tree.map(lambda g, mu: jnp.asarray(g, mu.dtype), m.grads, m.mu)
         mu = jax.tree.map(numerics.bound, grads)
-        return m._replace(
-            mu=mu, nu=nu, has_mu=False, mu_weight=jnp.ones_like(m.mu_weight)
-        )
+        return m._replace(mu=mu, nu=nu, has_mu=False, mu_decay=None, corrected=_BOTH)
 
     return optax.stateless(subtract)
 
@@ -196,28 +194,40 @@ def running_max() -> optax.GradientTransformation:
     return optax.GradientTransformation(init_fn, update_fn)
 
 
+_BOTH = frozenset({"mu", "nu"})
+
+
 def _expect_uncorrected(moments: Any, chosen: frozenset[str], stage: str) -> Moments:
     """Return `moments`; refuse to correct one of them a second time."""
     m = expect_moments(moments, stage)
     for which in sorted(chosen & m.corrected):
         raise ValueError(
-            f"{stage}() finds that {which} has been corrected already: leave one of "
-            "bias_correct() and correct_step_size() out of the chain, or all but one."
+            f"{stage}() was given {which} corrected (or centered) already: keep one of "
+            "bias_correct() and correct_step_size() in the chain, before center()."
         )
     return m
 
 
 def _expect_one_weight(m: Moments) -> None:
-    """Refuse to subtract averages that have seen different weights, where it is known.
+    """Raise if mu and nu are not averages with the same weights, where that is known.
 
-    Of gradients that agree, the raw averages of rates 0.9 and 0.999 would leave
-    0.001 - 0.1^2 < 0 in the first step.
+    For constant gradients g, raw averages of rates 0.9 and 0.999 would leave
+    (0.001 - 0.1^2) g^2 < 0 in the first step.
     """
-    if m.corrected or m.origin is None:
-        return
-    accumulators = m.origin.first.accumulator, m.origin.second.accumulator
-    decays = [a.hyperparams.get("decay") for a in accumulators if a.averages]
-    if all(isinstance(decay, float) for decay in decays) and len(set(decays)) > 1:
+    decays = m.mu_decay, m.nu_decay
+    for name, decay in zip(("mu", "nu"), decays, strict=True):
+        if decay is None:
+            raise ValueError(
+                f"center() subtracts averages, and {name} is none: give "
+                "scale_by_moments() decay rates, and put bias_correct() between them."
+            )
+    if len(m.corrected) == 1:
+        raise ValueError(
+            f"center() was given {min(m.corrected)} corrected and the other moment "
+            "not: correct both, with bias_correct()."
+        )
+    known = all(isinstance(decay, float) for decay in decays)
+    if not m.corrected and known and decays[0] != decays[1]:
         raise ValueError(
             f"center() was given raw averages of decay rates {decays[0]} and "
             f"{decays[1]}: put bias_correct() before it, or give both the same rate."
@@ -226,7 +236,9 @@ def _expect_one_weight(m: Moments) -> None:
 
 def _scale_down(moment: Any, weight: Any) -> Any:
     """Divide a moment, a pytree or None, by a scalar."""
-    return jax.tree.map(
+    scaled = jax.tree.map(
         lambda m: numerics.divide(m, weight.astype(numerics.real_dtype(m.dtype))),
         moment,
     )
+    note_correction(moment, scaled, weight)
+    return scaled

@@ -10,13 +10,12 @@ from adam_jax import numerics
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
-    check_decay,
     check_non_negative,
     exact,
 )
 from adam_jax.moments.moment import cast_like
+from adam_jax.recipes.notes import note_division
 from adam_jax.stages.flow import Moments, expect_moments, expect_second
-from adam_jax.stages.recipes import note_division
 
 
 def precondition(
@@ -74,38 +73,38 @@ def divide_moments(m: Moments, eps: Any, eps_root: Any) -> Any:
         return numerics.divide_or_zero(mu, root + at(eps, past, nu.dtype))
 
     updates = jax.tree.map(divide_leaf, m.mu, m.nu)
-    note_division(updates, m, eps, eps_root)
+    note_division(updates, m.mu, m.nu, past, eps, eps_root)
     return updates
 
 
 def rectified_precondition(
-    b2: Hyperparam = exact(0.999),
     eps: Hyperparam = exact(1e-8),
     eps_root: Hyperparam = exact(0.0),
     threshold: Hyperparam = exact(5.0),
 ) -> optax.GradientTransformation:
-    """Divide as `precondition` does, once the second moment has seen enough.
+    """Divide as `precondition` does, once the second moment averages enough gradients.
 
         rho_inf = 2 / (1 - b2) - 1
         rho = rho_inf - 2 t b2^t / (1 - b2^t)
         r = sqrt((rho - 4)(rho - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho))
         updates = r * mu / (sqrt(nu + eps_root) + eps)   if rho >= threshold, else mu
 
+    b2 is the decay rate that comes with the second moment.
+
     Args:
-      b2: the decay of the second moment, as given to `scale_by_moments`.
       eps: as in `precondition`.
       eps_root: as in `precondition`.
-      threshold: the number of gradients, rho, from which nu is trusted.
+      threshold: the value of rho from which nu is used.
 
     Raises:
-      ValueError: at the first trace, if there is no second moment.
+      ValueError: at the first trace, if there is no second moment, or if it is no
+        average.
 
     Example: at b2 = 0.9999 rho is 4.9996 at the fifth step: still momentum.
 
       >>> from adam_jax import bias_correct, scale_by_moments
-      >>> b2 = 0.9999
       >>> tx = optax.chain(
-      ...     scale_by_moments(b2=b2), bias_correct(), rectified_precondition(b2)
+      ...     scale_by_moments(b2=0.9999), bias_correct(), rectified_precondition()
       ... )
       >>> state, sizes = tx.init(jnp.float32(0)), []
       >>> for _ in range(6):
@@ -116,10 +115,9 @@ def rectified_precondition(
 
     Reference: Liu et al. 2020 (RAdam), Algorithm 2, where the threshold is 4.
 
-    Differs from Optax in the last digits of rho, which decide at b2 near 1: see
+    Differs from Optax in the last digits of rho, which matter for b2 near 1: see
     `numerics.sma_length_above`.
     """
-    b2 = check_decay("b2", b2)
     eps = check_non_negative("eps", eps)
     eps_root = check_non_negative("eps_root", eps_root)
     threshold = check_non_negative("threshold", threshold)
@@ -127,8 +125,12 @@ def rectified_precondition(
     def divide(moments: Any, params=None):
         m = expect_moments(moments, "rectified_precondition")
         expect_second(m, "rectified_precondition")
-        dtype = m.nu_weight.dtype
-        decay = at(b2, m.count - 1, dtype)
+        dtype, decay = m.nu_weight.dtype, m.nu_decay
+        if decay is None:
+            raise ValueError(
+                "rectified_precondition() needs a second moment that is an average: "
+                "give scale_by_moments() a b2."
+            )
 
         def rho_above(level):
             return numerics.sma_length_above(decay, m.count, level, dtype)

@@ -36,9 +36,10 @@ class Moments(metaclass=_Named):
       mu_weight: scalar, the weight of past gradients in mu, 1 - b1^t for an average
         of constant decay; 1 for whatever is not an average.
       nu_weight: the same for nu.
+      mu_decay: the decay rate of this step, a float or a scalar, if mu is an average.
+      nu_decay: the same for nu.
       has_mu: whether mu is a moment, not the gradients themselves.
-      corrected: which of "mu" and "nu" were divided by their weight already.
-      origin: how mu and nu came about, for kernels; None where that is not known.
+      corrected: which of "mu" and "nu" must not be divided by their weight (again).
     """
 
     count: ArrayLike
@@ -47,17 +48,21 @@ class Moments(metaclass=_Named):
     nu: Any
     mu_weight: jax.Array
     nu_weight: jax.Array
+    mu_decay: Any = None
+    nu_decay: Any = None
     has_mu: bool = True
     corrected: frozenset[str] = frozenset()
-    origin: Any = None
 
     def _replace(self, **changes: Any) -> "Moments":
         """Return a copy with other values, as a NamedTuple does."""
-        return dataclasses.replace(self, **{"origin": None, **changes})
+        return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
-        """Show what there is; not the arrays of a whole model."""
-        shown = {k: v for k, v in vars(self).items() if k not in ("grads", "origin")}
+        """Show the scalars; of trees, which may be a whole model, the types."""
+        shown = {
+            k: jax.tree.map(jax.typeof, v) if k in ("grads", "mu", "nu") else v
+            for k, v in vars(self).items()
+        }
         return f"Moments({', '.join(f'{k}={v}' for k, v in shown.items())})"
 
     def __jax_array__(self) -> NoReturn:
@@ -106,8 +111,8 @@ def expect_both(moments: Moments, stage: str) -> None:
     """
     if not moments.has_mu:
         raise ValueError(
-            f"{stage}() needs a first moment, and scale_by_moments(b1=None) keeps "
-            "none: give it a b1."
+            f"{stage}() needs a first moment: give scale_by_moments() a b1, and put "
+            "center(), which takes it away, into the chain once."
         )
     expect_second(moments, stage)
 
@@ -124,8 +129,7 @@ def expect_second(moments: Moments, stage: str) -> None:
     """
     if moments.nu is None:
         raise ValueError(
-            f"{stage}() needs a second moment, and scale_by_moments(b2=None) keeps "
-            "none: give it a b2."
+            f"{stage}() needs a second moment: give scale_by_moments() a b2."
         )
 
 

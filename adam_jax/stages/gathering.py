@@ -14,8 +14,9 @@ from adam_jax.moments.accumulators import Accumulator, as_accumulator
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Gathered, Moment, widen
 from adam_jax.moments.storage import Storage, as_format
+from adam_jax.recipes.notes import note_moments
+from adam_jax.recipes.recipe import Origin
 from adam_jax.stages.flow import Moments, expect_state, expect_updates
-from adam_jax.stages.recipes import Origin
 
 
 class MomentsState(NamedTuple):
@@ -121,9 +122,8 @@ def scale_by_moments(
             nu = nu_moment.step(old_nu, nu_before, grads, past, weights[1], foreseen)
         unit = jnp.array([1, 0], weights.dtype)
         count = optax.safe_increment(past)
-        origin = None
         if mu_moment and nu_moment and mu and nu:
-            origin = Origin(mu_moment, nu_moment, state, updates, mu, nu)
+            note_moments(Origin(mu_moment, nu_moment, state, updates, mu, nu))
         moments: Any = Moments(
             count,
             updates,
@@ -131,8 +131,9 @@ def scale_by_moments(
             nu.flows if nu else None,
             mu.seen if mu else unit[0],
             nu.seen if nu else unit[0],
+            mu_moment and mu_moment.decay(past, weights.dtype),
+            nu_moment and nu_moment.decay(past, weights.dtype),
             has_mu=mu is not None,
-            origin=origin,
         )
         seen = jnp.stack([m.weight if m else unit for m in (mu, nu)])
         return moments, _state(count, _stored(mu), _stored(nu), seen)

@@ -21,9 +21,10 @@ from adam_jax.moments.accumulators import trace
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Moment, cast_like, widen
 from adam_jax.moments.storage import Storage, as_format
+from adam_jax.recipes.notes import note_line
+from adam_jax.recipes.recipe import Decay
 from adam_jax.stages.division import divide_moments, emit
 from adam_jax.stages.flow import Moments, expect_state, expect_updates
-from adam_jax.stages.recipes import Decay, carry
 
 Mask = TypeAliasType("Mask", Any | Callable[[Any], Any] | None)
 """Booleans in a pytree, a prefix of params, or a function of params that gives one."""
@@ -155,11 +156,9 @@ def add_decayed_weights(
             return jnp.asarray(update, dtype) + decay * jnp.asarray(param, dtype)
 
         decayed = jax.tree.map(decay_leaf, updates, params)
-        rate, leaves = (
-            at(weight_decay, state.steps, jnp.float32),
-            jax.tree.leaves(params),
-        )
-        carry(updates, decayed, decay=lambda i: Decay(rate, leaves[i]))
+        rate = at(weight_decay, state.steps, jnp.float32)
+        decays = [Decay(rate, param) for param in jax.tree.leaves(params)]
+        note_line("decay", updates, decayed, decays)
         return decayed, ScheduledState(optax.safe_increment(state.steps))
 
     def update_fn(updates, state, params=None):
@@ -241,7 +240,9 @@ def scale_by_lr(
             return factor_at(state.steps, update.dtype) * update
 
         scaled = cast_like(jax.tree.map(scale, updates), emitted)
-        carry(updates, scaled, learning_rate=-factor_at(state.steps, jnp.float32))
+        rate = -factor_at(state.steps, jnp.float32)
+        rates = [rate] * len(jax.tree.leaves(updates))
+        note_line("learning_rate", updates, scaled, rates)
         return scaled, ScheduledState(optax.safe_increment(state.steps))
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -6,7 +6,7 @@ whoever reads one can take the leaves out again.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -128,6 +128,33 @@ def split(group: Group, buffer: Any) -> list[Any]:
         start, end = end, end + math.prod(shape)
         parts.append(lax.slice(buffer, (start,), (end,)).reshape(shape))
     return parts
+
+
+def part(state: PackedState, stays: Callable[[Group], bool]) -> PackedState:
+    """Take leaves out of their buffers.
+
+    Args:
+      state: the packed state.
+      stays: whether the leaves of a group stay in their buffer.
+    """
+
+    def part_tree(tree):
+        pairs = []
+        for group, buffer in zip(tree.groups(), tree.in_order(), strict=True):
+            if stays(group):
+                pairs.append((group, buffer))
+            else:
+                leaves = split(group, buffer)
+                pairs += [((leaf,), x) for leaf, x in zip(group, leaves, strict=True)]
+        pairs.sort(key=lambda pair: pair[0])
+        return wrap(*zip(*pairs, strict=True))
+
+    inner_state = jax.tree.map(
+        lambda x: part_tree(x) if isinstance(x, Packed) else x,
+        state.inner_state,
+        is_leaf=lambda x: isinstance(x, Packed),
+    )
+    return state._replace(inner_state=inner_state)
 
 
 def unpack(state: Any) -> Any:

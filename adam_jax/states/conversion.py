@@ -1,17 +1,18 @@
 """Storing the moments of a state in another way."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from adam_jax import numerics
-from adam_jax.moments.formats import Stored
+from adam_jax.moments.formats import Format, Stored, is_elementwise
 from adam_jax.moments.moment import decode, store
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.stages.updates import TraceState
-from adam_jax.states.buffers import Packed, pack
+from adam_jax.states.buffers import Packed, PackedState, pack, part
 from adam_jax.states.reading import cut_to
 
 
@@ -24,22 +25,23 @@ def convert_state(
 ) -> Any:
     """Store the moments of `state` in other formats, for a run that goes on in them.
 
-    Values are rounded to the nearest; counts and weights stay. What lies in the buffers
-    of a `packed` state stays in them, and each buffer is stored as one array.
+    Values are rounded to the nearest; counts and weights stay. A packed state stays
+    packed, but for leaves that the new format does not store element by element.
 
     Args:
       state: an optimizer state, or anything that holds one: a chain's, a TrainState.
       mu_dtype: how to store first moments and traces: a dtype, a `Format` or the name
         of one; None leaves them as they are.
       nu_dtype: the same for second moments.
-      params: the parameters; needed only where moments are stored now in a format that
-        keeps one value for several elements.
+      params: the parameters; needed only if moments are stored now in a format that
+        does not know their shapes, such as `mean_over`.
 
     Returns:
       The state that an optimizer with this mu_dtype and nu_dtype continues.
 
     Raises:
-      ValueError: for an unknown format, or a state without moments of ours.
+      ValueError: for an unknown format, a state without moments of ours, and where
+        params are needed.
       TypeError: for complex moments in a real format.
 
     Example:
@@ -84,6 +86,21 @@ def convert_state(
             return TraceState(node.count, *trace)
         return node
 
+    def stays(group):
+        """Return whether a buffer of several leaves stays one, in the new formats."""
+        shapes = [shape for _, shape in group]
+        shapes.append((sum(map(math.prod, shapes)),))
+        return len(group) == 1 or all(
+            _is_by_element(format, shape, signed)
+            for format, signed in ((mu_format, True), (nu_format, False))
+            for shape in shapes
+        )
+
+    state = jax.tree.map(
+        lambda x: part(x, stays) if isinstance(x, PackedState) else x,
+        state,
+        is_leaf=lambda x: isinstance(x, PackedState),
+    )
     state = jax.tree.map(
         convert_node, state, is_leaf=lambda x: isinstance(x, MomentsState | TraceState)
     )
@@ -93,3 +110,11 @@ def convert_state(
             "optimizers, or hold one."
         )
     return state
+
+
+def _is_by_element(format: Format | None, shape: tuple[int, ...], signed: bool) -> bool:
+    """Return whether a format stores a leaf of this shape element by element."""
+    if format is None:
+        return True
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return is_elementwise(jax.eval_shape(lambda x: format.init(x, signed), leaf), shape)

@@ -22,6 +22,28 @@ def find_nodes(state: Any, kind: Any) -> list[Any]:
     return [node for node in nodes if isinstance(node, kind)]
 
 
+def find_stored(state: Any) -> list[Stored]:
+    """Return every stored moment in an optimizer state, of whatever stage, in order.
+
+    Args:
+      state: an optimizer state, or anything that holds one.
+    """
+
+    def stored_in(node):
+        if isinstance(node, Stored):
+            return [node]
+        fields = getattr(node, "_fields", ())
+        pairs = [(name, f"{name}_format") for name in fields]
+        return [
+            Stored(getattr(node, name), getattr(node, format))
+            for name, format in pairs
+            if format in fields and getattr(node, name) is not None
+        ]
+
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: bool(stored_in(node)))
+    return [one for node in nodes for one in stored_in(node)]
+
+
 def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
     """Return every `MomentsState` in an optimizer state, with its moments as arrays.
 
@@ -55,15 +77,16 @@ def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
       state: an optimizer state, or anything that holds one: a chain's, a TrainState.
         Under `optax.multi_transform` each leaf has its moments from the optimizer that
         moves it.
-      params: the parameters; needed only for formats that store one value for several
-        elements, whose moments otherwise come in arrays that broadcast to the leaves.
+      params: the parameters; needed only for formats that do not know their shapes,
+        such as `mean_over`.
 
     Returns:
       Two pytrees like the parameters, each None where there is no such moment, with
       `optax.MaskedNode()` for leaves that have none.
 
     Raises:
-      ValueError: if the state holds no moments, or several of one leaf.
+      ValueError: if the state holds no moments, or several of one leaf, or if params
+        are needed.
 
     Example:
 

@@ -10,15 +10,15 @@ from jax.experimental import checkify
 from adam_jax import numerics
 from adam_jax.checks import check_like
 from adam_jax.stages.flow import expect_updates, expect_whole
-from adam_jax.stages.gathering import MomentsState
-from adam_jax.states.reading import find_nodes, read_moments
+from adam_jax.states.reading import read_moments
 
 
 def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Check at every step what must always hold of an optimizer.
 
-    That updates are finite, and shaped and typed like the parameters; that moments are
-    finite and second moments >= 0; that count grows by one. An error names the leaf.
+    It checks that updates are finite, and shaped and typed like the parameters; that
+    moments are finite and second moments >= 0; and that count grows by one, or that no
+    step is taken and the moments stay. An error names the leaf.
 
     The checks are checkify's: a step that uses `checked(tx)` must be wrapped, as in
     `chex.chexify(jax.jit(step))` or `checkify.checkify(step)`.
@@ -57,7 +57,7 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
                         f"parameter {own}: end the chain with scale_by_lr() or "
                         "cast_to_params()."
                     )
-        before = find_nodes(state, MomentsState)
+        before = read_moments(state, updates)
         after = read_moments(new_state, updates)
         for old, new in zip(before, after, strict=True):
             for path, nu in jax.tree_util.tree_leaves_with_path(new.nu):
@@ -66,8 +66,15 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
                     negative == 0, name + " has {n} negative elements", n=negative
                 )
             grown = new.count == optax.safe_increment(old.count)
+            same = [new.count == old.count]
+            for moments in ((old.mu, new.mu), (old.nu, new.nu)):
+                pairs = zip(*map(jax.tree.leaves, moments), strict=True)
+                same += [jnp.array_equal(x, y) for x, y in pairs]
             checkify.check(
-                grown, "count went from {a} to {b}", a=old.count, b=new.count
+                grown | jnp.all(jnp.array(same)),  # or no step was taken
+                "count went from {a} to {b}",
+                a=old.count,
+                b=new.count,
             )
         _check_finite(updates, "updates")
         for new in after:

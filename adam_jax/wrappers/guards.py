@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax import numerics
+from adam_jax.recipes.notes import all_finite, note_gate
 from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
-from adam_jax.stages.recipes import all_finite, note_gate
 from adam_jax.states.reading import find_nodes
 
 

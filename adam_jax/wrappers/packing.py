@@ -17,12 +17,11 @@ import optax
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
-from adam_jax.moments.formats import Stored, is_elementwise
+from adam_jax.moments.formats import is_elementwise
 from adam_jax.moments.moment import as_leaves
+from adam_jax.recipes.notes import note_parts
 from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
-from adam_jax.stages.gathering import MomentsState
-from adam_jax.stages.recipes import note_parts
-from adam_jax.stages.updates import Mask, TraceState
+from adam_jax.stages.updates import Mask
 from adam_jax.states.buffers import (
     Group,
     Packed,
@@ -34,7 +33,7 @@ from adam_jax.states.buffers import (
     split,
     wrap,
 )
-from adam_jax.states.reading import find_nodes
+from adam_jax.states.reading import find_nodes, find_stored
 
 # Measured: concatenations of more leaves compile for longer (1,000 x 64: 3 s at 16 and
 # 7 s at 128), and buffers of more elements fall out of the cache.
@@ -205,16 +204,7 @@ def _group(
 
 def _by_element(groups: list[Group], state: Any) -> list[bool]:
     """Return for each group whether a state stores its moments element by element."""
-    stored = [
-        one
-        for node in find_nodes(state, MomentsState | TraceState)
-        for one in (
-            [Stored(node.mu, node.mu_format), Stored(node.nu, node.nu_format)]
-            if isinstance(node, MomentsState)
-            else [Stored(node.trace, node.trace_format)]
-        )
-        if one.values is not None
-    ]
+    stored = find_stored(state)
     leaves = [as_leaves(one, jax.tree.structure(one.values)) for one in stored]
     found = []
     for i, group in enumerate(groups):

@@ -25,8 +25,9 @@ from jax.typing import ArrayLike
 
 from adam_jax import numerics
 from adam_jax.checks import check_inexact, check_like
+from adam_jax.recipes.notes import note_line
+from adam_jax.recipes.recipe import Rounding
 from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
-from adam_jax.stages.recipes import Rounding, carry
 
 
 class RoundToParamsState(NamedTuple):
@@ -98,12 +99,13 @@ def round_to_params(
             return numerics.round_to_bfloat16(new, bits).astype(jnp.float32) - old
 
         emitted = jax.tree.map(round_leaf, updates, params, before, leaf_numbers)
-        leaves, wide = jax.tree.leaves(params), jax.tree.leaves(before)
-        carry(
-            updates,
-            emitted,
-            rounding=lambda i: Rounding(seed, state.count, i, leaves[i], wide[i]),
-        )
+        roundings = [
+            Rounding(seed, state.count, i, param, wide)
+            for i, (param, wide) in enumerate(
+                zip(*map(jax.tree.leaves, (params, before)), strict=True)
+            )
+        ]
+        note_line("rounding", updates, emitted, roundings)
         count = optax.safe_increment(state.count)
         return emitted, RoundToParamsState(inner_state, count)
 

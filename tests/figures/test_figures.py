@@ -349,10 +349,10 @@ def test_a_figure_of_one_s_own():
         ("effective_step", "learning_rate", r"the learning rate: give it to record\("),
         ("at_step_bound", "learning_rate", "the learning rate"),
         ("effective_step_quantiles", "learning_rate", "the learning rate"),
-        ("signal_to_noise", "moments", "both moments, and this optimizer does not"),
-        ("bias_correction_mu", "moments", "both moments, and this"),
-        ("bias_correction_nu", "moments", "both moments, and this"),
-        ("update_norm", "updates", "a figure needs update"),
+        ("signal_to_noise", "moments", "first moment, and this optimizer keeps none"),
+        ("bias_correction_mu", "moments", "a first moment, and this"),
+        ("bias_correction_nu", "moments", "a second moment, and this"),
+        ("update_norm", "updates", "a figure needs the updates: wrap the optimizer"),
     ],
 )
 def test_what_a_figure_needs(name, lacking, message):

@@ -130,7 +130,7 @@ def test_a_chain_that_ends_in_moments(params):
 )
 def test_a_moment_is_corrected_once(stages):
     tx = optax.chain(scale_by_moments(), *stages, precondition(), scale_by_lr(0.1))
-    message = r"(bias_correct|correct_step_size)\(\) finds that mu has been corrected"
+    message = r"(bias_correct|correct_step_size)\(\) was given mu corrected"
     with pytest.raises(ValueError, match=message):
         update(tx)
     # One after the other is no second time.

@@ -57,13 +57,13 @@ def test_rho_above_a_level(decay, level, kind):
 @pytest.mark.parametrize("threshold", [4.0, 5.0, 6.0])
 @pytest.mark.parametrize("decay", DECAYS)
 def test_the_branch_and_r(decay, threshold, kind):
-    tx = adam_jax.rectified_precondition(kind(decay), 0.0, 0.0, threshold)
+    tx = adam_jax.rectified_precondition(0.0, 0.0, threshold)
     one = jnp.ones([])
 
     @jax.jit
     @jax.vmap
     def stage(count):
-        moments = Moments(count, one, one, one, one, one)
+        moments = Moments(count, one, one, one, one, one, nu_decay=kind(decay))
         return tx.update(moments, optax.EmptyState())[0]
 
     expected = [rectified(kind(decay), t, threshold) for t in STEPS]

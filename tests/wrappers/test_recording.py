@@ -545,9 +545,9 @@ def test_arguments_out_of_range(make, message):
     ("tx", "name", "message"),
     [
         (ADAM, "effective_step", "a figure needs the learning rate: give it to record"),
-        (adam_jax.sgd(1.0), "signal_to_noise", "both moments, and this optimizer does"),
-        (adam_jax.rmsprop(1.0), "signal_to_noise", "needs both moments"),
-        (adam_jax.lion(1.0), "bias_correction_nu", "needs both moments"),
+        (adam_jax.sgd(1.0), "signal_to_noise", "a first moment, and this optimizer"),
+        (adam_jax.rmsprop(1.0), "signal_to_noise", "needs a first moment"),
+        (adam_jax.lion(1.0), "bias_correction_nu", "needs a second moment"),
         (None, "gradient_norm", r"gradients: wrap the optimizer, as in record\(adam"),
         (None, "nonfinite", "the gradients"),
     ],

@@ -1,0 +1,226 @@
+"""Notes that stages take of how they compute what they emit.
+
+While recipes are collected, each stage notes how the arrays that it emits follow from
+gradients, moments and parameters. A kernel that supports the whole recipe may compute
+an update, and the new moments with it, in place of what was traced.
+
+A note belongs to one array object. Any other operation on an array (a transformation of
+your own, a select, a branch) makes a new array, which has no note. So no note is ever
+wrong, and stages need not know what stands around them.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from adam_jax import numerics
+from adam_jax.hyperparams import at
+from adam_jax.recipes.recipe import Choice, Flowing, Origin, Part, Recipe
+
+# In this order, each at most once.
+_LINES = ("decay", "learning_rate", "rounding")
+
+
+Check = Callable[["Notes", Any, Any], Any]
+"""From notes, updates and params to whether all updates are finite."""
+
+
+class ByArray:
+    """What is noted of array objects, by their identity."""
+
+    def __init__(self):
+        """Start empty."""
+        self._notes: dict[int, tuple[Any, Any]] = {}
+
+    def __setitem__(self, array: Any, note: Any) -> None:
+        """Note something of an array, and keep it alive: its id is not used again."""
+        self._notes[id(array)] = array, note
+
+    def get(self, array: Any) -> Any:
+        """Return what is noted of an array, or None."""
+        return self._notes.get(id(array), (None, None))[1]
+
+
+class Notes:
+    """What is noted of arrays.
+
+    Attributes:
+      check: tells whether updates with a recipe are finite, without making them.
+      recipes: of updates.
+      moments: of moments that flow, each a `Flowing`.
+      choices: of new arrays of a state, each a `Choice`.
+    """
+
+    def __init__(self, check: Check):
+        """Start empty."""
+        self.check = check
+        self.recipes, self.moments, self.choices = ByArray(), ByArray(), ByArray()
+
+
+_notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
+
+
+@contextlib.contextmanager
+def collecting(check: Check) -> Iterator[Notes]:
+    """Let stages note how they compute what they emit.
+
+    Args:
+      check: as in `Notes`.
+    """
+    notes = Notes(check)
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+def note_moments(origin: Origin) -> None:
+    """Note which moments `scale_by_moments` emits.
+
+    Args:
+      origin: the call.
+    """
+    notes = _notes.get()
+    if notes is None:
+        return
+    for name, gathered in (("mu", origin.mu), ("nu", origin.nu)):
+        for leaf, moment in enumerate(jax.tree.leaves(gathered.flows)):
+            notes.moments[moment] = Flowing(origin, name, leaf)
+
+
+def note_correction(before: Any, after: Any, weight: Any) -> None:
+    """Note that a moment was divided by the weight that it has seen.
+
+    Args:
+      before: the moment.
+      after: the corrected one.
+      weight: by what it was divided.
+    """
+    notes = _notes.get()
+    if notes is None:
+        return
+    for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+        flowing = notes.moments.get(old)
+        if flowing and weight is getattr(flowing.origin, flowing.name).seen:
+            notes.moments[new] = flowing._replace(corrected=True)
+
+
+def note_division(
+    updates: Any, mu: Any, nu: Any, past: ArrayLike, eps: Any, eps_root: Any
+) -> None:
+    """Note that `precondition` has divided moments.
+
+    Args:
+      updates: the quotients.
+      mu: the first moment.
+      nu: the second moment.
+      past: int32 scalar, the steps before this one.
+      eps: a float, a 0-d array or a schedule.
+      eps_root: the same.
+    """
+    notes = _notes.get()
+    if notes is None:
+        return
+    eps, eps_root = (at(x, past, jnp.float32) for x in (eps, eps_root))
+    for update, *moments in zip(*map(jax.tree.leaves, (updates, mu, nu)), strict=True):
+        first, second = map(notes.moments.get, moments)
+        if (
+            first
+            and second
+            and first.origin is second.origin
+            and (first.name, second.name) == ("mu", "nu")
+            and first.leaf == second.leaf
+            and {x.dtype for x in (update, *moments)} == {jnp.dtype("float32")}
+        ):
+            corrected = frozenset(x.name for x in (first, second) if x.corrected)
+            recipe = Recipe(first.origin, first.leaf, corrected, eps, eps_root)
+            notes.recipes[update] = recipe
+
+
+def note_line(name: str, before: Any, after: Any, values: Sequence[Any]) -> None:
+    """Note the next line of Adam.
+
+    Args:
+      name: "decay", "learning_rate" or "rounding": that attribute of `Recipe`.
+      before: the updates before it.
+      after: the updates after it.
+      values: of the attribute, one for each leaf.
+    """
+    notes = _notes.get()
+    if notes is None:
+        return
+    later = _LINES[_LINES.index(name) :]
+    leaves = jax.tree.leaves(before), jax.tree.leaves(after)
+    for old, new, value in zip(*leaves, values, strict=True):
+        recipe = notes.recipes.get(old)
+        in_order = recipe and all(getattr(recipe, k) is None for k in later)
+        if in_order and old.dtype == jnp.float32:
+            notes.recipes[new] = dataclasses.replace(recipe, **{name: value})
+
+
+def note_parts(
+    update: Any, parts: list[Any], grads: list[Any], params: list[Any], buffer: Any
+) -> None:
+    """Note that a buffer of updates was cut into leaves.
+
+    Args:
+      update: the updates of several leaves.
+      parts: the update of each.
+      grads: the gradient of each.
+      params: the parameter of each, or None.
+      buffer: the parameters as they were given to the optimizer, or None.
+    """
+    notes = _notes.get()
+    recipe = notes and notes.recipes.get(update)
+    if notes is None or recipe is None:
+        return
+    for position, (part, param) in enumerate(zip(parts, params, strict=True)):
+        place = Part(position, tuple(grads), param, buffer)
+        notes.recipes[part] = dataclasses.replace(recipe, part=place)
+
+
+def note_gate(updates: tuple[Any, Any], state: tuple[Any, Any, Any], gate: Any) -> None:
+    """Note that a guard takes a step, or leaves everything as it is.
+
+    Args:
+      updates: those of the step, and what the guard emits: these, or zeros.
+      state: the new state, the old one, and what the guard keeps: the one or the other.
+      gate: a bool scalar, true where the step is taken.
+    """
+    notes = _notes.get()
+    if notes is None:
+        return
+    for old, new in zip(*map(jax.tree.leaves, updates), strict=True):
+        recipe = notes.recipes.get(old)
+        if recipe and recipe.learning_rate is not None:
+            gates = (*recipe.gates, gate)
+            notes.recipes[new] = dataclasses.replace(recipe, gates=gates)
+    for new, old, chosen in zip(*map(jax.tree.leaves, state), strict=True):
+        notes.choices[new] = Choice(chosen, old, gate)
+
+
+def all_finite(updates: Any, params: Any = None) -> jax.Array:
+    """Return whether all elements of a tree are finite, a bool scalar.
+
+    Args:
+      updates: a pytree of arrays.
+      params: the parameters, if these are updates of them.
+    """
+    notes = _notes.get()
+    if notes is not None and params is not None:
+        return notes.check(notes, updates, params)
+    return are_finite(jax.tree.leaves(updates))
+
+
+def are_finite(arrays: Sequence[Any]) -> jax.Array:
+    """Return whether all elements of some arrays are finite, a bool scalar."""
+    # 0 times what is not finite is NaN; so a sum, which XLA vectorises, tells.
+    sums = [jnp.sum(numerics.widen(x) * 0) for x in arrays]
+    return jnp.all(jnp.isfinite(jnp.array(sums))) if sums else jnp.asarray(True)

@@ -1,0 +1,140 @@
+"""What a recipe says: from which moments an update came, and by which lines of Adam."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from adam_jax.moments.moment import Gathered, Moment
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """One call of `scale_by_moments`, where it keeps both moments.
+
+    Attributes:
+      first: the first moment.
+      second: the second moment.
+      state: the `MomentsState` before.
+      grads: the gradients as they came.
+      mu: the first moment after the step.
+      nu: the second moment after the step.
+    """
+
+    first: Moment
+    second: Moment
+    state: Any
+    grads: Any
+    mu: Gathered
+    nu: Gathered
+
+
+class Flowing(NamedTuple):
+    """A moment of one leaf, on its way from `scale_by_moments`.
+
+    Attributes:
+      origin: the call that emitted it.
+      name: "mu" or "nu".
+      leaf: its number among the leaves.
+      corrected: whether it was divided by the weight that it has seen.
+    """
+
+    origin: Origin
+    name: str
+    leaf: int
+    corrected: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decay:
+    """How a parameter decays.
+
+    Attributes:
+      rate: by which it is multiplied: a float, or a float32 scalar.
+      param: the parameter, as it was given to the stage.
+    """
+
+    rate: Any
+    param: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounding:
+    """How `round_to_params` rounds a parameter.
+
+    Attributes:
+      seed: of the random bits.
+      count: int32 scalar, the steps before this one.
+      leaf: the number of the leaf in the tree that is rounded.
+      param: the parameter.
+      wide: the parameter in float32, as the optimizer inside sees it.
+    """
+
+    seed: int
+    count: Any
+    leaf: int
+    param: Any
+    wide: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Where a leaf lies in the buffer that an update was made of.
+
+    Attributes:
+      position: of the leaf among those in the buffer.
+      grads: the gradients of these leaves, in order.
+      param: the leaf's parameter, or None where nobody was told.
+      buffer: the buffer of parameters that it lies in, likewise.
+    """
+
+    position: int
+    grads: tuple[Any, ...]
+    param: Any
+    buffer: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """How the update of one leaf came about, line by line of Adam.
+
+        update = mu / (sqrt(nu + eps_root) + eps)     the moments corrected, or not
+        update <- update + decay * param
+        update <- -learning_rate * update
+
+    Attributes:
+      origin: where the moments are from.
+      leaf: the number of the leaf among theirs.
+      corrected: which of "mu" and "nu" were divided by their weight.
+      eps: a float, or a float32 scalar.
+      eps_root: the same.
+      decay: the weight decay; None: none.
+      learning_rate: a float, or a float32 scalar; None: not yet multiplied.
+      part: where the leaf lies in a buffer; None: it has a moment of its own.
+      rounding: how the new parameter is rounded; None: as `optax.apply_updates` does.
+      gates: bool scalars; the step is taken where all of them are true.
+    """
+
+    origin: Origin
+    leaf: int
+    corrected: frozenset[str]
+    eps: Any
+    eps_root: Any
+    decay: Decay | None = None
+    learning_rate: Any = None
+    part: Part | None = None
+    rounding: Rounding | None = None
+    gates: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """Of a new array in a state: a gate chooses between it and the old one.
+
+    Attributes:
+      chosen: what the guard keeps: the new array where the gate is true, else the old.
+      old: the array before the step.
+      gate: a bool scalar.
+    """
+
+    chosen: Any
+    old: Any
+    gate: Any
