@@ -56,6 +56,13 @@ def test_decay_out_of_range(name, make, value):
         ("eps", lambda v: adam_jax.adamax(1e-3, eps=v)),
         ("eps_root", lambda v: adam_jax.adam(1e-3, eps_root=v)),
         ("eps_root", lambda v: adam_jax.adabelief(1e-3, eps_root=v)),
+        ("eps", lambda v: adam_jax.adagrad(1e-3, eps=v)),
+        ("eps", lambda v: adam_jax.rmsprop(1e-3, eps=v)),
+        (
+            "initial_accumulator_value",
+            lambda v: adam_jax.adagrad(1e-3, initial_accumulator_value=v),
+        ),
+        ("initial_scale", lambda v: adam_jax.rmsprop(1e-3, initial_scale=v)),
         ("weight_decay", lambda v: adam_jax.adamw(1e-3, weight_decay=v)),
         ("learning_rate", adam_jax.adam),
         ("learning_rate", adam_jax.sgd),
@@ -97,6 +104,22 @@ def test_half_precision_hyperparameters_are_refused(name, dtype):
         jax.jit(injected.init)(jnp.zeros(2, dtype))
     cured = optax.inject_hyperparams(adam_jax.adam, hyperparam_dtype=jnp.float32)
     cured(1e-3, **{name: 0.5}).init(jnp.zeros(2, dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("initial_scale", lambda v: adam_jax.rmsprop(1e-3, initial_scale=v)),
+        (
+            "initial_accumulator_value",
+            lambda v: adam_jax.adagrad(1e-3, initial_accumulator_value=v),
+        ),
+        ("initial", lambda v: adam_jax.ema(0.9, initial=v)),
+    ],
+)
+def test_what_is_read_at_init_is_no_schedule(name, make):
+    with pytest.raises(TypeError, match=f"^{name} must be a number, not a schedule"):
+        make(lambda count: 0.1)
 
 
 def test_a_schedule_is_checked_at_the_first_trace():
@@ -167,8 +190,9 @@ def test_a_second_moment_is_real():
 def test_block_size(block):
     with pytest.raises(ValueError, match="block must be a positive integer, got"):
         adam_jax.eight_bit(block=block)
-    with pytest.raises(ValueError, match="min_size must be an integer >= 0"):
-        adam_jax.eight_bit(min_size=-1)
+    for min_size in (-1, True):
+        with pytest.raises(ValueError, match="min_size must be an integer >= 0"):
+            adam_jax.eight_bit(min_size=min_size)
 
 
 @pytest.mark.parametrize("stage", [adam_jax.bias_correct, precondition])

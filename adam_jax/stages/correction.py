@@ -89,7 +89,7 @@ def correct_step_size() -> optax.GradientTransformation:
         del params
         m = _expect_uncorrected(moments, _BOTH, "correct_step_size")
         mu = _scale_down(m.mu, m.mu_weight / jnp.sqrt(m.nu_weight))
-        return m._replace(mu=mu, mu_decay=None, corrected=_BOTH)
+        return m._replace(mu=mu, has_mu=False, corrected=_BOTH)
 
     return optax.stateless(correct)
 
@@ -101,9 +101,9 @@ def center() -> optax.GradientTransformation:
         mu <- g
 
     Raises:
-      ValueError: at the first trace, if there is no first or no second moment, if one
-        is no average, or if the averages have not seen the same weights: one of them
-        corrected, or raw averages of different decay rates.
+      ValueError: at the first trace, if there is no first or no second moment, or if
+        the averages have not seen the same weights: one of them corrected, or raw
+        averages of different decay rates.
 
     Example: gradients 1 and 3, averaged at rate 1/2.
 
@@ -215,12 +215,6 @@ def _expect_one_weight(m: Moments) -> None:
     (0.001 - 0.1^2) g^2 < 0 in the first step.
     """
     decays = m.mu_decay, m.nu_decay
-    for name, decay in zip(("mu", "nu"), decays, strict=True):
-        if decay is None:
-            raise ValueError(
-                f"center() subtracts averages, and {name} is none: give "
-                "scale_by_moments() decay rates, and put bias_correct() between them."
-            )
     if len(m.corrected) == 1:
         raise ValueError(
             f"center() was given {min(m.corrected)} corrected and the other moment "

@@ -38,7 +38,8 @@ class Moments(metaclass=_Named):
       nu_weight: the same for nu.
       mu_decay: the decay rate of this step, a float or a scalar, if mu is an average.
       nu_decay: the same for nu.
-      has_mu: whether mu is a moment, not the gradients themselves.
+      has_mu: whether mu is the first moment, not the gradients themselves nor what
+        `correct_step_size` makes of it.
       corrected: which of "mu" and "nu" must not be divided by their weight (again).
     """
 
@@ -111,8 +112,8 @@ def expect_both(moments: Moments, stage: str) -> None:
     """
     if not moments.has_mu:
         raise ValueError(
-            f"{stage}() needs a first moment: give scale_by_moments() a b1, and put "
-            "center(), which takes it away, into the chain once."
+            f"{stage}() needs the first moment as bias_correct() leaves it: give "
+            f"scale_by_moments() a b1, and put {stage}() behind bias_correct(), once."
         )
     expect_second(moments, stage)
 

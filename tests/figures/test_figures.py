@@ -1,5 +1,6 @@
 """Each figure against NumPy in float64, on hand-made trees."""
 
+import copy
 import functools
 
 import figure_oracle
@@ -12,6 +13,7 @@ from adam_jax import (
     FIGURES,
     QUANTILES,
     Figure,
+    Leaf,
     MomentsState,
     Step,
     measure,
@@ -372,10 +374,23 @@ def test_what_a_figure_needs(name, lacking, message):
     jax.eval_shape(lambda step: measure(figure, step), step)  # nothing else is lacking
 
 
+def test_a_figure_that_asks_for_what_no_leaf_has():
+    leaf = Leaf(grad=jnp.ones(2))
+    assert copy.copy(leaf).grad is leaf.grad
+    with pytest.raises(AttributeError, match=r"no 'gradient': choose from .*grad"):
+        leaf.gradient.sum()
+
+
 def test_strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         step, _ = hand_made(jnp.dtype("float32"), {"vector": (6,)})
         jax.eval_shape(lambda step: measure(FIGURES, step), step)
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 1.0), (2.0, 0.9), (0.9, -3)])
+def test_step_bound_of_no_decay_rates(b1, b2):
+    with pytest.raises(ValueError, match="must be a decay rate in"):
+        step_bound(b1, b2)
 
 
 @pytest.mark.parametrize("b1", [0.0, 0.5, 0.9, 0.99])

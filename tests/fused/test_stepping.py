@@ -298,6 +298,35 @@ ELSEWHERE = {
         adam_jax.precondition(),
         adam_jax.scale_by_lr(1e-2),
     ),
+    "own stage, by dataclasses": lambda: optax.chain(
+        adam_jax.scale_by_moments(),
+        optax.stateless(
+            lambda m, params: dataclasses.replace(
+                m, nu=jax.tree.map(lambda x: 2 * x, m.nu)
+            )
+        ),
+        adam_jax.scale_by_lr(1e-2),
+    ),
+    "own weight": lambda: optax.chain(
+        adam_jax.scale_by_moments(),
+        optax.stateless(lambda m, params: m._replace(mu_weight=2 * m.mu_weight)),
+        adam_jax.bias_correct(),
+        adam_jax.scale_by_lr(1e-2),
+    ),
+    "mu for nu": lambda: optax.chain(
+        adam_jax.scale_by_moments(),
+        optax.stateless(lambda m, params: m._replace(mu=m.nu, nu=m.mu)),
+        adam_jax.scale_by_lr(1e-2),
+    ),
+    "derived accumulator": lambda: optax.chain(
+        adam_jax.scale_by_moments(
+            b2=dataclasses.replace(
+                adam_jax.ema(0.9), power=1, measure=lambda grad, mu, h: jnp.abs(grad)
+            )
+        ),
+        adam_jax.bias_correct(),
+        adam_jax.scale_by_lr(1e-2),
+    ),
     "every second, inside": lambda: optax.chain(
         IDENTITY, optax.MultiSteps(adam_jax.adam(1e-2), 2).gradient_transformation()
     ),
@@ -464,6 +493,24 @@ def test_extra_arguments_reach_the_optimizer():
         params, params, adam_jax.adam(5e-3).init(params)
     )
     assert_close(stepped, half)
+
+
+def test_extra_arguments_of_every_kind():
+    """Arrays are traced; strings, flags and functions, in whatever tree, are not."""
+
+    def act(updates, state, params=None, *, how, flag=False):
+        scale = how["by"](how["much"]) if how["name"] == "scaled" and flag else 0.0
+        return jax.tree.map(lambda u: scale * u, updates), state
+
+    line = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), act)
+    tx, params = optax.chain(adam_jax.adam(1e-2), line), tree()
+    options = {
+        "how": {"by": lambda x: x / 2, "much": jnp.float32(3), "name": "scaled"},
+        "flag": True,
+    }
+    stepped, _ = fused.step(tx)(params, params, tx.init(params), **options)
+    updates, _ = tx.update(params, tx.init(params), params, **options)
+    assert_close(stepped, optax.apply_updates(params, updates))
 
 
 @needs_native

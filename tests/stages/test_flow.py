@@ -145,16 +145,35 @@ def test_a_moment_is_corrected_once(stages):
     [
         (
             [scale_by_moments(None), center()],
-            r"center\(\) needs a first .* give it a b1",
+            r"center\(\) needs the first .* a b1",
         ),
         ([scale_by_moments(0.9, None), center()], r"center\(\) needs a second moment"),
         ([scale_by_moments(0.9, None), running_max()], r"running_max\(\) needs a sec"),
         (
             [scale_by_moments(0.9, None), rectified_precondition()],
-            r"rectified_precondition\(\) needs a second .* give it a b2",
+            r"rectified_precondition\(\) needs a second .* a b2",
         ),
         # A centered moment has none that could be subtracted again.
-        ([scale_by_moments(), bias_correct(), center(), center()], "needs a first"),
+        ([scale_by_moments(), bias_correct(), center(), center()], "needs the first"),
+        # One of them corrected; a root in the place of mu; a sum, which is no average.
+        (
+            [scale_by_moments(), bias_correct(nu=False), center()],
+            "only mu|mu corrected and the other moment not: correct both",
+        ),
+        ([scale_by_moments(), running_max(), center()], "decay rates 0.9 and 0.999"),
+        (
+            [scale_by_moments(), correct_step_size(), center()],
+            "center.. needs the firs",
+        ),
+        (
+            [scale_by_moments(0.9, adam_jax.total()), rectified_precondition()],
+            "needs a second moment that is an average",
+        ),
+        # A variance is no average that could be corrected.
+        (
+            [scale_by_moments(0.9, 0.9), center(), bias_correct()],
+            "mu corrected .or cent",
+        ),
         # Raw averages of 0.9 and 0.999: 0.001 g^2 - 0.01 g^2, and a step of 1/eps.
         ([scale_by_moments(), center()], r"rates 0.9 and 0.999: put bias_correct\(\)"),
         ([center()], r"center\(\) takes the Moments that scale_by_moments\(\) emits"),
@@ -168,6 +187,11 @@ def test_moments_that_a_stage_needs(stages, message):
         update(optax.chain(*stages, scale_by_lr(0.1)))
 
 
+def test_an_accumulator_of_sizes_is_for_second_moments():
+    with pytest.raises(ValueError, match="mu is a first moment, and an Accumulator of"):
+        scale_by_moments(adam_jax.infinity_norm(0.9))
+
+
 def test_center_takes_what_can_be_subtracted():
     """Rates that agree, as in RMSProp; and rates that it cannot know."""
     raw = optax.chain(scale_by_moments(0.9, 0.9), center(), scale_by_lr(0.1))
@@ -178,6 +202,30 @@ def test_center_takes_what_can_be_subtracted():
 
     scheduled = optax.chain(scale_by_moments(rate, rate), center(), scale_by_lr(0.1))
     assert (update(scheduled)["b"] < 0).all()
+
+
+@pytest.mark.parametrize("b2", [0.99, jnp.float32(0.99), lambda count: 0.99])
+def test_the_rectification_is_of_the_rate_that_was_used(b2):
+    """It used to be given another b2, silently."""
+    tx = optax.chain(
+        scale_by_moments(b2=b2),
+        bias_correct(),
+        rectified_precondition(),
+        scale_by_lr(1.0),
+    )
+    radam = adam_jax.radam(1.0, b2=0.99)
+    state, other = tx.init(PARAMS), radam.init(PARAMS)
+    for _ in range(8):
+        found, state = tx.update(GRADS, state, PARAMS)
+        expected, other = radam.update(GRADS, other, PARAMS)
+    assert (jnp.abs(found["w"]) < 0.5).all()
+    np.testing.assert_allclose(found["w"], expected["w"], rtol=2e-5)
+
+
+def test_moments_show_types_not_arrays():
+    tx = optax.chain(scale_by_moments(), bias_correct())
+    moments, _ = tx.update(GRADS, tx.init(PARAMS))
+    assert "float32[2,3]" in repr(moments) and len(repr(moments)) < 1000
 
 
 @pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)

@@ -201,6 +201,27 @@ def test_checked_sees_a_count_that_does_not_grow():
     assert "count went from 0 to 0" in error_of(tx, params, tx.init(params), params)
 
 
+PAUSING = {
+    "skip_nonfinite": adam_jax.skip_nonfinite,
+    "skip_spikes": adam_jax.skip_spikes,
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "masked": lambda tx: optax.transforms.conditionally_mask(tx, lambda n: n > 5),
+    "passed on": lambda tx: optax.conditionally_transform(tx, lambda n: n > 5),
+}
+
+
+@pytest.mark.parametrize("name", PAUSING)
+def test_checked_around_what_pauses(name):
+    """Where no step is taken the count stays, and so do the moments."""
+    tx = checked(PAUSING[name](adam_jax.adam(1e-3)))
+    params = {"w": jnp.ones(2)}
+    update = checkify.checkify(jax.jit(tx.update))
+    state = tx.init(params)
+    for scale in (1.0, jnp.inf if name.startswith("skip") else 1.0, 1.0):
+        error, (_, state) = update({"w": scale * params["w"]}, state, params)
+        assert error.get() is None
+
+
 def test_checked_wants_updates_like_the_parameters():
     narrow = optax.stateless(lambda u, p: {"w": u["w"].astype("bfloat16")})
     tx = checked(optax.chain(adam_jax.adam(1e-3), narrow))

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +239,68 @@ def test_stochastic_rounding_stays_unbiased():
     )
     # nu = 1 - 0.999^20, rounded 20 times by 2^-9 of itself; 20,000 elements.
     np.testing.assert_allclose(mean, 1 - 0.999**20, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["mean_over", "factored", "8bit", "float32"])
+def test_a_converted_state_keeps_leaves_apart(name):
+    """As if the run had begun in the other format."""
+    formats = {
+        "mean_over": adam_jax.mean_over(),
+        "factored": adam_jax.factored(min_size=2),
+        "8bit": adam_jax.eight_bit(min_size=64),
+    }
+    params = {
+        f"p{i}": jnp.linspace(1, 2, 8 * (1 + i % 9)).reshape(8, -1) for i in range(20)
+    }
+    begun, other = (
+        adam_jax.adam(1e-2, nu_dtype=formats.get(format, format))
+        for format in (("8bit", "float32") if name == "float32" else (None, name))
+    )
+    _, state = packed(begun).update(params, packed(begun).init(params), params)
+    _, plain = begun.update(params, begun.init(params), params)
+    state, plain = (
+        adam_jax.convert_state(x, nu_dtype=formats.get(name, name))
+        for x in (state, plain)
+    )
+    found, state = packed(other).update(params, state, params)
+    expected, plain = other.update(params, plain, params)
+    for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0.1 if name == "8bit" else 1e-5)
+    _, nu = adam_jax.load_moments(state, params)
+    _, expected = adam_jax.load_moments(plain, params)
+    for x, y in zip(*map(jax.tree.leaves, (nu, expected)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0.1 if name == "8bit" else 1e-5)
+
+
+@pytest.mark.parametrize("fields", [False, True], ids=["a Stored", "two fields"])
+def test_a_stage_with_a_moment_of_its_own(fields):
+    """Of means, which buffers of several leaves would mix."""
+    mean = adam_jax.mean_over()
+    size = adam_jax.Moment(adam_jax.total(), mean, 2, "size", "format")
+
+    class OneField(NamedTuple):
+        stored: Any
+
+    class TwoFields(NamedTuple):
+        size: Any
+        size_format: Any
+
+    def init_fn(params):
+        stored = size.init(params)
+        return TwoFields(*stored) if fields else OneField(stored)
+
+    def update_fn(updates, state, params=None):
+        stored = adam_jax.Stored(*state) if fields else state.stored
+        before = size.read(stored, updates)
+        after = size.step(stored, before, updates, jnp.int32(0))
+        updates = jax.tree.map(lambda g, s: g / jnp.sqrt(s), updates, after.flows)
+        return updates, TwoFields(*after.stored) if fields else OneField(after.stored)
+
+    own = optax.GradientTransformation(init_fn, update_fn)
+    params = {f"p{i}": jnp.full(3 + i, 1.0 + i) for i in range(6)}
+    expected, _ = own.update(params, own.init(params), params)
+    found, _ = packed(own).update(params, packed(own).init(params), params)
+    assert_same(found, expected)
 
 
 def test_the_state_is_ours_to_read_and_convert():
