@@ -21,11 +21,13 @@ from adam_jax.figures.definitions import (
     QUANTILES,
     Figure,
     Leaf,
+    MissingError,
     Step,
     step_bound,
 )
 from adam_jax.figures.measuring import Measured, measure
 from adam_jax.hyperparams import (
+    Hyperparam,
     check_decay,
     check_non_negative,
     check_number,
@@ -45,7 +47,7 @@ from adam_jax.moments.blocks import EightBit, eight_bit
 from adam_jax.moments.formats import Dense, Format, Stored, dense
 from adam_jax.moments.moment import Gathered, Moment
 from adam_jax.moments.sharing import Factored, MeanOver, factored, mean_over
-from adam_jax.moments.storage import FORMATS
+from adam_jax.moments.storage import FORMATS, Storage
 from adam_jax.stages.correction import (
     RunningMaxState,
     bias_correct,
@@ -57,6 +59,7 @@ from adam_jax.stages.division import precondition, rectified_precondition
 from adam_jax.stages.flow import Moments
 from adam_jax.stages.gathering import MomentsState, scale_by_moments
 from adam_jax.stages.updates import (
+    Mask,
     ScheduledState,
     TraceState,
     add_decayed_weights,
@@ -81,7 +84,12 @@ from adam_jax.wrappers.recording import (
     named_figures,
     record,
 )
-from adam_jax.wrappers.rounding import compensate_params, round_to_params
+from adam_jax.wrappers.rounding import (
+    CompensateParamsState,
+    RoundToParamsState,
+    compensate_params,
+    round_to_params,
+)
 
 __version__ = _version("adam_jax")
 
@@ -91,25 +99,31 @@ __all__ = [
     "OPTIMIZERS",
     "QUANTILES",
     "Accumulator",
+    "CompensateParamsState",
     "Dense",
     "EightBit",
     "Factored",
     "Figure",
     "Format",
     "Gathered",
+    "Hyperparam",
     "Leaf",
+    "Mask",
     "MeanOver",
     "Measured",
+    "MissingError",
     "Moment",
     "Moments",
     "MomentsState",
     "Packed",
     "PackedState",
     "RecordState",
+    "RoundToParamsState",
     "RunningMaxState",
     "ScheduledState",
     "SkipState",
     "Step",
+    "Storage",
     "Stored",
     "TraceState",
     "__version__",

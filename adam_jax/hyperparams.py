@@ -37,7 +37,7 @@ def exact(value: float) -> Any:
     >>> exact(0.999), exact(0.999) == 0.999, jnp.asarray(exact(0.999)).dtype
     (0.999, True, dtype('float32'))
     """
-    return _Exact(value)
+    return _Exact(float(value))
 
 
 class _Exact:

@@ -3,7 +3,7 @@
 `mean_size` averages |g| where Adam averages g^2, which one large gradient dominates.
 `cautious` stops what would move uphill (Liang et al. 2024, arXiv:2411.16085).
 
-Run `python examples/your_own_variant.py`; the noise is Cauchy's. It prints:
+Run `python examples/your_own_variant.py`; the noise is Cauchy-distributed. It prints:
     adam            uphill 34%, loss 50.0 -> 35.2
     adam, b2 = 0.9  uphill 35%, loss 50.0 -> 19.0
     mean size       uphill 37%, loss 50.0 -> 7.2

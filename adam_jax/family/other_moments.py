@@ -169,13 +169,15 @@ def adamaxw(
     Raises:
       ValueError: for a hyperparameter out of its range; if update() lacks params.
 
-    Example: the first step of a parameter of 10.
+    Example: the second step of a parameter of 10, of gradients 1 and -0.5.
 
       >>> import jax.numpy as jnp
       >>> tx, param = adamaxw(1e-3, weight_decay=0.1), jnp.float32(10)
-      >>> updates, _ = tx.update(jnp.float32(7), tx.init(param), param)
-      >>> print(f"{updates:.6f}")
-      -0.002000
+      >>> state = tx.init(param)
+      >>> for grad in (1.0, -0.5):
+      ...     updates, state = tx.update(jnp.float32(grad), state, param)
+      >>> print(f"{updates:.6f}")  # -1e-3 * ((0.9 * 0.1 - 0.05) / 0.19 / 0.999 + 1)
+      -0.001211
 
     Reference: Kingma & Ba 2014, Algorithm 2; Loshchilov & Hutter 2017, Algorithm 2.
     """

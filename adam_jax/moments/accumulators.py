@@ -61,9 +61,14 @@ class Accumulator:
       ...     power=1,
       ...     measure=lambda grad, mu, h: jnp.abs(grad),
       ... )
-      >>> h = SimpleNamespace(decay=0.9)
-      >>> print(f"{size.add(jnp.float32(1), jnp.float32(3), h):.2f}")
-      1.20
+      >>> import optax
+      >>> from adam_jax import bias_correct, scale_by_moments
+      >>> tx = optax.chain(scale_by_moments(None, size), bias_correct())
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (1.0, -3.0):
+      ...     moments, state = tx.update(jnp.float32(grad), state)
+      >>> print(f"{jnp.sqrt(moments.nu):.4f}")  # (0.9 * 1 + 3) / (0.9 + 1)
+      2.0526
     """
 
     hyperparams: Mapping[str, Hyperparam]

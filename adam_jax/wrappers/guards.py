@@ -70,9 +70,9 @@ def skip_spikes(
     """Skip every step whose gradient norm exceeds `threshold` times its average.
 
     The norm is the global L2 norm; its average, over the steps taken, is exponential.
-    What is not finite, or so large that its norm is not (above 1.8e19), is skipped from
-    the first step on. A gradient that stays large
-    is skipped for as long as it does: see `check_skips`.
+    Gradients that are not finite, or whose norm overflows (above 1.8e19), are skipped
+    from the first step on. A gradient that stays large is skipped for as long as it
+    does: see `check_skips`.
 
     Args:
       tx: the optimizer to guard; extra arguments of `update` reach it.
@@ -83,17 +83,18 @@ def skip_spikes(
     Raises:
       ValueError: if an argument is out of range.
 
-    Example: the third of three gradients is a hundred times the others.
+    Example: the third of four gradients is a hundred times the first.
 
       >>> import adam_jax
       >>> tx = skip_spikes(adam_jax.sgd(0.1), warmup=2)
       >>> state = tx.init(jnp.float32(0))
-      >>> for grad in (1.0, 1.0, 100.0):
+      >>> for grad in (1.0, 1.0, 100.0, 2.0):
       ...     updates, state = tx.update(jnp.float32(grad), state)
       ...     print(f"{updates:.1f}")
       -0.1
       -0.1
       0.0
+      -0.2
     """
     if not threshold > 1:
         raise ValueError(f"threshold must be greater than 1, got {threshold}.")

@@ -7,6 +7,7 @@ import figure_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from adam_jax import (
@@ -17,6 +18,8 @@ from adam_jax import (
     MomentsState,
     Step,
     measure,
+    precondition,
+    scale_by_moments,
     step_bound,
 )
 from adam_jax.figures.definitions import MissingError, mean, quantiles
@@ -396,9 +399,13 @@ def test_step_bound_of_no_decay_rates(b1, b2):
 @pytest.mark.parametrize("b1", [0.0, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("b2", [0.0, 0.81, 0.9, 0.99, 0.999])
 def test_step_bound(b1, b2):
-    """As spec.md has it, and what one gradient after a silence is divided to."""
-    ratio = (1 - b1) / np.sqrt(1 - b2)
-    assert step_bound(b1, b2) == (ratio if (1 - b1) > np.sqrt(1 - b2) else 1)
+    """The larger one of two steps: after many zeros, and of steady gradients."""
+    tx = optax.chain(scale_by_moments(b1, b2), precondition(eps=0.0))
+    silent = steady = tx.init(jnp.zeros([]))
+    alone, _ = tx.update(jnp.ones([]), silent)
+    steady = steady[0]._replace(mu=jnp.ones([]), nu=jnp.ones([])), steady[1]
+    always, _ = tx.update(jnp.ones([]), steady)
+    np.testing.assert_allclose(step_bound(b1, b2), max(alone, always), rtol=1e-5)
 
 
 def test_every_figure_takes_one_pass():

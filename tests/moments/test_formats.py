@@ -278,7 +278,7 @@ def test_every_optimizer_takes_every_format(name):
             expected = updates
         np.testing.assert_allclose(updates["w"], expected["w"], rtol=0.15)
     sizes = [x.dtype.itemsize for x in jax.tree.leaves(state) if x.shape == (8, 32)]
-    assert keys and (sizes.count(1) == len(sizes) or name == "amsgrad")
+    assert sizes and (sizes.count(1) == len(sizes) or name == "amsgrad")
 
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P("x", "y"), P()])
