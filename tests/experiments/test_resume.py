@@ -409,6 +409,8 @@ def test_two_processes_cannot_train_the_same_run(stopped, capfd):
 def disk(monkeypatch):
     """Give a function that lets no file grow beyond a size, from a call on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = "jax_persistent_cache_min_compile_time_secs"
+    shortest = getattr(jax.config, kept)
 
     def fill(owner, name, calls=1, size=64):
         function, left = getattr(owner, name), [calls]
@@ -416,6 +418,8 @@ def disk(monkeypatch):
         def limited(*args, **options):
             left[0] -= 1
             if left[0] == 0:
+                # JAX is to keep nothing of what it compiles from here on.
+                jax.config.update(kept, float("inf"))
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
             return function(*args, **options)
 
@@ -423,6 +427,7 @@ def disk(monkeypatch):
 
     def free():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update(kept, shortest)
 
     fill.free = free
     yield fill
