@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import jax
 import optax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AxisType
 from jax.typing import ArrayLike
@@ -151,12 +151,12 @@ def _run(
     return made.unflatten(results)
 
 
-def _compute(closed: ClosedJaxpr, wanted: list[bool], values: Any) -> list[Any]:
+def _compute(closed: Any, wanted: list[bool], values: Any) -> list[Any]:
     """Return those outputs of a jaxpr that are wanted, and trace nothing else."""
     jaxpr = closed.jaxpr
     jaxpr = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
     pruned, _ = dce_jaxpr(jaxpr, wanted, instantiate=True)
-    return jaxpr_as_fun(ClosedJaxpr(pruned, []))(*values)
+    return jaxpr_as_fun(type(closed)(pruned, []))(*values)
 
 
 def _on_mesh(operand: Any) -> bool:

@@ -87,7 +87,7 @@ class Population:
                 history.append(jax.device_get(measured))
                 if epoch < self.config.epochs:
                     yield len(working), []
-            curves = np.asarray(history, np.float64).transpose(2, 1, 0)
+            curves: np.ndarray = np.asarray(history, np.float64).transpose(2, 1, 0)
             # Copies that fill up the last chunk are left out.
             done = map(self._report, working, curves)
             yield len(working), list(done)
