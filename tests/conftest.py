@@ -23,8 +23,8 @@ import pytest  # noqa: E402
 OPTIMISED = {
     f"test_{name}"
     for name in (
-        *("contract", "dtypes", "native", "numerics", "properties", "rounding"),
-        *("stages", "stepping"),
+        *("contract", "dtypes", "native", "numerics", "properties", "rectification"),
+        *("rounding", "stages", "stepping"),
     )
 }
 
