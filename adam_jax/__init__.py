@@ -1,4 +1,4 @@
-"""Adam, taken apart: composable stages for Optax, and the optimizers they make.
+"""Adam, taken apart: composable stages for Optax, and the optimizers made of them.
 
 >>> import optax, adam_jax
 >>> tx = optax.chain(

@@ -1,6 +1,6 @@
-"""What is refused at the first trace: trees that no step can be right on.
+"""Checks at the first trace: refuse trees that no step can handle.
 
-Shapes and structures are chex assertions; `chex.disable_asserts()` turns them off.
+Shape and structure checks are chex assertions; `chex.disable_asserts()` disables them.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from adam_jax import numerics
 
-_SHOWN = 5  # leaves that a message names: a model has thousands
+_SHOWN = 5  # leaves named in a message: a model has thousands
 
 
 def check_inexact(tree: Any, what: str) -> None:
@@ -25,30 +25,30 @@ def check_inexact(tree: Any, what: str) -> None:
       what: the tree's name, for the message.
 
     Raises:
-      TypeError: if a leaf is not; the message names its path and the cure.
+      TypeError: if a leaf is not; the message names its path and a fix.
     """
     for path, leaf in tree_leaves_with_path(tree):
         dtype = numerics.dtype_of(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{what}{keystr(path)} has dtype {dtype}: an optimizer "
-                "moves floating-point (or complex) leaves only. Convert it, or leave "
+                "updates only floating-point (or complex) leaves. Convert it, or leave "
                 "it out with optax.masked or optax.multi_transform."
             )
 
 
 def check_like(tree: Any, reference: Any, what: str, reference_what: str) -> None:
-    """Assert that `tree` has the structure and the shapes of `reference`.
+    """Assert that `tree` has the structure and shapes of `reference`.
 
     Args:
       tree: a pytree of arrays.
-      reference: the pytree that it should be like.
+      reference: the pytree to compare it with.
       what: the name of `tree`, for the message.
       reference_what: the name of `reference`.
 
     Raises:
       AssertionError: (from chex) if not; the message names the paths that differ and
-        the cure.
+        a fix.
     """
     differing = _differences(tree, reference, reference_what)
     if not differing:
@@ -58,16 +58,16 @@ def check_like(tree: Any, reference: Any, what: str, reference_what: str) -> Non
         shown += f"; and {len(differing) - _SHOWN} more"
     try:
         chex.assert_equal(differing, [])
-    except AssertionError:  # chex says whether to assert; it would print whole trees
+    except AssertionError:  # chex decides whether to assert; it would print whole trees
         raise AssertionError(
             f"{what} do not fit {reference_what}: {shown}. Pass {what} with the "
-            "structure and the shapes of the parameters, or make a new state with "
+            "structure and shapes of the parameters, or make a new state with "
             "tx.init(params)."
         ) from None
 
 
 def _differences(tree: Any, reference: Any, reference_what: str) -> list[str]:
-    """Return a phrase for each leaf in which two trees differ."""
+    """Return a phrase for each leaf where two trees differ."""
     if jax.tree.structure(tree) == jax.tree.structure(reference):
         pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True)
         if all(np.shape(x) == np.shape(y) for x, y in pairs):
@@ -82,12 +82,12 @@ def _differences(tree: Any, reference: Any, reference_what: str) -> list[str]:
             phrases.append(f"{name} is missing")
         elif np.shape(found[path]) != np.shape(expected[path]):
             shapes = np.shape(found[path]), np.shape(expected[path])
-            phrases.append(f"{name} of shape {shapes[0]} is not {shapes[1]}")
+            phrases.append(f"{name} has shape {shapes[0]}, not {shapes[1]}")
     return phrases or list(_other_containers(tree, reference, ()))
 
 
 def _other_containers(tree: Any, reference: Any, path: Any) -> Iterator[str]:
-    """Yield a phrase for each node that is of another type in two trees."""
+    """Yield a phrase for each node whose type differs between two trees."""
     if type(tree) is not type(reference):
         found, expected = type(tree).__name__, type(reference).__name__
         yield f"{keystr(path) or 'the tree'} is a {found}, not a {expected}"
@@ -97,7 +97,7 @@ def _other_containers(tree: Any, reference: Any, path: Any) -> Iterator[str]:
         for x in (tree, reference)
     )
     if [key for key, _ in children] != [key for key, _ in other_children]:
-        yield f"{keystr(path) or 'the tree'} has other subtrees without leaves"
+        yield f"{keystr(path) or 'the tree'} differs in its subtrees without leaves"
         return
     for (key, child), (_, other) in zip(children, other_children, strict=True):
         if child is not tree:

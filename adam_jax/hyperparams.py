@@ -1,7 +1,7 @@
-"""Hyperparameters: a float, a 0-d array or a schedule, checked where they enter.
+"""Hyperparameters: floats, 0-d arrays or schedules, checked on entry.
 
-A float stays a Python float to the last operation, so that it never promotes, nor
-is rounded to, the dtype of the parameters.
+A float stays a Python float up to the last operation, so it neither promotes the
+parameters' dtype nor is rounded to it.
 """
 
 import math
@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from typing_extensions import TypeAliasType
 
-# An alias that prints by its name, in help() too.
+# This alias prints as its name, in help() too.
 Hyperparam = TypeAliasType("Hyperparam", ArrayLike | Callable[[Any], ArrayLike])
 """A number, a 0-d array, or a schedule: a function of the step count (from 0)."""
 
@@ -26,10 +26,10 @@ def exact(value: float) -> Any:
 
     Optax casts float defaults to the parameters' dtype, which turns b2 = 0.999 into
     1.0 in bfloat16 (optax issue 1414), but passes typed JAX arrays on unchanged. A
-    JAX array in a signature would start the backend on import; this stands for one,
-    and makes it when asked: float32, or float64 where x64 is enabled.
+    JAX array in a signature would start the backend on import. This object stands in
+    for one and creates it on demand: float32, or float64 if x64 is enabled.
 
-    It pickles and copies as itself; as a pytree, so under `jax.jit`, it is the array.
+    It pickles and copies as itself. As a pytree, so under `jax.jit`, it is the array.
 
     Args:
       value: a float.
@@ -46,7 +46,7 @@ class _Exact:
     def __init__(self, value: float):
         self.value = value
 
-    # inject_hyperparams asks isinstance(value, jax.Array), which looks here.
+    # inject_hyperparams calls isinstance(value, jax.Array), which looks here.
     __class__ = property(lambda self: jax.Array)  # pyright: ignore[reportAssignmentType]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -83,22 +83,22 @@ jax.tree_util.register_pytree_node(_Exact, _as_child, _only_child)
 
 
 def check_decay(name: str, value: Any) -> Any:
-    """Return `value` if it can be a decay rate: in [0, 1), and not half precision.
+    """Return `value` if it is a valid decay rate: in [0, 1) and not half precision.
 
     Args:
       name: the argument's name, for the message.
       value: a number, a 0-d array or a schedule.
 
     Raises:
-      ValueError: if it cannot; the message names the argument and the cure.
+      ValueError: if it is not; the message names the argument and a fix.
       TypeError: if it is not a number, a 0-d array or a schedule.
     """
 
     def check_range(number: float) -> None:
         if not 0 <= number < 1:
             raise ValueError(
-                f"{name} must be a decay rate in [0, 1), got {number}: 0 keeps nothing "
-                "of the past, 0.9 and 0.999 are customary."
+                f"{name} must be a decay rate in [0, 1), got {number}: 0 forgets the "
+                "past; 0.9 and 0.999 are typical."
             )
 
     return _checked(name, value, check_range)
@@ -110,7 +110,7 @@ def check_non_negative(name: str, value: Any, half_precision: bool = False) -> A
     Args:
       name: the argument's name, for the message.
       value: a number, a 0-d array or a schedule.
-      half_precision: whether a float16 or bfloat16 array will do.
+      half_precision: whether to accept a float16 or bfloat16 array.
 
     Raises:
       ValueError: if it is negative or not finite; the message names the argument.
@@ -149,7 +149,7 @@ def _checked(
     check_range: Callable[[float], None],
     half_precision: bool = False,
 ) -> Any:
-    """Return a Python float, an array of float32 at least, or a checked schedule."""
+    """Return a Python float, an array in float32 or wider, or a checked schedule."""
     if type(value) is _Exact:
         value = float(value)
     elif callable(value):
@@ -186,8 +186,8 @@ def at(value: Any, count: ArrayLike, dtype: DTypeLike) -> Any:
 
     Args:
       value: a float, a 0-d array or a schedule.
-      count: int32 scalar, the steps before this one.
-      dtype: what arrays, and what schedules return, become; floats stay floats.
+      count: int32 scalar, the number of steps before this one.
+      dtype: the dtype of arrays and schedule values; floats stay floats.
     """
     if callable(value):
         value = value(count)
@@ -201,7 +201,7 @@ def all_at(
 
     Args:
       values: checked hyperparameters by name.
-      count: int32 scalar, the steps before this one.
+      count: int32 scalar, the number of steps before this one.
       dtype: as in `at`.
     """
     return SimpleNamespace(**{k: at(v, count, dtype) for k, v in values.items()})

@@ -1,7 +1,7 @@
 """Arithmetic on single arrays: no pytrees, no Optax.
 
-Everything here computes in the dtype that it is given; the callers see to it that
-this is float32 at least (`compute_dtype`).
+Everything here computes in the dtype that it is given. Callers make sure that it is
+float32 or wider (`compute_dtype`).
 """
 
 import math
@@ -16,7 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """Return the dtype to compute in: the widest of `dtypes` and float32.
 
-    Without x64, 64-bit dtypes (of NumPy arrays) count as the 32-bit ones.
+    Without x64, 64-bit dtypes (of NumPy arrays) count as 32-bit ones.
 
     >>> compute_dtype("bfloat16"), compute_dtype("float16", "complex64")
     (dtype('float32'), dtype('complex64'))
@@ -29,7 +29,7 @@ def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
 
 
 def dtype_of(x: ArrayLike) -> jnp.dtype:
-    """Return the dtype of `x`, an array or a Python number that stands for one.
+    """Return the dtype of `x`, an array or a Python number used as one.
 
     >>> dtype_of(1.0), dtype_of(1), dtype_of(jnp.arange(2))
     (dtype('float32'), dtype('float32'), dtype('int32'))
@@ -45,19 +45,19 @@ def real_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 
 def cast(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Convert `x` to `dtype`; a real dtype takes the real part."""
+    """Convert `x` to `dtype`; for a real dtype, keep the real part."""
     if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
         x = x.real
     return jnp.asarray(x, dtype)
 
 
 def widen(x: ArrayLike) -> jax.Array:
-    """Return `x` in the dtype to compute in."""
+    """Convert `x` to its compute dtype."""
     return jnp.asarray(x, compute_dtype(dtype_of(x)))
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
-    """Return |x|^2, a real array for complex `x` too."""
+    """Return |x|^2, which is real for complex `x` too."""
     return (x.conj() * x).real
 
 
@@ -117,10 +117,10 @@ def divide_or_zero(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def constant_weight(decay: float, count: ArrayLike, dtype: DTypeLike) -> jax.Array:
-    """Return 1 - decay^count in `dtype`: what an average of constant `decay` has seen.
+    """Return 1 - decay^count in `dtype`: the weight of an average of constant decay.
 
-    Written so, the difference loses digits: at decay 0.999 its float32 value is off
-    by 1e-5. Here the relative error stays below 4e-7 (Kingma & Ba 2014, section 3).
+    Computed directly, the difference loses digits: at decay 0.999 its float32 value is
+    off by 1e-5. Here the relative error stays below 4e-7 (Kingma & Ba 2014, section 3).
 
     >>> w = constant_weight(0.999, 1, "float32")
     >>> print(f"{w:.9f} {1 - jnp.float32(0.999):.9f}")
@@ -134,9 +134,9 @@ def running_weight(weight: jax.Array, decay: jax.Array) -> jax.Array:
     """Advance the running average of 1: `w <- decay * w + (1 - decay)`.
 
     Args:
-      weight: shape (2,): the value and what rounding has withheld from it so far
-        (Kahan's compensation; without it w sticks 3e-5 below 1 in float32).
-      decay: the decay of this step, a scalar of the same dtype.
+      weight: shape (2,): the value and its rounding error so far (Kahan's
+        compensation; without it, w gets stuck 3e-5 below 1 in float32).
+      decay: the decay rate of this step, a scalar of the same dtype.
 
     Returns:
       The new pair, of the same shape and dtype.
@@ -150,22 +150,22 @@ def running_weight(weight: jax.Array, decay: jax.Array) -> jax.Array:
 def sma_length_above(
     decay: float | jax.Array, count: ArrayLike, level: ArrayLike, dtype: DTypeLike
 ) -> jax.Array:
-    """Return rho_t - level, where rho_t is RAdam's length of the averaged window.
+    """Return rho_t - level, where rho_t is the length of RAdam's averaging window.
 
-    rho_t = rho_inf - 2 t b^t / (1 - b^t) with rho_inf = 2 / (1 - b) - 1 is a difference
-    of two large numbers for b near 1: in float32 its error decides between branches.
+    For b near 1, rho_t = rho_inf - 2 t b^t / (1 - b^t) with rho_inf = 2 / (1 - b) - 1
+    is a difference of two large numbers: its float32 error decides between branches.
     Let y = -log(b) / 2. Then rho_inf = coth(y), and
 
         rho_t = t - (f(t y) - f(y)) / y,    f(x) = x coth(x) - 1,
 
-    which is t less something small. Below t y = 1 that is how it is computed, with
+    which is t minus something small. For t y < 1 it is computed this way, with
     Lambert's continued fraction f(x) = x^2 / (3 + x^2 / (5 + x^2 / (7 + ...))). The
-    relative error of the difference is then that of a few roundings, for any decay.
+    relative error of the difference is then a few roundings, for any decay.
 
     Args:
       decay: b, in [0, 1): a float, or a scalar of `dtype`.
-      count: t >= 1, the number of the step.
-      level: what to subtract: the difference is exact where `count - level` is.
+      count: t >= 1, the step number.
+      level: the number to subtract; the difference is exact where `count - level` is.
       dtype: float32 or float64.
 
     Reference: Liu et al. 2020 (RAdam), Algorithm 2, line 7.
@@ -184,7 +184,7 @@ def sma_length_above(
         longest = (1 + decay) / (1 - decay)
 
     def over_square(x):
-        """Return f(x) / x^2, for x <= 1; ten fractions are exact in float64."""
+        """Return f(x) / x^2, for x <= 1; ten levels are exact in float64."""
         square, fraction = jnp.square(jnp.minimum(x, 1)), jnp.full_like(x, 21)
         for odd in range(19, 1, -2):
             fraction = odd + square / fraction
@@ -196,11 +196,11 @@ def sma_length_above(
 
 
 def random_bits(shape: tuple[int, ...], words: Sequence[ArrayLike]) -> jax.Array:
-    """Hash the words and each element's index to uint32, of `shape`.
+    """Return uint32s of `shape`: hashes of the words and each element's index.
 
-    The finalizer of MurmurHash3 mixes in one word after the other. An element's bits
-    depend on its place in the whole array, not on the shard that holds it. It takes
-    1 ns an element on two CPU cores, `jax.random.bits` 11.
+    The finalizer of MurmurHash3 mixes in the words one by one. An element's bits depend
+    on its position in the whole array, not on the shard that holds it. On two CPU cores
+    this takes 1 ns per element; `jax.random.bits` takes 11.
     """
     bits = jnp.uint32(0)
     for word in words:
@@ -221,11 +221,11 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
-    """Round float32 `x` to bfloat16, up with the probability that makes it unbiased.
+    """Round float32 `x` to bfloat16 stochastically, without bias.
 
     Args:
       x: float32.
-      bits: uint32 of the same shape, of which 16 bits are used.
+      bits: uint32s of the same shape; 16 bits of each are used.
     """
     raw = lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)
     rounded = lax.bitcast_convert_type((raw >> 16).astype(jnp.uint16), jnp.bfloat16)
@@ -233,7 +233,7 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def split_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the nearest bfloat16 to `x`, and in int16 the last places to go from it.
+    """Split float32 `x` into the nearest bfloat16 and the rest in ulps, an int16.
 
     >>> half, residual = split_float32(jnp.float32(1.001))
     >>> print(half, residual, join_float32(half, residual) == jnp.float32(1.001))
@@ -250,6 +250,6 @@ def split_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def join_float32(half: jax.Array, residual: jax.Array) -> jax.Array:
-    """Return the float32 that `split_float32` took apart into `half` and `residual`."""
+    """Invert `split_float32`: return the float32 of `half` and `residual`."""
     upper = lax.bitcast_convert_type(half, jnp.int16).astype(jnp.int32) << 16
     return lax.bitcast_convert_type(upper + residual.astype(jnp.int32), jnp.float32)

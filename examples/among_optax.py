@@ -1,9 +1,9 @@
 """Our stages among Optax's, and our optimizers inside Optax's wrappers.
 
-First one chain of both: each parameter has its learning rate, and only one decays. Then
-Adam in bfloat16, its rate cut mid-run: compiled once, and b2 is not rounded to 1.
+First, one chain of both: each parameter has its own learning rate, and only one decays.
+Then Adam in bfloat16, whose learning rate is cut. It compiles once; b2 stays 0.999.
 
-Run `python examples/among_optax.py`. With noise of variance 0.25 it prints:
+Run `python examples/among_optax.py`. The noise has variance 0.25. It prints:
 
     one chain: loss 15.57 -> 0.255
     Adam at 0.3: loss 0.286, b2 0.999

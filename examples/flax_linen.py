@@ -1,7 +1,7 @@
 """A Flax linen model in bfloat16, trained with `train_state.TrainState`.
 
-The network learns which points of a square lie within a circle. Its parameters are and
-stay bfloat16; the moments are float32 unasked. Only the kernels decay, not the biases.
+The network learns which points of a square lie within a circle. Its parameters are
+bfloat16 and stay so; the moments are float32 by default. Only the kernels decay.
 
 Run `python examples/flax_linen.py`. It prints:
 

@@ -1,8 +1,8 @@
-"""A Flax NNX model trained with `nnx.Optimizer`, which takes our chains as they are.
+"""A Flax NNX model, trained with `nnx.Optimizer`, which takes our chains as they are.
 
-The network learns which points of a square lie within a circle. Afterwards the second
-moment is read out of the optimizer's state by its name: its root is the size that the
-gradients have had lately.
+The network learns which points of a square lie within a circle. Afterwards we read the
+second moment from the optimizer's state by its name. Its root is the recent size of the
+gradients.
 
 Run `python examples/flax_nnx.py`. It prints:
 

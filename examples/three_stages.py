@@ -1,8 +1,8 @@
-"""Adam in plain JAX: a chain of three stages, one for each thing that Adam does.
+"""Adam in plain JAX: a chain of three stages, one for each part of the algorithm.
 
-Together they are `adam_jax.adam`. Leave the second out, and what remains is the
-simplified Adam: its first step is (1 - b1) / sqrt(1 - b2) = 3.16 times the learning
-rate, and the difference fades as the moments fill. Of the loss, 0.0048 is noise.
+Together they are `adam_jax.adam`. Without the second stage it is the simplified Adam.
+Its first step is (1 - b1) / sqrt(1 - b2) = 3.16 times the learning rate, and the
+difference fades as the moments fill. The noise alone makes a loss of 0.0048.
 
 Run `python examples/three_stages.py`. It prints:
 

@@ -1,9 +1,9 @@
-"""A variant of your own: write an accumulator, write a stage, put them in a chain.
+"""Your own variant: write an accumulator, write a stage, put them in a chain.
 
-`mean_size` averages |g| where Adam averages g^2, which one large gradient dominates.
-`cautious` stops what would move uphill (Liang et al. 2024, arXiv:2411.16085).
+`mean_size` averages |g|. Adam averages g^2, which a single large gradient dominates.
+`cautious` stops elements that would move uphill (Liang et al. 2024, arXiv:2411.16085).
 
-Run `python examples/your_own_variant.py`; the noise is Cauchy-distributed. It prints:
+Run `python examples/your_own_variant.py`. The noise is Cauchy-distributed. It prints:
     adam            uphill 34%, loss 50.0 -> 35.2
     adam, b2 = 0.9  uphill 35%, loss 50.0 -> 19.0
     mean size       uphill 37%, loss 50.0 -> 7.2
@@ -52,7 +52,7 @@ def train(name, tx):
 
 
 ours = [adam_jax.scale_by_moments(b1=0.9, b2=mean_size(0.9)), adam_jax.bias_correct()]
-last = [adam_jax.scale_by_lr(3e-3)]  # which divides, if no precondition() did
+last = [adam_jax.scale_by_lr(3e-3)]  # divides, if precondition() did not
 slow, _ = train("adam", adam_jax.adam(3e-3))
 quick, _ = train("adam, b2 = 0.9", adam_jax.adam(3e-3, b2=0.9))
 mean, _ = train("mean size", optax.chain(*ours, *last))

@@ -1,4 +1,4 @@
-"""Adam, and what differs from it by a stage that is left out, added or nested."""
+"""Adam, and its variants with a stage left out or added, or with Nesterov momentum."""
 
 import optax
 
@@ -23,37 +23,36 @@ def adam(
     nesterov: bool = False,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam.
+    """Build Adam.
 
         mu <- b1 * mu + (1 - b1) * g;    mu_hat = mu / (1 - b1^t)
         nu <- b2 * nu + (1 - b2) * g^2;  nu_hat = nu / (1 - b2^t)
         params <- params - learning_rate * mu_hat / (sqrt(nu_hat + eps_root) + eps)
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      nesterov: let the first moment look one step ahead.
-      nu_dtype: how nu is stored, likewise.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nesterov: whether the first moment looks one step ahead.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Returns:
-      A transformation; its updates have the parameters' dtype where `update` is given
-      them.
+      A gradient transformation. If `update` is given params, updates have their dtype.
 
     Raises:
-      ValueError: for a hyperparameter out of its range; at the first trace, for a state
-        that was made with another mu_dtype or nu_dtype.
-      TypeError: for what is no number; at the first trace, for integer or boolean
-        leaves, and for the state of another optimizer.
-      AssertionError: (chex) at the first trace, for gradients whose structure or shapes
-        are not the parameters'.
+      ValueError: if a hyperparameter is out of range; at the first trace, if the state
+        was made with another mu_dtype or nu_dtype.
+      TypeError: if a hyperparameter is not a number; at the first trace, if a leaf is
+        integer or boolean, or if the state belongs to another optimizer.
+      AssertionError: (chex) at the first trace, if the structure or shapes of the
+        gradients are not those of the parameters.
 
-    Example: two steps, the second against a gradient of the other sign.
+    Example: two steps, the second with a gradient of the opposite sign.
 
       >>> import jax.numpy as jnp
       >>> tx = adam(1e-3)
@@ -64,6 +63,9 @@ def adam(
       0.000366
 
     Reference: Kingma & Ba 2014, Algorithm 1.
+
+    Differs from Optax: moments are float32 or wider whatever the parameters' dtype,
+    hyperparameters keep their own dtype, and the bias correction is more exact.
     """
     return chain(
         "adam",
@@ -88,25 +90,25 @@ def simplified_adam(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam without bias correction.
+    """Build Adam without bias correction.
 
         params <- params - learning_rate * mu / (sqrt(nu) + eps)
 
-    Its first step is (1 - b1) / sqrt(1 - b2) = 3.16 times the learning rate at the
-    defaults.
+    By default, its first step is (1 - b1) / sqrt(1 - b2) = 3.16 times the learning
+    rate.
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      nu_dtype: how nu is stored, likewise.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
     Example: the first step.
 
@@ -144,33 +146,33 @@ def adamw(
     nesterov: bool = False,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam with weight decay decoupled from the gradient.
+    """Build AdamW: Adam with weight decay decoupled from the gradient.
 
         params <- params - learning_rate * (adam's update + weight_decay * params)
 
-    For Adam with L2 regularisation, which is not AdamW, put
+    Adam with L2 regularisation is not AdamW. For that, put
     `add_decayed_weights(weight_decay)` before `adam(...)` in a chain.
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      weight_decay: >= 0; each step takes `learning_rate * weight_decay * params` off.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
       mask: which parameters decay: a pytree of booleans, a prefix of params, or a
         function of params that returns one. (`optax.inject_hyperparams` takes a
-        function for a schedule, unless it is given `static_args="mask"`.)
-      nesterov: let the first moment look one step ahead.
-      nu_dtype: how nu is stored, likewise.
+        function to be a schedule unless you pass it `static_args="mask"`.)
+      nesterov: whether the first moment looks one step ahead.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range; if update() lacks params.
+      ValueError: if a hyperparameter is out of range, or update() lacks params.
 
-    Example: the first step of a parameter of 10.
+    Example: the first step of a parameter with the value 10.
 
       >>> import jax.numpy as jnp
       >>> tx, param = adamw(1e-3, weight_decay=0.1), jnp.float32(10)
@@ -180,8 +182,9 @@ def adamw(
 
     Reference: Loshchilov & Hutter 2017, Algorithm 2.
 
-    Differs from PyTorch in its default weight decay, 1e-4 and not 1e-2; from the
-    paper, as PyTorch and Optax do, in multiplying the decay by the learning rate.
+    Differs from PyTorch in the default weight decay: 1e-4, not 1e-2. Differs from the
+    paper, as PyTorch and Optax do: the decay is multiplied by the learning rate.
+    Differs from Optax as `adam` does.
     """
     return chain(
         "adamw",
@@ -209,26 +212,28 @@ def nadam(
     nesterov: bool = True,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam whose first moment looks one step ahead: `adam(..., nesterov=True)`.
+    """Build NAdam: Adam whose first moment looks one step ahead.
+
+    It is `adam(..., nesterov=True)`.
 
         mu_hat = b1 * mu / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t)
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      nesterov: False makes it Adam.
-      nu_dtype: how nu is stored, likewise.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nesterov: whether to look ahead; False gives Adam.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
-    Example: the first step, b1 (1 - b1) / (1 - b1^2) + 1 learning rates.
+    Example: the first step is b1 (1 - b1) / (1 - b1^2) + 1 learning rates.
 
       >>> import jax.numpy as jnp
       >>> tx = nadam(1e-3)
@@ -238,7 +243,8 @@ def nadam(
 
     Reference: Dozat 2016, Algorithm 2.
 
-    Differs from PyTorch, where b1 follows a schedule (momentum_decay).
+    Differs from PyTorch: there b1 follows a schedule (momentum_decay).
+    Differs from Optax as `adam` does.
     """
     return adam(
         learning_rate,
@@ -265,30 +271,30 @@ def nadamw(
     nesterov: bool = True,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """AdamW whose first moment looks ahead, as in `nadam`.
+    """Build NAdamW: AdamW whose first moment looks ahead, as in `nadam`.
 
         params <- params - learning_rate * (nadam's update + weight_decay * params)
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      weight_decay: >= 0; each step takes `learning_rate * weight_decay * params` off.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
       mask: which parameters decay: a pytree of booleans, a prefix of params, or a
         function of params that returns one. (`optax.inject_hyperparams` takes a
-        function for a schedule, unless it is given `static_args="mask"`.)
-      nesterov: False makes it AdamW.
-      nu_dtype: how nu is stored, likewise.
+        function to be a schedule unless you pass it `static_args="mask"`.)
+      nesterov: whether to look ahead; False gives AdamW.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range; if update() lacks params.
+      ValueError: if a hyperparameter is out of range, or update() lacks params.
 
-    Example: the first step of a parameter of 10.
+    Example: the first step of a parameter with the value 10.
 
       >>> import jax.numpy as jnp
       >>> tx, param = nadamw(1e-3, weight_decay=0.1), jnp.float32(10)
@@ -297,6 +303,8 @@ def nadamw(
       -0.002474
 
     Reference: Dozat 2016, Algorithm 2; Loshchilov & Hutter 2017, Algorithm 2.
+
+    Differs from Optax as `adam` does.
     """
     return adamw(
         learning_rate,

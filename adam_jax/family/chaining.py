@@ -1,4 +1,4 @@
-"""A whole optimizer: `optax.chain` under a name."""
+"""A whole optimizer: an `optax.chain` with a name."""
 
 import optax
 
@@ -6,14 +6,14 @@ import optax
 def chain(
     name: str, *stages: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Apply stages one after the other, to a state that is theirs.
+    """Chain stages, and refuse a state that was made by another chain.
 
     Args:
-      name: the optimizer's name, for the message.
+      name: the optimizer's name, for the error message.
       *stages: the transformations, as in `optax.chain`.
 
     Raises:
-      TypeError: at the first trace, if the state is that of another chain.
+      TypeError: at the first trace, if the state belongs to another chain.
     """
     inner = optax.chain(*stages)
 

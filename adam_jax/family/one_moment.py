@@ -24,23 +24,24 @@ def sgd(
     nesterov: bool = False,
     accumulator_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Descend the gradient, with heavy-ball momentum if asked for.
+    """Build SGD, with heavy-ball momentum if `momentum` is given.
 
         trace <- momentum * trace + g
         params <- params - learning_rate * trace
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
-      momentum: decay rate of the trace, in [0, 1); None keeps no trace.
-      nesterov: step by `momentum * trace + g`.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
+      momentum: decay rate of the trace, in [0, 1); None means no trace.
+      nesterov: whether to step by `momentum * trace + g` instead.
       accumulator_dtype: how the trace is stored: a dtype, a `Format` or the name of one
-        ("float32", "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
+        ("float32", "bfloat16", "8bit"). None means the parameters' dtype, float32 or
+        wider.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
-    Example: the second step, of gradients 1 and 1.
+    Example: the second of two steps with a gradient of 1.
 
       >>> import jax.numpy as jnp
       >>> tx = sgd(0.1, momentum=0.9)
@@ -51,6 +52,8 @@ def sgd(
       -0.19
 
     Reference: Robbins & Monro 1951; Sutskever et al. 2013 for nesterov.
+
+    Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
     """
     if momentum is None:
         return chain("sgd", scale_by_lr(learning_rate))
@@ -68,23 +71,23 @@ def adagrad(
     *,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Divide by the root of the sum of all squared gradients.
+    """Build AdaGrad: divide by the root of the sum of all squared gradients.
 
         nu <- nu + g^2
         params <- params - learning_rate * g / sqrt(nu + eps)
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
-      initial_accumulator_value: nu before the first gradient, >= 0; no schedule.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
+      initial_accumulator_value: nu before the first gradient, >= 0; not a schedule.
       eps: added inside the root, >= 0, in units of the gradient squared.
       nu_dtype: how nu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
-    Example: the first step, 2 / sqrt(0.1 + 4) learning rates.
+    Example: the first step is 2 / sqrt(0.1 + 4) learning rates.
 
       >>> import jax.numpy as jnp
       >>> tx = adagrad(0.1)
@@ -95,6 +98,7 @@ def adagrad(
     Reference: Duchi, Hazan & Singer 2011, Figure 1.
 
     Differs from PyTorch, which starts nu at 0 and adds eps outside the root.
+    Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
     """
     initial = check_initial("initial_accumulator_value", initial_accumulator_value)
     return chain(
@@ -119,31 +123,32 @@ def rmsprop(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Divide by the root of a running average of the squared gradients.
+    """Build RMSProp: divide by the root of an average of squared gradients.
 
         nu <- decay * nu + (1 - decay) * g^2
         params <- params - learning_rate * g / sqrt(nu + eps)
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       decay: decay rate of nu, in [0, 1).
-      eps: added to nu inside the root, or to the root, >= 0.
-      initial_scale: nu before the first gradient, >= 0; no schedule.
-      eps_in_sqrt: whether eps is added inside the root, or to it.
-      centered: divide by the standard deviation: subtract mu^2 from nu.
-      momentum: decay rate of a trace of the scaled updates, in [0, 1); None: no trace.
+      eps: added to nu inside the root, or to the root itself, >= 0.
+      initial_scale: nu before the first gradient, >= 0; not a schedule.
+      eps_in_sqrt: whether eps is added inside the root; if not, to the root itself.
+      centered: whether to divide by the standard deviation, sqrt(nu - mu^2).
+      momentum: decay rate of a trace of the scaled updates, in [0, 1); None means no
+        trace.
       nesterov: whether that trace looks ahead.
-      bias_correction: correct nu (and mu, if centered) as Adam does.
+      bias_correction: whether to correct nu (and mu, if centered) as Adam does.
       mu_dtype: how mu, if centered, and the trace are stored: a dtype, a `Format` or
-        the name of one ("float32", "bfloat16", "8bit"); None: the parameters' dtype,
-        float32 at least.
-      nu_dtype: how nu is stored, likewise.
+        the name of one ("float32", "bfloat16", "8bit"). None means the parameters'
+        dtype, float32 or wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
-    Example: the first step, 1 / sqrt(1 - decay) learning rates.
+    Example: the first step is 1 / sqrt(1 - decay) learning rates.
 
       >>> import jax.numpy as jnp
       >>> tx = rmsprop(1e-3)
@@ -153,7 +158,9 @@ def rmsprop(
 
     Reference: Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013.
 
-    Differs from PyTorch, whose defaults are decay 0.99 and `eps_in_sqrt=False`.
+    Differs from PyTorch, whose defaults are decay 0.99 and `eps_in_sqrt=False`, and
+    which applies the learning rate after the momentum.
+    Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
     """
     decay, eps = check_decay("decay", decay), check_non_negative("eps", eps)
     initial = check_initial("initial_scale", initial_scale)
@@ -187,27 +194,27 @@ def lion(
     weight_decay: Hyperparam = exact(1e-3),
     mask: Mask = None,
 ) -> optax.GradientTransformation:
-    """Step by the sign of a momentum.
+    """Build Lion: step by the sign of a momentum.
 
         update = sign(b1 * mu + (1 - b1) * g);  mu <- b2 * mu + (1 - b2) * g
         params <- params - learning_rate * (update + weight_decay * params)
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the average whose sign is taken, in [0, 1).
       b2: decay rate of the average that is kept, in [0, 1).
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      weight_decay: >= 0; each step takes `learning_rate * weight_decay * params` off.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
       mask: which parameters decay: a pytree of booleans, a prefix of params, or a
         function of params that returns one. (`optax.inject_hyperparams` takes a
-        function for a schedule, unless it is given `static_args="mask"`.)
+        function to be a schedule unless you pass it `static_args="mask"`.)
 
     Raises:
-      ValueError: for a hyperparameter out of its range; if update() lacks params.
+      ValueError: if a hyperparameter is out of range, or update() lacks params.
 
-    Example: after a gradient of 1, one of -0.05 does not yet turn the sign.
+    Example: gradients 1, then -0.05. The second one does not yet flip the sign.
 
       >>> import jax.numpy as jnp
       >>> tx, param = lion(1e-3, weight_decay=0.0), jnp.float32(0)
@@ -218,6 +225,8 @@ def lion(
       -0.0010
 
     Reference: Chen et al. 2023, Algorithm 2.
+
+    Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
     """
     return chain(
         "lion",

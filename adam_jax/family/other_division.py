@@ -1,4 +1,4 @@
-"""Adam that divides its moments in another way."""
+"""Adam with another way to divide its moments."""
 
 import optax
 
@@ -24,7 +24,7 @@ def radam(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam that is momentum until its second moment has seen enough.
+    """Build RAdam: momentum until nu has seen enough gradients, and Adam from then on.
 
         params <- params - learning_rate * r * (adam's update)   if rho >= threshold
         params <- params - learning_rate * mu_hat                if not
@@ -32,22 +32,22 @@ def radam(
     For rho and r see `rectified_precondition`.
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
       threshold: the number of gradients, rho, from which nu is trusted; 4 in the paper.
-      nesterov: let the first moment look one step ahead.
+      nesterov: whether the first moment looks one step ahead.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      nu_dtype: how nu is stored, likewise.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
-    Example: steps 5 and 6 of gradients of 1: at the sixth rho passes 5.
+    Example: steps 5 and 6; all gradients are 1. In the sixth step rho exceeds 5.
 
       >>> import jax.numpy as jnp
       >>> tx = radam(1e-3)
@@ -59,6 +59,9 @@ def radam(
       -0.001000 -0.000026
 
     Reference: Liu et al. 2020, Algorithm 2.
+
+    Differs from PyTorch, which adds eps to the root of nu before it corrects the bias.
+    Differs from Optax as `adam` does.
     """
     return chain(
         "radam",

@@ -29,32 +29,32 @@ def amsgrad(
     *,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam that divides by the largest second moment so far.
+    """Build AMSGrad: Adam that divides by the largest second moment so far.
 
         nu_max <- max(nu_max, nu_hat)
         params <- params - learning_rate * mu_hat / (sqrt(nu_max + eps_root) + eps)
 
-    The maximum is kept in float32, whatever nu_dtype. It also gathers the errors of a
-    nu that is rounded stochastically: prefer a float32 nu here.
+    The maximum is kept in float32, whatever nu_dtype is. It accumulates the rounding
+    errors of a nu that is rounded stochastically, so prefer a float32 nu here.
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
       bias_correction_mu: whether to correct mu; False in the paper.
-      bias_correction_nu: whether to correct nu, before the maximum; False in the
-        paper.
-      nu_dtype: how nu is stored, likewise.
+      bias_correction_nu: whether to correct nu before the maximum is taken; False in
+        the paper.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
-    Example: gradients 1, then -1/2; Adam's second step is -0.000266.
+    Example: gradients 1, then -1/2. Adam's second update would be -0.000266.
 
       >>> import jax.numpy as jnp
       >>> tx = amsgrad(1e-3)
@@ -66,8 +66,9 @@ def amsgrad(
 
     Reference: Reddi, Kale & Kumar 2018, Algorithm 2.
 
-    Differs from PyTorch, which corrects after the maximum: there `running_max()`
-    stands before `bias_correct()`.
+    Differs from PyTorch, which corrects nu after the maximum. To do so, put
+    `running_max()` before `bias_correct()` in a chain.
+    Differs from Optax as `adam` does.
     """
     return chain(
         "amsgrad",
@@ -93,23 +94,23 @@ def adamax(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam with a decaying maximum in place of the second moment.
+    """Build AdaMax: Adam with a decaying maximum instead of the second moment.
 
         nu <- max(b2 * nu, |g| + eps)
         params <- params - learning_rate * mu_hat / nu
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to each |g|, >= 0, in units of the gradient.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      nu_dtype: how nu is stored, likewise.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
     Example: gradients 1, then -1/2.
 
@@ -122,6 +123,8 @@ def adamax(
       -0.000211
 
     Reference: Kingma & Ba 2014, Algorithm 2.
+
+    Differs from Optax as `adam` does.
     """
     return chain(
         "adamax",
@@ -148,28 +151,28 @@ def adamaxw(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """AdaMax with weight decay decoupled from the gradient.
+    """Build AdaMaxW: AdaMax with weight decay decoupled from the gradient.
 
         params <- params - learning_rate * (adamax's update + weight_decay * params)
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to each |g|, >= 0, in units of the gradient.
-      weight_decay: >= 0; each step takes `learning_rate * weight_decay * params` off.
+      weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
       mask: which parameters decay: a pytree of booleans, a prefix of params, or a
         function of params that returns one. (`optax.inject_hyperparams` takes a
-        function for a schedule, unless it is given `static_args="mask"`.)
+        function to be a schedule unless you pass it `static_args="mask"`.)
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      nu_dtype: how nu is stored, likewise.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range; if update() lacks params.
+      ValueError: if a hyperparameter is out of range, or update() lacks params.
 
-    Example: the second step of a parameter of 10, of gradients 1 and -0.5.
+    Example: the second step of a parameter with the value 10; gradients 1, then -0.5.
 
       >>> import jax.numpy as jnp
       >>> tx, param = adamaxw(1e-3, weight_decay=0.1), jnp.float32(10)
@@ -180,6 +183,8 @@ def adamaxw(
       -0.001211
 
     Reference: Kingma & Ba 2014, Algorithm 2; Loshchilov & Hutter 2017, Algorithm 2.
+
+    Differs from Optax as `adam` does.
     """
     return chain(
         "adamaxw",
@@ -207,27 +212,27 @@ def adabelief(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam that divides by how far gradients stray from their average.
+    """Build AdaBelief: Adam that divides by how far gradients are from their average.
 
         nu <- b2 * nu + (1 - b2) * (g - mu)^2 + eps_root
         params <- params - learning_rate * mu_hat / (sqrt(nu_hat) + eps)
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
-      eps_root: added to nu at each step, >= 0, in units of the gradient squared.
-      nesterov: let the first moment look one step ahead.
+      eps_root: added to nu in each step, >= 0, in units of the gradient squared.
+      nesterov: whether the first moment looks one step ahead.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      nu_dtype: how nu is stored, likewise.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
-    Example: the first step, 1 / b1 learning rates, since g - mu is b1 * g.
+    Example: the first step is 1 / b1 learning rates, because g - mu is b1 * g.
 
       >>> import jax.numpy as jnp
       >>> tx = adabelief(1e-3)
@@ -236,6 +241,8 @@ def adabelief(
       -0.001111
 
     Reference: Zhuang et al. 2020, Algorithm 2.
+
+    Differs from Optax as `adam` does.
     """
     return chain(
         "adabelief",
@@ -260,7 +267,7 @@ def yogi(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Adam whose second moment moves by a step that its own size does not enter.
+    """Build Yogi: Adam whose second moment moves by (1 - b2) * g^2, whatever its size.
 
         nu <- nu - (1 - b2) * sign(nu - g^2) * g^2
         params <- params - learning_rate * mu_hat / (sqrt(nu_hat) + eps)
@@ -268,19 +275,19 @@ def yogi(
     Both moments start at 1e-6.
 
     Args:
-      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule, a function
-        of the step count (0 at the first step). The other numbers may be any of these.
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"); None: the parameters' dtype, float32 at least.
-      nu_dtype: how nu is stored, likewise.
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: for a hyperparameter out of its range.
+      ValueError: if a hyperparameter is out of range.
 
-    Example: a gradient of 1, then one of 0, which leaves nu where it is.
+    Example: gradients 1, then 0. The second one leaves nu as it is.
 
       >>> import jax.numpy as jnp
       >>> tx = yogi(1e-3)
@@ -291,6 +298,8 @@ def yogi(
       -0.000668
 
     Reference: Zaheer et al. 2018, Algorithm 2.
+
+    Differs from Optax as `adam` does.
     """
     return chain(
         "yogi",

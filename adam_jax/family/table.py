@@ -26,4 +26,4 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "yogi": yogi,
     "lion": lion,
 }
-"""Every optimizer by name: what the command line offers and the tests run over."""
+"""Every optimizer by name: those that the command line offers and the tests cover."""

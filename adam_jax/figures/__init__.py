@@ -1,1 +1,1 @@
-"""What can be said of one step of an optimizer."""
+"""Figures that describe one step of an optimizer."""

@@ -1,7 +1,7 @@
-"""What can be said of one step of an optimizer: norms, shares, quantiles.
+"""Figures that describe one step of an optimizer: norms, shares, quantiles.
 
-A `Figure` says what to sum over the elements of a leaf, and how to read the sums: of
-one leaf, or of the whole tree.
+A `Figure` defines what to sum over the elements of a leaf, and how to compute the
+figure from the sums over one leaf or over the whole tree.
 """
 
 import math
@@ -19,16 +19,19 @@ from adam_jax.stages.gathering import MomentsState
 
 
 class Step(NamedTuple):
-    """One step of an optimizer. Of what is left out, no figure can be had.
+    """One step of an optimizer, the input of `measure`.
+
+    Figures that need a missing field raise `MissingError`.
 
     Attributes:
       grads: the gradients.
-      moments: the states after the step of each `scale_by_moments` in the optimizer, as
-        `read_moments` returns them; their leaves lie at paths of the other trees.
+      moments: for each `scale_by_moments` in the optimizer, its state after the step,
+        as `read_moments` returns it. Leaves have the paths that they have in the other
+        trees.
       updates: what the optimizer adds to the parameters.
       params: the parameters before the step.
       learning_rate: scalar.
-      bound: the largest step that is to be expected, in learning rates.
+      bound: the largest step to be expected, in learning rates.
     """
 
     grads: Any = None
@@ -40,20 +43,21 @@ class Step(NamedTuple):
 
 
 class Leaf:
-    """One leaf of a `Step`, in float32 at least: what a figure reads.
+    """One leaf of a `Step`, in float32 or wider, for figures to read.
 
     Attributes:
       size: the number of its elements.
       grad: its gradient.
       mu, nu: its moments, before bias correction.
-      mu_weight, nu_weight: scalars, by which bias correction divides them.
+      mu_weight, nu_weight: scalars; bias correction divides the moments by them.
       update: what the optimizer adds to the parameter.
       param: the parameter before the step.
-      landed: the parameter after it, as `optax.apply_updates` rounds it.
+      landed: the parameter after the step, as `optax.apply_updates` rounds it.
       learning_rate, bound: scalars, as in `Step`.
 
     Raises:
-      MissingError: where a figure reads what the step does not have.
+      MissingError: if a figure reads a part that the step does not have.
+      AttributeError: if a figure reads a part that no leaf has.
     """
 
     size: ArrayLike
@@ -69,11 +73,11 @@ class Leaf:
     bound: jax.Array
 
     def __init__(self, **parts: Any):
-        """Take the parts that there are."""
+        """Keep the parts that are not None."""
         self.__dict__.update({k: v for k, v in parts.items() if v is not None})
 
     def __getattr__(self, part: str) -> Any:
-        """Raise for a part that there is not."""
+        """Raise an error for a part that is missing."""
         if part not in _CURES:
             raise AttributeError(
                 f"a leaf of a step has no {part!r}: choose from {', '.join(_CURES)}."
@@ -98,17 +102,29 @@ _CURES = {
 
 
 class MissingError(ValueError):
-    """Tell that a step lacks what a figure is made of."""
+    """The error for a step that lacks a part that a figure needs."""
 
 
 class Figure(NamedTuple):
-    """A figure: sums over elements, and what they mean.
+    """A figure: sums over elements, and how to compute it from them.
 
     Attributes:
       sums: (leaf) -> a tuple of arrays of the leaf's shape; booleans are counted.
-      read: (sums, leaf) -> the figure, from an array of the sums over one leaf, or over
-        all of them; here the leaf has its size and its weights only. A scalar, or shape
-        (5,) for `QUANTILES`.
+      read: (sums, leaf) -> the figure: a scalar, or shape (5,) for `QUANTILES`. `sums`
+        is an array of the sums over one leaf or over all leaves. `leaf` has only its
+        size and its weights here.
+
+    Example: the mean of |g|.
+
+      >>> from adam_jax import measure
+      >>> mean_size = Figure(
+      ...     sums=lambda leaf: (jnp.abs(leaf.grad),),
+      ...     read=lambda sums, leaf: sums[0] / leaf.size,
+      ... )
+      >>> step = Step(grads={"w": jnp.array([3.0, -5.0]), "b": jnp.float32(1)})
+      >>> measured = measure({"mean size": mean_size}, step)["mean size"]
+      >>> print(measured.total, measured.leaves)
+      3.0 [1. 4.]
     """
 
     sums: Callable[[Leaf], tuple[jax.Array, ...]]
@@ -116,50 +132,53 @@ class Figure(NamedTuple):
 
 
 def step_bound(b1: float, b2: float) -> float:
-    """Return the paper's bound of Adam's step, in learning rates.
+    """Return the paper's bound on Adam's step, in learning rates.
 
-    (1 - b1) / sqrt(1 - b2) where 1 - b1 > sqrt(1 - b2), else 1: the step of a gradient
-    that comes after many zeros. (A second one may exceed it, which is rare.)
+    It is (1 - b1) / sqrt(1 - b2) if 1 - b1 > sqrt(1 - b2), else 1. The former is the
+    step for a gradient that comes after many zeros. (The step after it may exceed the
+    bound, which is rare.)
 
     Args:
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
 
     Raises:
-      ValueError: if one is out of range.
+      ValueError: if a decay rate is out of range.
+
+    Example: the bound at the defaults, and with a smaller b2.
+
+      >>> print(f"{step_bound(0.9, 0.999):.3f} {step_bound(0.9, 0.9):.3f}")
+      3.162 1.000
 
     Reference: Kingma & Ba 2014, section 2.1.
-
-    >>> print(f"{step_bound(0.9, 0.999):.3f} {step_bound(0.9, 0.9):.3f}")
-    3.162 1.000
     """
     b1, b2 = check_decay("b1", b1), check_decay("b2", b2)
     return max(1.0, (1 - b1) / math.sqrt(1 - b2))
 
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
-"""The quantiles that are measured, in the order of their array."""
+"""The quantiles that are measured, in the order of the array that holds them."""
 
-# Quantiles are read off counts of what is above these, log-linearly in between. Where
-# gradients agree both ratios are 1: that is in the middle of a bin.
+# Quantiles are interpolated, log-linearly, from the counts of values above each edge.
+# Where gradients agree, both ratios are 1, which is the middle of a bin.
 _EDGES = 2.0 ** np.arange(-9.5, 3)
 
 
 def step_size(leaf: Leaf) -> jax.Array:
-    """Return |update| / learning rate of each element; 0 where the rate is 0.
+    """Return |update| / learning rate for each element, and 0 where the rate is 0.
 
     Args:
-      leaf: with its update and the learning rate.
+      leaf: a leaf with its update and the learning rate.
     """
     size = jnp.abs(leaf.update)
     return numerics.divide_or_zero(size, leaf.learning_rate.astype(size.dtype))
 
 
 def signal_to_noise(leaf: Leaf) -> jax.Array:
-    """Return |mu_hat| / sqrt(nu_hat) of each element; 0 where nu is 0.
+    """Return |mu_hat| / sqrt(nu_hat) for each element, and 0 where nu is 0.
 
     Args:
-      leaf: with its moments and their weights.
+      leaf: a leaf with its moments and their weights.
     """
     ratio = numerics.divide_or_zero(jnp.abs(leaf.mu), numerics.sqrt(leaf.nu))
     factor = numerics.divide_or_zero(jnp.sqrt(leaf.nu_weight), leaf.mu_weight)
@@ -167,7 +186,7 @@ def signal_to_noise(leaf: Leaf) -> jax.Array:
 
 
 def correction(weight: str) -> Figure:
-    """Return the figure of the factor of bias correction, 1 / weight.
+    """Return the figure for the factor of bias correction, 1 / weight.
 
     Args:
       weight: "mu_weight" or "nu_weight".
@@ -181,10 +200,10 @@ def correction(weight: str) -> Figure:
 
 
 def norm(part: str) -> Figure:
-    """Return the figure of the L2 norm of a part of each leaf.
+    """Return the figure for the L2 norm of a part of each leaf.
 
     Args:
-      part: its name, such as "grad".
+      part: the name of the part, such as "grad".
     """
     return Figure(
         lambda leaf: (numerics.abs_sq(getattr(leaf, part)),),
@@ -193,34 +212,35 @@ def norm(part: str) -> Figure:
 
 
 def ratio(sums: jax.Array, leaf: Leaf | None = None) -> jax.Array:
-    """Read the ratio of two sums, and 0 where the second is 0.
+    """Return the ratio of two sums, and 0 where the second is 0.
 
     Args:
-      sums: shape (2,).
-      leaf: not needed.
+      sums: array of shape (2,).
+      leaf: not used.
     """
     del leaf
     return numerics.divide_or_zero(sums[0], sums[1])
 
 
 def mean(sums: jax.Array, leaf: Leaf) -> jax.Array:
-    """Read the mean over all elements.
+    """Return the mean over all elements.
 
     Args:
-      sums: shape (1,).
-      leaf: with its size.
+      sums: array of shape (1,).
+      leaf: a leaf with its size.
     """
     return numerics.divide_or_zero(sums[0], jnp.asarray(leaf.size))
 
 
 def quantiles(value: Callable[[Leaf], jax.Array]) -> Figure:
-    """Return the figure of the `QUANTILES` of a value, of the elements where it is > 0.
+    """Return the figure for the `QUANTILES` of a value, where it is > 0.
 
-    They are read off a histogram by octaves from 2^-9.5 to 2^2.5, and so lie within it;
-    they are off by less than an octave, mostly by a few percent.
+    They are interpolated in a histogram with one bin per octave, from 2^-9.5 to 2^2.5,
+    and are clipped to that range. Within it, their error is less than an octave, and
+    mostly a few percent.
 
     Args:
-      value: from a leaf to an array of its shape.
+      value: a function from a leaf to an array of the leaf's shape.
     """
 
     def count(leaf):
@@ -269,18 +289,19 @@ FIGURES: dict[str, Figure] = {
 }
 """The figures by name.
 
-  gradient_norm, update_norm, param_norm: L2 norms; of the parameters before the step.
-  update_ratio: update_norm / param_norm, 0 where the parameters are 0.
+  gradient_norm, update_norm, param_norm: L2 norms. The last is taken before the step.
+  update_ratio: update_norm / param_norm; 0 where the parameters are 0.
   effective_step: the mean of |update| / learning rate.
-  effective_step_quantiles: `QUANTILES` of the same, of the updates that are not 0.
-  at_step_bound: the share of elements whose step is the bound, within 1%, or more.
-  signal_to_noise: the mean of |mu_hat| / sqrt(nu_hat), of the elements whose nu is not
-    0: 1 where gradients agree, 0 where they cancel, 0.18 for pure noise at b1 = 0.9
-    (Kingma & Ba 2014, section 2.1). Not for adamax, whose nu is not of squares.
-  signal_to_noise_quantiles: `QUANTILES` of the same.
-  bias_correction_mu, bias_correction_nu: the factor in force, 1 / (1 - b^t); 0 before
-    the first step, where a guard skipped it or MultiSteps gathers.
-  swallowed: the share of updates, of those that are not 0, that `params + updates`
-    loses to rounding.
+  effective_step_quantiles: `QUANTILES` of |update| / learning rate, over the updates
+    that are not 0.
+  at_step_bound: the share of elements whose step is at least 99% of the bound.
+  signal_to_noise: the mean of |mu_hat| / sqrt(nu_hat), over the elements whose nu is
+    not 0. It is 1 where gradients agree, 0 where they cancel, and 0.18 for pure noise
+    at b1 = 0.9 (Kingma & Ba 2014, section 2.1). It means nothing for adamax, whose nu
+    is not an average of squares.
+  signal_to_noise_quantiles: `QUANTILES` of |mu_hat| / sqrt(nu_hat), where it is > 0.
+  bias_correction_mu, bias_correction_nu: the current factor, 1 / (1 - b^t). It is 0 as
+    long as no step was taken, because a guard skipped it or MultiSteps is gathering.
+  swallowed: the share of nonzero updates that `params + updates` loses to rounding.
   nonfinite: how many elements of the gradients are infinite or NaN.
 """

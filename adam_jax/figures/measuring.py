@@ -1,6 +1,6 @@
-"""Figures of one step: of each leaf, and of the whole tree.
+"""Figures of one step: for each leaf, and for the whole tree.
 
-On a sharded tree only sums travel.
+If the tree is sharded, devices exchange nothing but sums.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from adam_jax.stages.gathering import MomentsState
 
 
 class Measured(NamedTuple):
-    """A figure of one step.
+    """The values of one figure of one step.
 
     Attributes:
-      total: over the whole tree; a scalar, or shape (5,) for `QUANTILES`.
-      leaves: of each leaf, in the order of `jax.tree.leaves(params)`: shape (leaves,),
-        or (leaves, 5).
+      total: the figure of the whole tree: a scalar, or shape (5,) for `QUANTILES`.
+      leaves: the figure of each leaf, in the order of `jax.tree.leaves(params)`: shape
+        (leaves,), or (leaves, 5).
     """
 
     total: jax.Array
@@ -31,16 +31,20 @@ class Measured(NamedTuple):
 
 
 def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
-    """Return figures of one step, by their names.
+    """Measure figures of one step.
 
-    Sums are taken in float32, or in the dtype of wider leaves.
+    Sums are computed in float32, or in the dtype of the leaves if that is wider.
 
     Args:
-      figures: what to measure, as in `FIGURES`.
-      step: what there is to measure.
+      figures: the figures to measure, by name, as in `FIGURES`.
+      step: the step to measure.
+
+    Returns:
+      The measured figures, by name.
 
     Raises:
-      MissingError: a ValueError, if a figure needs what the step does not have.
+      MissingError: if a figure needs a part that the step does not have. It is a
+        ValueError.
 
     Example: the norms of two leaves, and of both together.
 
@@ -55,7 +59,7 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     rows = [sum_all([x for columns in row for x in columns]) for row in sums]
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
     table = jnp.stack([row.astype(dtype) for row in rows])
-    # What a figure is read with besides its sums: of each leaf, and of the whole tree.
+    # Besides its sums, a figure reads these: for each leaf, and for the whole tree.
     scalars: dict[str, Any] = {"size": np.array([leaf.size for leaf in leaves], dtype)}
     whole: dict[str, Any] = {"size": scalars["size"].sum()}
     for name in ("mu_weight", "nu_weight"):
@@ -81,7 +85,8 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
 def _leaves(step: Step) -> tuple[list[Leaf], int]:
     """Return the leaves of a step, in the order of its trees, and their number.
 
-    Of a tree without leaves, one of no elements: it tells which figures can be had.
+    For a tree without leaves, return one leaf without elements: it shows which figures
+    the step allows.
     """
     trees = {"grad": step.grads, "update": step.updates, "param": step.params}
     trees = {name: _by_path(tree) for name, tree in trees.items() if tree is not None}
@@ -99,7 +104,7 @@ def _leaves(step: Step) -> tuple[list[Leaf], int]:
 
 
 def _weight(state: MomentsState, moment: str) -> jax.Array:
-    """Return the weight that mu or nu has seen."""
+    """Return the weight of past gradients in mu or nu."""
     return state.weights[("mu", "nu").index(moment), 0]
 
 
@@ -116,7 +121,7 @@ def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
     if "update" in raw and "param" in raw:
         landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
         parts["landed"] = _as_stored(landed)
-    for name, found in moments.items():  # a masked leaf is without: as if it were 0
+    for name, found in moments.items():  # masked leaves have none: as if it were 0
         zeros = jnp.zeros(jnp.shape(next(iter(parts.values()), none)))
         moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
         parts |= {key: numerics.widen(x) for key, x in moment.items()}
@@ -127,11 +132,11 @@ def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
 
 
 def _as_stored(x: jax.Array) -> jax.Array:
-    """Widen an array, with the rounding of its dtype, which XLA else leaves out."""
+    """Widen an array, but round as its dtype does, which XLA would otherwise omit."""
     wide = numerics.widen(x)
     if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
         info = jnp.finfo(x.dtype)
         rounded = lax.reduce_precision(wide, info.nexp, info.nmant)
-        # It makes 0 of what is below the normal range.
+        # reduce_precision() flushes subnormals to 0.
         return jnp.where(jnp.abs(wide) < float(info.tiny), wide, rounded)
     return wide

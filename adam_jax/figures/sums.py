@@ -1,4 +1,4 @@
-"""Sums over all elements of arrays of one shape, in few passes."""
+"""Sums over all elements of several arrays of the same shape, in few passes."""
 
 import functools
 from typing import Any
@@ -12,18 +12,19 @@ from adam_jax import numerics
 
 
 def sum_all(arrays: list[jax.Array]) -> jax.Array:
-    """Return the sums of arrays of one shape, counts of the booleans among them.
+    """Return the sum of each of several arrays of the same shape.
 
     Args:
-      arrays: floating-point, complex or boolean ones.
+      arrays: floating-point, complex or boolean arrays.
 
     Returns:
-      One number for each, float32 at least.
+      An array of one number per array, in float32 or wider. The sum of a boolean array
+      is the count of its true elements.
     """
     dtype = numerics.compute_dtype(*{x.dtype for x in arrays if x.dtype != bool})
     if not arrays or arrays[0].ndim == 0:
         return jnp.array(arrays, dtype)
-    # Integers add up vectorised, floats in one order only: in a pass of their own each.
+    # XLA vectorises sums of integers, but keeps the order of floats: hence two passes.
     counts = [x.astype(jnp.int32) for x in arrays if x.dtype == bool]
     floats = [x.astype(dtype) for x in arrays if x.dtype != bool]
     counted, added = (iter(_sum_alike(group, dtype)) for group in (counts, floats))
@@ -32,22 +33,23 @@ def sum_all(arrays: list[jax.Array]) -> jax.Array:
 
 
 def _sum_alike(arrays: list[jax.Array], dtype: Any) -> list[jax.Array]:
-    """Return the sums of arrays of one shape and dtype, in one pass over them."""
+    """Return the sums of arrays of the same shape and dtype, in one pass."""
     if not arrays:
         return []
-    # Row by row: one float32 would stand still at 2^24 times what is added to it.
+    # Row by row: a single float32 stops growing at 2^24 times what is added to it.
     parts = [jnp.stack(_sum_rows(part)) for part in _cut_rows(arrays)]
     sums = [part.astype(dtype).sum(axis=range(1, part.ndim)) for part in parts]
     return list(functools.reduce(jnp.add, sums))
 
 
 def _cut_rows(arrays: list[jax.Array]) -> list[list[jax.Array]]:
-    """Cut a long last axis into rows of a moderate length, and perhaps a rest."""
+    """Cut a long last axis into rows of moderate length, and a remainder if any."""
     *_, length = arrays[0].shape
     if length <= 1024:
         return [arrays]
-    # A shard is to be a whole number of rows: few powers of two in a row leave many
-    # to their number. A length that has no such divisor is hardly ever sharded.
+    # A shard should be a whole number of rows. So choose a row length with few factors
+    # of two, which leaves many to the number of rows. A length that has no suitable
+    # divisor is hardly ever sharded.
     fits = [row for row in range(256, 2049) if length % row == 0]
     row = min(fits, key=lambda row: (row & -row, row), default=1024)
     whole = length // row * row

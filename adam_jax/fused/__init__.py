@@ -1,10 +1,10 @@
-"""A step in one pass over memory, for whatever optimizer: native where it can be.
+"""A step in one pass over memory, for any optimizer: native where possible.
 
 step = jax.jit(fused.step(tx), donate_argnums=(0, 2))
 params, state = step(params, grads, state)
 
-The optimizers that the kernel was written for go by their names here too: `fused.adamw`
-is `adam_jax.adamw`.
+The optimizers that the kernel was written for are also available here: `fused.adamw` is
+`adam_jax.adamw`.
 """
 
 from adam_jax.family.both_moments import adam, adamw

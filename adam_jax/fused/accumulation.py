@@ -1,4 +1,4 @@
-"""`optax.MultiSteps`, taken apart so that the step inside of it can be fused."""
+"""`optax.MultiSteps`, taken apart so that the step inside it can be fused."""
 
 import copy
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from adam_jax.recipes.notes import note_gate
 
 
 def take_apart(update: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same update; that of a MultiSteps with its optimizer outside of it.
+    """Move the optimizer of an `optax.MultiSteps` out of it, and return its update.
 
-    Optax runs the optimizer inside a branch, where nobody can see what it does. Here a
-    MultiSteps around nothing gathers the gradients, and then the optimizer takes its
-    step where they are complete.
+    Optax runs the optimizer inside a branch, where its recipes cannot be noted. Here a
+    MultiSteps around an identity gathers the gradients, and the optimizer takes its
+    step when they are complete. Any other update is returned as it is.
 
     Args:
-      update: of a transformation, or of an `optax.MultiSteps`.
+      update: the `update` of a transformation or of an `optax.MultiSteps`.
     """
     multi = getattr(update, "__self__", None)
     if not isinstance(multi, optax.MultiSteps):
         return update
     if vars(multi).get("_opt") is not multi.inner_opt:
-        return update  # an Optax that keeps it elsewhere
+        return update  # this Optax keeps its optimizer elsewhere
     gathering: Any = copy.copy(multi)
     gathering._opt = optax.with_extra_args_support(optax.identity())
 

@@ -1,4 +1,4 @@
-"""Two ways to compute the same: where the kernel is called, and where XLA does it."""
+"""The choice between two ways to compute the same: the native kernel, and XLA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,14 @@ from jax.custom_batching import custom_vmap
 
 
 def choose(fused: Callable[..., Any], composed: Callable[..., Any]) -> Any:
-    """Return what takes the kernel on CPU, and XLA's way under vmap and derivatives.
+    """Make a function that runs `fused` on CPU and `composed` everywhere else.
+
+    It also runs `composed` under vmap and when it is differentiated.
 
     Args:
-      fused: arrays to a list of arrays, with calls of the kernel. It must not close
-        over tracers.
-      composed: the same without; the reference.
+      fused: a function from arrays to a list of arrays, which calls the kernel. It must
+        not close over tracers.
+      composed: the same function without the kernel; the reference.
     """
 
     @custom_vmap

@@ -1,6 +1,7 @@
-"""Which leaves the native kernel can make: what was noted, and what it knows.
+"""Which leaves the native kernel can step.
 
-While `update` is traced, stages note how each update came about (`recipes`).
+While `update` is traced, stages note how they computed each update (see `recipes`). The
+kernel steps the leaves whose notes are complete and whose operations it knows.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ _FLOATS = (jnp.float32, jnp.bfloat16)
 
 
 class Arrays(NamedTuple):
-    """What stores the moments of a leaf: the arrays that a step replaces."""
+    """The stored moments of a leaf: the arrays that a step replaces."""
 
     mu: Any
     nu: Any
@@ -37,12 +38,13 @@ class Member:
     """Leaves that share moments, and how they are stepped.
 
     Attributes:
-      recipe: of the first of them; the others differ in nothing that matters.
-      numbers: of the parameters in their tree.
-      keys: numbers of the same in the tree that is rounded, which give random bits.
+      recipe: the recipe of the first leaf; the others differ in nothing that matters.
+      numbers: the numbers of the parameters in their tree.
+      keys: the numbers of the parameters in the tree that is rounded; random bits are a
+        hash of them.
       params: the parameters.
-      grads: their gradients, float32 or bfloat16.
-      before: the moments.
+      grads: the gradients, float32 or bfloat16.
+      before: the moments before the step.
       after: the moments of the new state, as they were traced.
     """
 
@@ -56,12 +58,12 @@ class Member:
 
 
 def find_members(notes: Notes, params: Any, updates: Any) -> list[Member]:
-    """Return the leaves whose updates the kernel can make.
+    """Return the leaves whose updates the kernel can compute.
 
     Args:
-      notes: what was noted while `update` was traced.
+      notes: the notes taken while `update` was traced.
       params: the parameters.
-      updates: what `update` emitted.
+      updates: the updates that `update` emitted.
     """
     leaves = jax.tree.leaves(params)
     by_moment: dict[Any, list[tuple[int, Recipe]]] = {}
@@ -79,7 +81,7 @@ def find_members(notes: Notes, params: Any, updates: Any) -> list[Member]:
 
 
 def leaves_like(tree: Any, params: Any) -> list[Any]:
-    """Return what stands where the parameters have leaves.
+    """Return the leaves or subtrees of a tree at the places of the parameters.
 
     Args:
       tree: a pytree like params.
@@ -89,7 +91,7 @@ def leaves_like(tree: Any, params: Any) -> list[Any]:
 
 
 def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
-    """Return whether the kernel takes every line of a recipe, with this parameter."""
+    """Return whether the kernel knows every line of a recipe, for this parameter."""
     origin, rounding = recipe.origin, recipe.rounding
     if recipe.learning_rate is None:
         return False
@@ -102,8 +104,8 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
             (origin.second, (None,)),
         )
     )
-    # Parameters are rounded as they land: by apply_updates from an update of their own
-    # dtype, or by round_to_params. The same ones must have decayed.
+    # A parameter is rounded either by apply_updates, from an update of the parameter's
+    # dtype, or by round_to_params. A weight decay must be that of the same parameter.
     if rounding is None:
         lands = update.dtype == numerics.dtype_of(param)
         own = (param,)
@@ -120,7 +122,7 @@ def _is_average(accumulator: Accumulator) -> bool:
     """Return whether an accumulator averages g or g^2, as `ema` does.
 
     Args:
-      accumulator: any, perhaps derived from another one.
+      accumulator: any accumulator, perhaps derived from another one.
     """
     return (
         accumulator.averages
@@ -131,7 +133,7 @@ def _is_average(accumulator: Accumulator) -> bool:
 
 
 def _leaves_of(origin: Origin) -> list[tuple[Any, Arrays, Arrays]]:
-    """Return each leaf's gradient, and what stores its moments before and after."""
+    """Return the gradient of each leaf, and its stored moments before and after."""
     structure = jax.tree.structure(origin.grads)
     mu, nu, new_mu, new_nu = (
         as_leaves(stored, structure)
@@ -163,7 +165,7 @@ def _join(
     leaves: list[tuple[Any, Arrays, Arrays]],
     params: list[Any],
 ) -> Member | None:
-    """Return the leaves of one moment, if they are all there and fit the kernel."""
+    """Join the leaves of one moment, if all are there and the kernel can step them."""
     found = sorted(found, key=lambda one: _position(one[1]))
     recipe = found[0][1]
     grad, before, after = leaves[recipe.leaf]
@@ -186,7 +188,7 @@ def _position(recipe: Recipe) -> int:
 
 
 def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
-    """Return whether the kernel knows the shapes and dtypes of a group."""
+    """Return whether the kernel supports the shapes and dtypes of a group."""
     mu, nu, mu_exponents, nu_exponents = moments
     shapes = [jnp.shape(param) for param in params]
     alone = len(shapes) == 1
@@ -201,10 +203,10 @@ def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
 
 
 def key_of(recipe: Recipe) -> Any:
-    """Return what the recipes in one call of the kernel have in common.
+    """Return a key that is the same for all recipes in one call of the kernel.
 
     Args:
-      recipe: of the first of them.
+      recipe: the recipe of a leaf.
     """
 
     def name(value):  # floats by value, arrays by identity

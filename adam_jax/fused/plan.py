@@ -1,7 +1,8 @@
 """The calls of the native kernel in a traced step, and their arrays.
 
-What is noted in full, of moments that the kernel knows, it computes in place of what
-was traced: the new parameter, and the new moments that lie in the new state.
+For a leaf whose recipe is complete and whose moments the kernel knows, the kernel
+replaces the traced computation. It computes the new parameter, and the new moments in
+the new state.
 """
 
 import dataclasses
@@ -23,9 +24,9 @@ class Operands(NamedTuple):
     """The arrays of one call of the kernel, a pytree.
 
     Attributes:
-      groups: for each group of leaves parameters, gradients and moments.
-      scalars: as the kernel takes them.
-      counts: the same.
+      groups: for each group of leaves, its parameters, gradients and moments.
+      scalars: the scalars for the kernel.
+      counts: the step counts for the kernel.
       take: bool scalar, whether the step is taken.
     """
 
@@ -37,14 +38,15 @@ class Operands(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of the kernel: what is fixed when a step is traced.
+    """One call of the kernel: the part that is fixed when a step is traced.
 
     Attributes:
-      places: for each group of leaves its number among the leaves of the moments.
-      keys: for each group the numbers of its parameters in the tree that is rounded.
-      numbers: for each group the numbers of its parameters.
-      slots: for each group where its moments lie among the leaves of the new state.
-      options: of the kernel.
+      places: for each group of leaves, its number among the leaves of the moments.
+      keys: for each group, the numbers of its parameters in the tree that is rounded.
+      numbers: for each group, the numbers of its parameters.
+      slots: for each group, the numbers of its moments among the leaves of the new
+        state.
+      options: the options of the kernel.
     """
 
     places: list[int]
@@ -54,10 +56,10 @@ class Call:
     options: native.Options
 
     def replaces(self, params: int) -> list[int]:
-        """Return the numbers of the leaves that it makes, as `step` does.
+        """Return the numbers of the leaves that `step` replaces, in its order.
 
         Args:
-          params: how many parameters there are.
+          params: the number of parameters.
         """
         numbers = [i for group in self.numbers for i in group]
         slots = [i for group in self.slots for i in group if i is not None]
@@ -68,10 +70,11 @@ class Call:
 
         Args:
           operands: the arrays of this call.
-          params: how many parameters there are.
+          params: the number of parameters.
 
         Returns:
-          What it makes by number: parameters, and after them the leaves of the state.
+          A dict from number to new leaf. Parameters are numbered first, then the leaves
+          of the state.
         """
         scalars, counts, take = operands[1:]
         groups = self._groups(operands)
@@ -102,13 +105,13 @@ class Call:
 def make_plan(
     notes: Notes, params: Any, updates: Any, state: Any
 ) -> tuple[list[Call], list[Operands]]:
-    """Decide what the kernel takes.
+    """Decide which leaves the kernel steps, and in which calls.
 
     Args:
-      notes: what was noted while `update` was traced.
+      notes: the notes taken while `update` was traced.
       params: the parameters.
-      updates: what `update` emitted.
-      state: the new state that it returned.
+      updates: the updates that `update` emitted.
+      state: the new state that `update` returned.
 
     Returns:
       The calls, and the arrays of each.
@@ -123,10 +126,12 @@ def make_plan(
 
 
 def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
-    """Return whether all updates are finite, and make none of those with a recipe.
+    """Return whether all updates are finite.
+
+    Updates that the kernel can check are not computed for this.
 
     Args:
-      notes: what was noted so far.
+      notes: the notes taken so far.
       updates: the updates.
       params: the parameters.
     """
@@ -152,9 +157,9 @@ def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
 
 
 def _find_places(notes: Notes, member: Member, slots: dict[int, int]) -> Arrays | None:
-    """Return where new moments lie in the new state, if nobody has changed them since.
+    """Return the places of new moments in the new state; None if they were changed.
 
-    A guard may choose between them and the old ones, if it does so with the updates.
+    A guard may choose between them and the old ones if it chooses the updates, too.
     """
     places = []
     for old, new in zip(member.before, member.after, strict=True):
@@ -174,7 +179,7 @@ def _find_places(notes: Notes, member: Member, slots: dict[int, int]) -> Arrays 
 def _make_calls(
     found: list[tuple[Member, Arrays]],
 ) -> tuple[list[Call], list[Operands]]:
-    """Return the calls that make these leaves, and their arrays."""
+    """Return the calls that step these leaves, and the arrays of each call."""
     by_key: dict[Any, list[tuple[Member, Arrays]]] = {}
     for member, places in found:
         by_key.setdefault(key_of(member.recipe), []).append((member, places))
@@ -200,7 +205,7 @@ def _make_calls(
 
 
 def _options(recipe: Recipe) -> native.Options:
-    """Return what is fixed of the steps with a recipe."""
+    """Return the options of the kernel for a recipe."""
     first, second = recipe.origin.first, recipe.origin.second
     seed = recipe.rounding.seed if recipe.rounding else 0
     return native.Options(
@@ -212,7 +217,7 @@ def _options(recipe: Recipe) -> native.Options:
 
 
 def _scalars(recipe: Recipe) -> native.Scalars:
-    """Return the numbers of the steps with a recipe, as stages come to them."""
+    """Return the scalars of a step for a recipe, computed as the stages do."""
     origin, past = recipe.origin, recipe.origin.state.count
     b1, b2 = (
         at(moment.accumulator.hyperparams["decay"], past, jnp.float32)

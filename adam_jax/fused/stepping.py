@@ -1,8 +1,8 @@
-"""The step: which programs take the native kernel, and what the others do.
+"""The step: which programs use the native kernel, and what the others do.
 
-The optimizer's own `update`, followed by `optax.apply_updates`, is the reference, and
-the way out: on other platforms, under vmap, differentiated, on a mesh, and for whatever
-the kernel does not know.
+The reference is the optimizer's own `update`, followed by `optax.apply_updates`. It is
+also the fallback: on other platforms, under vmap, in derivatives, on a mesh, and for
+everything that the kernel does not know.
 """
 
 import functools
@@ -27,28 +27,30 @@ Step = Callable[..., tuple[Any, Any]]
 
 
 def step(tx: optax.GradientTransformation) -> Step:
-    """Return the step of an optimizer, in one pass over memory where that can be.
+    """Return the step of an optimizer, in one pass over memory where possible.
 
     It is `tx.update` followed by `optax.apply_updates`, with the same state. On CPU,
-    Adam and AdamW (also `nadam`, `nadamw`, `simplified_adam`, and their stages in a
-    chain of your own) are stepped by native code: parameters of float32 and bfloat16,
-    moments stored in float32, bfloat16 or 8 bits. Leaf by leaf, whatever else there is
-    goes through XLA.
+    native code steps Adam and AdamW (also `nadam`, `nadamw`, `simplified_adam`, and the
+    same stages in your own chain). Parameters may be float32 or bfloat16; moments may
+    be stored in float32, bfloat16 or 8 bits. All other leaves go through XLA.
 
-    It does not matter what stands before the optimizer (clipping, zero_nans, L2) or
-    around it, as long as it passes updates and new moments on as they are:
-    `optax.chain`, `masked`, `multi_transform`, `inject_hyperparams`, `named_chain`, and
-    `packed`, `record`, `round_to_params`, `skip_nonfinite`, `skip_spikes`; and
-    `optax.MultiSteps`, if it stands around everything else. What chooses otherwise
-    between old and new goes through XLA, as in `optax.apply_if_finite`.
+    Anything may come before the optimizer: clipping, zero_nans, L2. Wrappers around it
+    must pass updates and new moments on unchanged, as do `optax.chain`, `masked`,
+    `multi_transform`, `inject_hyperparams` and `named_chain`. Of the other wrappers,
+    `packed`, `record`, `round_to_params`, `skip_nonfinite` and `skip_spikes` are known,
+    and `optax.MultiSteps`, if it is outermost. Optimizers in other wrappers that choose
+    between old and new state, such as `optax.apply_if_finite`, go through XLA.
 
     Args:
-      tx: any transformation of gradients.
+      tx: any gradient transformation.
 
     Returns:
-      (params, grads, state, **extra_args) -> (params, state). It works in place where
-      params and state are donated to the jitted function that calls it. Extra arguments
-      reach `tx`; of those that are no arrays, each new one is compiled for.
+      (params, grads, state, **extra_args) -> (params, state). It works in place if you
+      donate params and state to the jitted function that calls it. It passes extra
+      arguments to `tx`. Those that are not arrays compile the step for each new value.
+
+    Warns:
+      UserWarning: on CPU, if the package was installed without its native library.
 
     Example: clipping, then AdamW with moments in bfloat16.
 
@@ -76,10 +78,10 @@ def step(tx: optax.GradientTransformation) -> Step:
 
 
 def backend() -> Literal["native", "xla"]:
-    """Return what computes fused steps here: native code, or XLA.
+    """Return which code computes fused steps here: "native" or "xla".
 
-    It is XLA on other platforms than CPU, and where the package was installed without
-    a C++ compiler.
+    It is "xla" on platforms other than CPU, and if the package was installed without a
+    C++ compiler.
     """
     on_cpu = jax.default_backend() == "cpu"
     return "native" if on_cpu and native.available() else "xla"
@@ -93,8 +95,8 @@ def _is_array(x: Any) -> bool:
 def _warn_once() -> None:
     warnings.warn(
         "adam_jax was installed without its native library, so fused steps run "
-        "through XLA, with the same results. With a C++ compiler, pip install "
-        "--force-reinstall adam_jax builds it.",
+        "through XLA, with the same results. To build the library, install a C++ "
+        "compiler and run pip install --force-reinstall adam_jax.",
         stacklevel=3,
     )
 
@@ -104,7 +106,7 @@ def _run(
     update: Any, fixed: Any, params: Any, grads: Any, state: Any, arrays: Any
 ) -> tuple[Any, Any]:
     """Take one step."""
-    arguments, others = fixed  # the structure of extra arguments, what is no array
+    arguments, others = fixed  # structure of the extra arguments, those not arrays
     extra_args = arguments.unflatten(
         [x if y is None else y for x, y in zip(arrays, others, strict=True)]
     )
@@ -112,7 +114,7 @@ def _run(
     given, structure = jax.tree.flatten((params, grads, state))
 
     def trace(*given):
-        """Return what the step makes, and what the kernel would need for it."""
+        """Return the result of the step, and the operands of the kernel calls."""
         nonlocal calls
         params, grads, state = structure.unflatten(given)
         with collecting(all_finite) as notes:
@@ -146,13 +148,13 @@ def _run(
         kept = [True] * made.num_leaves + [False] * operands.num_leaves
         return _compute(jaxpr, kept, values)
 
-    values = [*jaxpr.consts, *given]  # nothing may be closed over by what follows
+    values = [*jaxpr.consts, *given]  # `fused` must not close over tracers
     results = (choose(fused, composed) if calls else composed)(*values)
     return made.unflatten(results)
 
 
 def _compute(closed: Any, wanted: list[bool], values: Any) -> list[Any]:
-    """Return those outputs of a jaxpr that are wanted, and trace nothing else."""
+    """Return the wanted outputs of a jaxpr, and trace nothing else."""
     jaxpr = closed.jaxpr
     jaxpr = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
     pruned, _ = dce_jaxpr(jaxpr, wanted, instantiate=True)
@@ -160,6 +162,6 @@ def _compute(closed: Any, wanted: list[bool], values: Any) -> list[Any]:
 
 
 def _on_mesh(operand: Any) -> bool:
-    """Return whether a leaf may be sharded by XLA, which does not know how."""
+    """Return whether XLA may shard a leaf; it cannot shard a call of the kernel."""
     mesh = jax.typeof(operand).sharding.mesh
     return not mesh.empty and any(t != AxisType.Manual for t in mesh.axis_types)

@@ -1,4 +1,4 @@
-"""The step in one pass for Flax: TrainState and NNX."""
+"""The fused step for Flax: TrainState and NNX."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from adam_jax.fused.stepping import step
 def apply_gradients(train_state: Any, grads: Any) -> Any:
     """Step a `flax.training.train_state.TrainState`.
 
-    As `train_state.apply_gradients(grads=grads)`, in one pass where `step` can. Donate
-    the state to the jitted training step, so that it happens in place.
+    It does what `train_state.apply_gradients(grads=grads)` does, in one pass where
+    `step` can. Donate the state to the jitted training step to make it work in place.
 
     Args:
       train_state: the TrainState, with any optimizer.
@@ -17,6 +17,16 @@ def apply_gradients(train_state: Any, grads: Any) -> Any:
 
     Returns:
       The new TrainState.
+
+    Example: a parameter of 10 with AdamW; its weight decay is 0.1.
+
+      >>> import adam_jax, jax.numpy as jnp
+      >>> from flax.training.train_state import TrainState
+      >>> tx = adam_jax.adamw(1e-3, weight_decay=0.1)
+      >>> state = TrainState.create(apply_fn=None, params=jnp.float32(10), tx=tx)
+      >>> state = apply_gradients(state, jnp.float32(7))
+      >>> print(f"{state.params:.3f} after step {state.step}")
+      9.998 after step 1
     """
     params, opt_state = step(train_state.tx)(
         train_state.params, grads, train_state.opt_state
@@ -29,14 +39,28 @@ def apply_gradients(train_state: Any, grads: Any) -> Any:
 def update_model(optimizer: Any, model: Any, grads: Any) -> None:
     """Step an NNX model, in place.
 
-    As `optimizer.update(model, grads)`, in one pass where `step` can.
+    It does what `optimizer.update(model, grads)` does, in one pass where `step` can.
 
     Args:
-      optimizer: an `nnx.Optimizer`, with any optimizer.
+      optimizer: an `nnx.Optimizer`, with any transformation.
       model: the NNX module that it was made for.
-      grads: what `nnx.grad` returned.
+      grads: the gradients that `nnx.grad` returned.
+
+    Example: a parameter of 10 with AdamW; its weight decay is 0.1.
+
+      >>> import adam_jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> class Model(nnx.Module):
+      ...     def __init__(self):
+      ...         self.w = nnx.Param(jnp.float32(10))
+      >>> model, tx = Model(), adam_jax.adamw(1e-3, weight_decay=0.1)
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> grads = nnx.grad(lambda m: 7 * m.w[...])(model)
+      >>> update_model(optimizer, model, grads)
+      >>> print(f"{model.w[...]:.3f} after step {optimizer.step[...]}")
+      9.998 after step 1
     """
-    from flax import nnx  # only who trains NNX models needs it
+    from flax import nnx  # Flax is optional
 
     params, grads, state = (
         nnx.as_pure(tree)

@@ -1,1 +1,1 @@
-"""What a moment is: what it gathers, how it is stored, and both over a pytree."""
+"""Moments: what they gather, how they are stored, and both over a pytree."""

@@ -1,10 +1,10 @@
-"""What a moment is: how one gradient after another is gathered into it.
+"""Accumulators: how a moment gathers one gradient after another.
 
 An `Accumulator` is a few small functions and numbers. `scale_by_moments` takes one
-for the first moment (it gathers the gradient g) and one for the second (it gathers
-|g|^2); a float in their place means `ema` of it.
+for the first moment, which gathers the gradient g, and one for the second, which
+gathers |g|^2. A float means `ema` with that decay.
 
-To write your own, return an `Accumulator`; `examples/your_own_variant.py` does.
+To define your own, return an `Accumulator`, as in `examples/your_own_variant.py`.
 """
 
 import dataclasses
@@ -28,31 +28,31 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accumulator:
-    """How a moment is gathered. Every function is elementwise, on single arrays.
+    """How a moment gathers values. Every function is elementwise, on single arrays.
 
     Attributes:
       hyperparams: hyperparameters by name: numbers, 0-d arrays or schedules. At each
-        step they are evaluated and handed to the functions below as attributes of `h`.
-        One named "decay" is a decay rate.
+        step they are evaluated and passed to the functions below as attributes of `h`.
+        One named "decay" must be a decay rate.
       add: (moment, value, h) -> the moment with one more value gathered.
       initial: the moment before the first gradient, >= 0.
       averages: whether the moment is an average at rate `h.decay`, so that
         `bias_correct` divides it by the weight it has seen, 1 - decay^t.
-      power: 2 where a second moment is of the size of g^2; 1 where it is of the size
-        of |g|, as a mean of |g| is. It then flows on squared, and so does its weight:
-        the stages that follow need not know.
-      measure: (grad, mu, h) -> the value to gather; None: g in the first moment,
+      power: 2 if a second moment has the size of g^2; 1 if it has the size of |g|, like
+        a mean of |g|. Later stages then receive the squares of moment and weight, and
+        need no special case.
+      measure: (grad, mu, h) -> the value to gather; None means g in the first moment,
         |g|^2 in the second. `mu` is the first moment of this step.
-      read: (new, old, grad, weight, h) -> what flows on in place of the new moment;
-        None: the new moment itself. `weight` is the weight that `new` has seen, by
-        which `bias_correct` divides what is read.
+      read: (new, old, grad, weight, h) -> what later stages receive instead of the new
+        moment; None means the new moment itself. `weight` is the weight that `new` has
+        seen; `bias_correct` divides the result by it.
 
     Raises:
       ValueError: for a hyperparameter that is not finite, a decay outside [0, 1), an
-        average without a decay, and another power.
-      TypeError: for a hyperparameter that is no real number.
+        average without a decay, or another power.
+      TypeError: for a hyperparameter that is not a real number.
 
-    Example: a mean of |g|, where Adam has one of g^2.
+    Example: a mean of |g|, where Adam has a mean of g^2.
 
       >>> size = Accumulator(
       ...     {"decay": 0.9},
@@ -80,7 +80,7 @@ class Accumulator:
     read: Callable[[Array, Array, Array, Array, SimpleNamespace], Array] | None = None
 
     def __post_init__(self):
-        """Check what can be told before there are gradients."""
+        """Check everything that does not need gradients."""
         if self.averages and "decay" not in self.hyperparams:
             raise ValueError(
                 "an Accumulator that averages needs a hyperparameter 'decay', got "
@@ -97,7 +97,7 @@ class Accumulator:
 
 
 def check_initial(name: str, value: Any) -> Any:
-    """Return the value of a moment before the first gradient, if it can be one.
+    """Return `value` if a moment can start from it.
 
     Args:
       name: the argument's name, for the message.
@@ -105,7 +105,7 @@ def check_initial(name: str, value: Any) -> Any:
 
     Raises:
       ValueError: if it is negative or not finite.
-      TypeError: if it is a schedule, or no real number.
+      TypeError: if it is a schedule, or not a real number.
     """
     checked = check_non_negative(name, value)
     if callable(checked):
@@ -116,7 +116,7 @@ def check_initial(name: str, value: Any) -> Any:
 
 
 def as_accumulator(name: str, value: Any) -> Accumulator | None:
-    """Return the accumulator that `value` is or, being a decay rate, stands for.
+    """Return `value` as an accumulator; a decay rate means `ema`.
 
     Args:
       name: the argument's name, for the message.
@@ -124,7 +124,7 @@ def as_accumulator(name: str, value: Any) -> Accumulator | None:
 
     Raises:
       ValueError: if it is out of range; the message starts with `name`.
-      TypeError: if it is none of them.
+      TypeError: if it is none of these.
     """
     if value is None or isinstance(value, Accumulator):
         return value
@@ -132,12 +132,12 @@ def as_accumulator(name: str, value: Any) -> Accumulator | None:
 
 
 def average(moment: Array, value: Array, h: SimpleNamespace) -> Array:
-    """Add a value as `ema` does; kernels know this function.
+    """Add a value as `ema` does; kernels recognise this function.
 
     Args:
       moment: the average so far.
-      value: the value.
-      h: with the decay.
+      value: the value to add.
+      h: holds the decay.
     """
     return h.decay * moment + (1 - h.decay) * value
 
@@ -145,14 +145,14 @@ def average(moment: Array, value: Array, h: SimpleNamespace) -> Array:
 def look_ahead(
     new: Array, old: Array, grad: Array, weight: Array, h: SimpleNamespace
 ) -> Array:
-    """Read an average one step ahead, as in NAdam; kernels know this function.
+    """Read an average one step ahead, as in NAdam; kernels recognise this function.
 
     Args:
       new: the average.
-      old: the average before this step, not needed.
+      old: the average before this step, unused.
       grad: the gradient of this step.
       weight: the weight that the average has seen.
-      h: with the decay.
+      h: holds the decay.
     """
     del old
     next_weight = h.decay * weight + (1 - h.decay)
@@ -187,7 +187,7 @@ def trace(decay: Hyperparam, *, nesterov: bool = False) -> Accumulator:
 
     Args:
       decay: in [0, 1).
-      nesterov: read `decay * m + g` in place of m.
+      nesterov: read `decay * m + g` instead of m.
 
     Reference: Polyak 1964, equation 9; nesterov: Sutskever et al. 2013, section 2.
     """
@@ -212,7 +212,7 @@ def total(initial: Hyperparam = 0.0) -> Accumulator:
 
 
 def infinity_norm(decay: Hyperparam, eps: Hyperparam = 0.0) -> Accumulator:
-    """Keep a decaying maximum: `m <- max(decay * m, |g| + eps)`, as second moment.
+    """Keep a decaying maximum as second moment: `m <- max(decay * m, |g| + eps)`.
 
     Args:
       decay: in [0, 1).
@@ -229,7 +229,7 @@ def infinity_norm(decay: Hyperparam, eps: Hyperparam = 0.0) -> Accumulator:
 
 
 def residual_variance(decay: Hyperparam, eps_root: Hyperparam = 1e-16) -> Accumulator:
-    """Average the square of what mu did not foresee, as second moment.
+    """Average the squared deviation of g from mu, as second moment.
 
     `m <- decay * m + (1 - decay) * |g - mu|^2 + eps_root`
 
@@ -248,7 +248,7 @@ def residual_variance(decay: Hyperparam, eps_root: Hyperparam = 1e-16) -> Accumu
 
 
 def yogi_average(decay: Hyperparam, initial: Hyperparam = 1e-6) -> Accumulator:
-    """Step towards g^2 by an amount that the moment's own size does not enter.
+    """Move towards g^2 by an amount that does not depend on the moment's size.
 
     `m <- m - (1 - decay) * sign(m - g^2) * g^2`, as second moment.
 
@@ -269,13 +269,13 @@ def yogi_average(decay: Hyperparam, initial: Hyperparam = 1e-6) -> Accumulator:
 
 
 def lion_average(b1: Hyperparam, b2: Hyperparam) -> Accumulator:
-    """Average at rate `b2`, but read at rate `b1`, before this step's average.
+    """Average at rate `b2`, but first read at rate `b1`.
 
-    Reads `b1 * m + (1 - b1) * g`, then `m <- b2 * m + (1 - b2) * g`.
+    Read `b1 * m + (1 - b1) * g`, then set `m <- b2 * m + (1 - b2) * g`.
 
     Args:
-      b1: the decay rate of what is read, in [0, 1).
-      b2: the decay rate of what is kept, in [0, 1).
+      b1: the decay rate for reading, in [0, 1).
+      b2: the decay rate of the stored average, in [0, 1).
 
     Reference: Chen et al. 2023 (Lion), Algorithm 2.
     """

@@ -13,12 +13,12 @@ from adam_jax.moments.formats import Format, Noise, Stored
 
 
 class EightBit(NamedTuple):
-    """In a state: moments stand there as 8-bit codes.
+    """Reader for moments stored as 8-bit codes.
 
     Attributes:
-      exponents: the biased exponents of the blocks' largest elements, uint8, of a
-        leaf's shape but for the last axis, the number of blocks. A leaf that is not
-        coded has `optax.MaskedNode()`: its moment stands there as it is.
+      exponents: the biased exponents of the blocks' largest elements, uint8. The shape
+        is the leaf's, but the last axis counts the blocks. A leaf that is not coded
+        has `optax.MaskedNode()` here: its moment is stored as it is.
     """
 
     exponents: Any
@@ -33,22 +33,22 @@ class EightBit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EightBitFormat(Format):
-    """What `eight_bit` returns; its arguments are the attributes."""
+    """The format that `eight_bit` returns; its arguments are the attributes."""
 
     block: int = 32
     min_size: int = 4096
     reader = EightBit
 
     def init(self, x: jax.Array, signed: bool) -> Stored:
-        """Return codes of `x`, or `x` where it is not to be coded."""
+        """Return the codes of `x`, or `x` itself if it is not to be coded."""
         if x.size < max(self.min_size, 1) or x.ndim == 0 or jnp.iscomplexobj(x):
             return Stored(x, EightBit(optax.MaskedNode()))
-        half = jnp.uint32(1 << 31)  # no noise at the start: to the nearest
+        half = jnp.uint32(1 << 31)  # no noise at the start: round to nearest
         blocks = -(-x.shape[-1] // self.block)
         return encode_blocks(x, blocks, signed, lambda shape: jnp.full(shape, half))
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
-        """Return codes of `x`, or `x`, as in `old`."""
+        """Return the codes of `x`, or `x` itself, as in `old`."""
         exponents = old.format.exponents
         if isinstance(exponents, optax.MaskedNode):
             return Stored(numerics.cast(x, old.values.dtype), old.format)
@@ -63,29 +63,29 @@ class EightBitFormat(Format):
 def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     """Store 8-bit floating-point codes that share an exponent in each block.
 
-    The shared exponent is that of OCP MX; the codes are E4M4 without a sign for second
-    moments and E3M4 with one for first moments. Elements of a second moment that are
-    too small for their block are stored as its smallest code, never as zero: a zero
-    nu beside a nonzero mu is a blow-up. Blocks run along the last axis, so that codes
-    and exponents take the parameter's PartitionSpec.
+    The exponent is shared as in OCP MX. The codes are unsigned E4M4 for second moments
+    and signed E3M4 for first moments. Elements of a second moment that are too small
+    for their block are stored as its smallest code, never as zero: a zero nu beside a
+    nonzero mu would blow up. Blocks run along the last axis, so that codes and
+    exponents can use the parameter's PartitionSpec.
 
-    Measured by `benchmarks/moment_accuracy.py` (mean of nu over its exact value, spread
-    of sqrt(nu)), all rounded stochastically: this format 1.003, 7.2%; a dynamic map
+    `benchmarks/moment_accuracy.py` measures the mean of nu over its exact value and the
+    spread of sqrt(nu), with stochastic rounding: this format 1.003, 7.2%; a dynamic map
     (bitsandbytes) 1.000, 9.0%; integers companded by the square root (FlashOptim)
-    1.000, 9.9%. It is computed by shifts and adds, without a logarithm or a search.
+    1.000, 9.9%. Coding takes only shifts and adds, no logarithm or search.
 
-    It follows gradients whose scales span 2.5 decades inside a block; elements smaller
-    still take steps that are too small, or none. Where a shard of the last axis is not
-    a whole number of blocks, a step exchanges elements between shards (and with
-    explicit sharding JAX refuses it). A state that was made with another block or
-    min_size keeps them.
+    The format handles gradients whose scales span 2.5 decades within a block; even
+    smaller elements take steps that are too small, or none. If a shard of the last axis
+    is not a whole number of blocks, a step exchanges elements between shards (with
+    explicit sharding, JAX refuses this). A state made with another block or min_size
+    keeps its own.
 
     Args:
-      block: elements that share an exponent, at least 1; 32 costs 1.03 bytes an
-        element, and 1 + 1/n bytes where the last axis has only n.
-      min_size: arrays of fewer elements stay as they are, and so do scalars and
+      block: the number of elements that share an exponent, at least 1; 32 costs 1.03
+        bytes per element, or 1 + 1/n bytes if the last axis has only n elements.
+      min_size: arrays with fewer elements stay as they are, and so do scalars and
         complex arrays.
-      seed: of the stochastic rounding.
+      seed: the seed of the stochastic rounding.
 
     Raises:
       ValueError: if block or min_size is out of range.
@@ -108,33 +108,33 @@ def encode_blocks(x: jax.Array, blocks: int, signed: bool, noise: Noise) -> Stor
     """Round `x` stochastically to 8-bit codes, with an exponent for each block.
 
     Args:
-      x: at least one axis.
-      blocks: into how many blocks to cut its last axis, equal but for the last one.
-      signed: int8 codes (sign and magnitude, E3M4) or uint8 ones (E4M4).
+      x: an array with at least one axis.
+      blocks: the number of blocks in its last axis, all equal except the last one.
+      signed: True for int8 codes (sign and magnitude, E3M4), False for uint8 (E4M4).
       noise: the random bits.
 
     Returns:
-      The codes, of the shape of x, beside their blocks' exponents.
+      The codes, of the shape of x, with the exponents of their blocks.
     """
     dtype = jnp.int8 if signed else jnp.uint8
     top_field = (1 << _EXPONENT_BITS[jnp.dtype(dtype).name]) - 1
     largest = ((top_field + 1) << _MANTISSA_BITS) - 1
     x = x.astype(jnp.float32)
     size = jnp.abs(x)
-    # Room above the largest element: to round it up must not leave the range.
+    # Room above the largest element, so that rounding it up stays in range.
     room = 1 + 2.0 ** -(_MANTISSA_BITS + 1)
     peaks = _block_max(size, blocks) * room
     exponents = jnp.maximum(_biased_exponent(peaks), _LEAST_EXPONENT)
     lowest = _spread(exponents, x.shape) - top_field
     field = jnp.clip(_biased_exponent(size) - lowest, 1, top_field)
-    # Exact: a power of two brings the last mantissa bit to 1.
+    # Exact: a power of two scales the last mantissa bit to 1.
     steps = size * _power_of_two(254 - (lowest + field - _MANTISSA_BITS))
     uniform = (noise(x.shape) >> 8).astype(jnp.float32) * 2.0**-24
     mantissa = jnp.floor(steps + uniform).astype(jnp.int32)
     codes = jnp.minimum(((field - 1) << _MANTISSA_BITS) + mantissa, largest)
     if signed:
-        # To raise a far smaller element to the first code would be a leap beside an
-        # exact nu: below a quarter of it, it becomes zero.
+        # Raising a far smaller element to the first code would be a leap beside an
+        # exact nu: below a quarter of that code, it becomes zero.
         codes = jnp.where(steps < 0.25, 0, codes)
         codes = jnp.where(x < 0, -codes, codes)
     else:
@@ -152,13 +152,13 @@ def _decode_blocks(codes: jax.Array, exponents: jax.Array) -> jax.Array:
     mantissa = size - ((field - 1) << _MANTISSA_BITS)
     scale = _power_of_two(exponents - top_field + field - _MANTISSA_BITS)
     value = jnp.sign(codes).astype(jnp.float32) * mantissa.astype(jnp.float32) * scale
-    # A block that held an infinity or NaN shows it.
+    # A block that held an infinity or NaN decodes to NaN.
     return jnp.where(exponents == 255, jnp.nan, value)
 
 
 def _block_max(x: jax.Array, blocks: int) -> jax.Array:
-    """Return the maximum of each block of the last axis, for x >= 0; NaN for NaN."""
-    # As integers, whose order is the same: XLA's loops for floats lose some NaN.
+    """Return the maximum of each block of the last axis of x >= 0; a NaN gives NaN."""
+    # Integers have the same order, and XLA's loops for floats lose some NaNs.
     x = lax.bitcast_convert_type(x, jnp.int32)
     block = -(-x.shape[-1] // max(blocks, 1))
     padding = blocks * block - x.shape[-1]
@@ -169,14 +169,14 @@ def _block_max(x: jax.Array, blocks: int) -> jax.Array:
 
 
 def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Repeat the value of each block for its elements: an array of `shape`."""
+    """Repeat each block's value for its elements, to an array of `shape`."""
     block = -(-shape[-1] // max(x.shape[-1], 1))
     repeated = jnp.broadcast_to(x[..., None], (*x.shape, block))
     return repeated.reshape(*shape[:-1], x.shape[-1] * block)[..., : shape[-1]]
 
 
 def _biased_exponent(x: jax.Array) -> jax.Array:
-    """Return the exponent field of non-negative float32, an int32 in 0..255."""
+    """Return the exponent field of a non-negative float32, an int32 in 0..255."""
     return lax.bitcast_convert_type(x, jnp.int32) >> 23
 
 

@@ -1,15 +1,14 @@
-"""How a moment is stored between steps: what a format is, and the plain one.
+"""Formats: how a moment is stored between steps, and the plain format.
 
-A format is a pair. A `Format` writes: it belongs to the optimizer, and turns one array
-into what is stored. The NamedTuple that it leaves in the state reads: it holds whatever
-is kept beside the values, and turns both back into the array. So a state says itself
-how it is to be read, and whoever reads one never guesses.
+A format is a pair. The `Format` is the writer: it belongs to the optimizer, and turns
+an array into its stored form. The reader is a NamedTuple in the state: it holds
+whatever is kept beside the values, and turns both back into the array. So every state
+carries its reader, and code that reads a state never guesses.
 
-Whatever is narrower than float32 is rounded stochastically: a moment moves by 0.1% a
-step, which nearest rounding would lose. The random bits are a hash of (seed, step,
-element), so that they need no key, and come out the same however the arrays are
-sharded. (Members of a vmap, and the shards of a shard_map, see their own indices, and
-so the same bits.)
+Values narrower than float32 are rounded stochastically: a moment moves by 0.1% per
+step, which rounding to nearest would lose. The random bits are a hash of (seed, step,
+element). They need no key, and are the same however the arrays are sharded. (Members
+of a vmap and shards of a shard_map see their own indices, and so the same bits.)
 """
 
 import abc
@@ -26,53 +25,53 @@ from typing_extensions import TypeAliasType
 from adam_jax import numerics
 
 Noise = TypeAliasType("Noise", Callable[[tuple[int, ...]], jax.Array])
-"""From a shape to random uint32 of that shape."""
+"""A function from a shape to random uint32s of that shape."""
 
 
 class Stored(NamedTuple):
-    """A moment as a state keeps it: of one leaf or, as trees, of all of them.
+    """A moment as a state keeps it: of one leaf or, as trees, of all leaves.
 
     Attributes:
-      values: the moment itself, codes of it, or whatever stands for it; in a tree, a
+      values: the moment itself, its codes, or another encoding; for all leaves, a
         pytree like the parameters.
-      format: the NamedTuple of the format, with what it keeps beside the values. In a
-        tree each field of it is a pytree like the parameters, with `optax.MaskedNode()`
-        where a leaf has nothing to keep.
+      format: the reader, with whatever the format keeps beside the values. For all
+        leaves, each of its fields is a pytree like the parameters, with
+        `optax.MaskedNode()` for a leaf that has nothing to keep.
     """
 
     values: Any
     format: Any
 
     def decode(self, leaf: Any = None) -> jax.Array:
-        """Return the array that one leaf's values stand for, float32 at least.
+        """Return the array that one leaf's values stand for, float32 or wider.
 
         Args:
-          leaf: whatever has the shape and the dtype of the parameter; None where they
-            are not known. A format that shares values among elements then returns an
-            array that broadcasts to the parameter's shape.
+          leaf: anything with the shape and dtype of the parameter; None if they are
+            unknown. A format that shares values among elements then returns an array
+            that broadcasts to the parameter's shape.
         """
         return self.format.decode(self.values, leaf)
 
 
 @dataclasses.dataclass(frozen=True)
 class Format(abc.ABC):
-    """What writes a moment into a state. To write your own, derive from it.
+    """The writer of a format. Derive from it to define your own.
 
-    Beside it you need a NamedTuple: what is kept beside the values, a field for each
-    array, with a method `decode(values, leaf)`, which returns the array, float32 at
-    least. `leaf` has the shape and the dtype of the parameter; it is None where nobody
-    knows them.
+    Your format also needs a reader: a NamedTuple with one field for each array that is
+    kept beside the values. Its method `decode(values, leaf)` returns the moment,
+    float32 or wider. `leaf` has the shape and dtype of the parameter, or is None if
+    they are unknown.
 
-    A format that keeps nothing beside an array of the leaf's shape is taken to store
+    A format that keeps nothing beside an array of the leaf's shape is assumed to store
     each element by itself: `packed` puts such leaves into one buffer.
 
     Attributes:
-      seed: of the random bits of stochastic rounding.
-      reader: (class attribute, or property) that NamedTuple.
-      flows_stored: (class attribute) whether what flows on is what was stored, not what
-        was computed: for methods that divide by what they keep, as Adafactor does.
+      seed: the seed of the random bits of stochastic rounding.
+      reader: (class attribute or property) the class of the reader.
+      flows_stored: (class attribute) whether later stages receive the moment as stored,
+        not as computed: for methods like Adafactor, which divide by what they keep.
 
-    Example: moments rounded to bfloat16, and beside each leaf its largest error.
+    Example: moments rounded to bfloat16, with the largest error of each leaf.
 
       >>> class Rounded(NamedTuple):
       ...     error: jax.Array
@@ -103,40 +102,40 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def init(self, x: jax.Array, signed: bool) -> Stored:
-        """Return what stores `x`, rounded to the nearest, at the start.
+        """Store the initial moment `x`, rounded to nearest.
 
         Args:
-          x: the moment of one leaf, float32 at least.
+          x: the moment of one leaf, float32 or wider.
           signed: False for second moments, which are real and never negative.
         """
 
     @abc.abstractmethod
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
-        """Return what stores `x` in the place of `old`, of the same shapes and dtypes.
+        """Store `x` in place of `old`, with the same shapes and dtypes.
 
         Args:
-          x: the moment of one leaf after this step, float32 at least.
-          old: what stored it before.
-          noise: the random bits of this step and leaf, for the shape that is asked for.
+          x: the moment of one leaf after this step, float32 or wider.
+          old: the stored moment before this step.
+          noise: a function from a shape to the random bits of this step and leaf.
         """
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:
-        """Return whether this format can have written what a state holds for a leaf.
+        """Return whether this format could have written a leaf's stored moment.
 
         Args:
-          stored: what the state holds.
-          leaf: whatever has the shape of the parameter.
+          stored: the stored moment.
+          leaf: anything with the shape of the parameter.
         """
         del leaf
         return isinstance(stored.format, self.reader)
 
     def __str__(self) -> str:
-        """Return what messages call it."""
+        """Return the format's name in messages."""
         return type(self).__name__
 
 
 class Dense(NamedTuple):
-    """In a state: moments stand there as they are."""
+    """Reader for moments stored as they are."""
 
     def decode(self, values: jax.Array, leaf: Any) -> jax.Array:
         """Return the values."""
@@ -146,30 +145,30 @@ class Dense(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DenseFormat(Format):
-    """What `dense` returns.
+    """The format that `dense` returns.
 
     Attributes:
-      dtype: the dtype to store at; None: at the one that the moment starts with.
+      dtype: the dtype to store in; None means the moment's initial dtype.
     """
 
     dtype: Any = None
     reader = Dense
 
     def init(self, x: jax.Array, signed: bool) -> Stored:
-        """Return `x` at the dtype."""
+        """Return `x` in the dtype."""
         dtype = x.dtype if self.dtype is None else self.dtype
         if not signed and jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(f"nu_dtype must be real, got {dtype}.")
         return Stored(numerics.cast(x, dtype), Dense())
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
-        """Return `x` at the dtype of `old`, rounded stochastically to bfloat16."""
+        """Return `x` in the dtype of `old`; rounding to bfloat16 is stochastic."""
         if old.values.dtype == jnp.bfloat16:
             x = numerics.round_to_bfloat16(x.astype(jnp.float32), noise(x.shape))
         return Stored(numerics.cast(x, old.values.dtype), Dense())
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:
-        """Return whether a leaf has the dtype; for None, one that is computed in."""
+        """Return whether a leaf has the dtype; None accepts any compute dtype."""
         if not super().wrote(stored, leaf):
             return False
         dtype = stored.values.dtype
@@ -182,14 +181,14 @@ class DenseFormat(Format):
 
 
 def dense(dtype: DTypeLike | None = None, seed: int = 0) -> Format:
-    """Store at a dtype.
+    """Store in a dtype.
 
-    bfloat16 is rounded stochastically; wider dtypes hold what they are given.
+    Only bfloat16 is rounded stochastically.
 
     Args:
-      dtype: float32, float64, bfloat16 or, for first moments, a complex dtype; None:
-        the one that the moment starts with, float32 at least.
-      seed: of the stochastic rounding.
+      dtype: float32, float64, bfloat16 or, for first moments, a complex dtype; None
+        means the moment's initial dtype, float32 or wider.
+      seed: the seed of the stochastic rounding.
 
     Raises:
       ValueError: for a dtype that cannot hold a moment.
@@ -210,8 +209,8 @@ def is_elementwise(stored: Stored, shape: tuple[int, ...]) -> bool:
     """Return whether each element of a leaf is stored by itself.
 
     Args:
-      stored: what stores one leaf.
-      shape: of the leaf.
+      stored: the stored moment of one leaf.
+      shape: the shape of the leaf.
     """
     nothing = all(isinstance(field, optax.MaskedNode) for field in stored.format)
     return nothing and stored.values.shape == shape

@@ -1,4 +1,4 @@
-"""One moment over a pytree: an accumulator in a format, which any stage may hold."""
+"""One moment over a pytree: an accumulator with a format, for use in any stage."""
 
 import dataclasses
 import functools
@@ -22,11 +22,12 @@ class Gathered(NamedTuple):
     """A moment after one step.
 
     Attributes:
-      stored: the moment as the state keeps it, trees like the parameters.
-      moment: the moment in the dtype in which it was computed; decoded from what is
-        stored, where the format says so.
-      flows: what flows on: the moment, or what its accumulator reads in its place.
-      seen: scalar, the weight that goes with what flows on.
+      stored: the moment as the state keeps it, in trees like the parameters.
+      moment: the moment in its compute dtype; decoded from `stored` if the format sets
+        `flows_stored`.
+      flows: what later stages receive: the moment, or the output of its accumulator's
+        `read`.
+      seen: scalar, the weight that belongs to `flows`.
       weight: shape (2,), the weight seen and its compensation, as in `MomentsState`.
     """
 
@@ -39,22 +40,22 @@ class Gathered(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moment:
-    """What is gathered of a stream of values, and how it is stored.
+    """A moment of a stream of values, and how it is stored.
 
-    A stage that keeps a moment calls, at each step, `read` and then `step`:
+    At each step, a stage that keeps a moment calls `read` and then `step`:
 
         before = moment.read(stored, grads)
         after = moment.step(stored, before, grads, past, weight)
 
-    It keeps what is stored in a field of its state that is a `Stored`, or in two,
-    `name` and `name_format`: there, whoever reads a state finds it.
+    Its state keeps the stored moment in one field that is a `Stored`, or in two, `name`
+    and `name_format`. Functions that read states look there.
 
     Attributes:
-      accumulator: says how one value after another is gathered.
-      format: says how the moment is stored.
-      order: 1 gathers a value g, of either sign; 2 gathers |g|^2, real and never
-        negative. (An accumulator that measures its value otherwise keeps the sign.)
-      name: what messages call it, such as "mu".
+      accumulator: how values are gathered.
+      format: how the moment is stored.
+      order: 1 gathers a value g of either sign; 2 gathers |g|^2, real and never
+        negative. (A custom `measure` must keep these signs.)
+      name: its name in messages, such as "mu".
       argument: the argument that sets its format, for messages, such as "mu_dtype".
     """
 
@@ -68,12 +69,12 @@ class Moment:
         """Check that the accumulator can be used for a moment of this order."""
         if self.order == 1 and self.accumulator.power == 1:
             raise ValueError(
-                f"{self.name} is a first moment, and an Accumulator of power 1 is for "
-                "second ones: it would flow on squared."
+                f"{self.name} is a first moment, but an Accumulator of power 1 is for "
+                "second moments: later stages would receive its square."
             )
 
     def init(self, params: Any) -> Stored:
-        """Return what stores the moment before the first value.
+        """Return the stored moment before the first value.
 
         Args:
           params: a pytree of arrays (or of `jax.ShapeDtypeStruct`); the moment is
@@ -85,12 +86,12 @@ class Moment:
         """Return the moment that `stored` holds, a pytree like the parameters.
 
         Args:
-          stored: what stores it.
+          stored: the stored moment.
           like: a pytree like the parameters, such as the gradients.
 
         Raises:
-          AssertionError: if `like` has not the structure and the shapes of the moment.
-          ValueError: if the moment was stored in another format than this one's.
+          AssertionError: if `like` does not have the moment's structure and shapes.
+          ValueError: if the moment was stored in another format.
         """
         where = f"{self.name} of the optimizer's state"
         structure = jax.tree.structure(like)
@@ -121,20 +122,20 @@ class Moment:
         weight: jax.Array | None = None,
         mu: Any = None,
     ) -> Gathered:
-        """Gather one value more.
+        """Gather one more value.
 
         Args:
-          stored: what stores the moment so far.
+          stored: the stored moment so far.
           before: the moment so far, as `read` returned it.
-          values: the values, a pytree like the parameters, float32 at least.
+          values: the values, a pytree like the parameters, float32 or wider.
           past: int32 scalar, the number of steps before this one.
-          weight: shape (2,), the weight seen so far and its compensation; None where
-            nobody asks.
-          mu: the first moment of this step, for accumulators that measure by it; None:
-            the values.
+          weight: shape (2,), the weight seen so far and its compensation; None if it
+            is not needed.
+          mu: the first moment of this step, for accumulators whose `measure` uses it;
+            None means the values.
 
         Raises:
-          TypeError: if a complex value is to be gathered into a real moment.
+          TypeError: if a complex value would go into a real moment.
         """
         accumulator = self.accumulator
         power = numerics.abs_sq if self.order == 2 else lambda grad: grad
@@ -153,7 +154,7 @@ class Moment:
             if jnp.iscomplexobj(value) and not complex_moment:
                 raise TypeError(
                     f"a {value.dtype} gradient cannot be gathered into a {old.dtype} "
-                    "moment: pass a complex mu_dtype (or None), or real gradients to "
+                    "moment: pass a complex mu_dtype (or None), or real gradients for "
                     "real parameters."
                 )
             return accumulator.add(old.astype(value.dtype), value, h)
@@ -177,11 +178,11 @@ class Moment:
         return Gathered(stored, moment, flows, seen, weight)
 
     def decay(self, past: ArrayLike, dtype: DTypeLike) -> Any:
-        """Return the decay rate of the next step, or None if this is no average.
+        """Return the decay rate of the next step, or None if this is not an average.
 
         Args:
           past: int32 scalar, the number of steps before it.
-          dtype: of the rate, unless it is a float.
+          dtype: the dtype of a rate that is not a float.
         """
         if not self.accumulator.averages:
             return None
@@ -193,14 +194,14 @@ class Moment:
         dtype = dtype if self.order == 1 else numerics.real_dtype(dtype)
         initial: Any = self.accumulator.initial
         if isinstance(param, Tracer):
-            # A constant would be replicated: this one depends on the parameter, and
-            # so the partitioner shards it alike (XLA then folds the comparison).
+            # A constant would be replicated. This value depends on the parameter, so
+            # the partitioner shards it alike (XLA then folds the comparison).
             value = jnp.asarray(initial, dtype)
             return jnp.where(param == param, value, value)
         return jnp.full_like(param, initial, dtype=dtype)
 
     def _encode(self, moment: Any, stored: Stored, past: ArrayLike) -> Stored:
-        """Return what stores `moment` in the place of `stored`."""
+        """Store `moment` in place of `stored`."""
         leaves, structure = jax.tree.flatten(moment)
         encoded = []
         for i, old in enumerate(as_leaves(stored, structure)):
@@ -210,7 +211,7 @@ class Moment:
         return _as_tree(encoded, structure, self.format.reader)
 
     def _weigh(self, weight: jax.Array | None, past: ArrayLike) -> jax.Array:
-        """Return the weight pair after this step; 1 for what is not an average."""
+        """Return the weight pair after this step; weight 1 if there is no average."""
         dtype = jnp.dtype("float32") if weight is None else weight.dtype
         decay = self.decay(past, dtype)
         if weight is None or decay is None:
@@ -223,11 +224,11 @@ class Moment:
 
 
 def store(format: Format, moment: Any, signed: bool) -> Stored:
-    """Return what stores a given moment, rounded to the nearest.
+    """Store a given moment, rounded to nearest.
 
     Args:
       format: how to store it.
-      moment: a pytree of arrays, float32 at least.
+      moment: a pytree of arrays, float32 or wider.
       signed: False for second moments, which are real and never negative.
     """
     leaves, structure = jax.tree.flatten(moment)
@@ -236,11 +237,11 @@ def store(format: Format, moment: Any, signed: bool) -> Stored:
 
 
 def _as_tree(leaves: list[Stored], structure: Any, reader: Any) -> Stored:
-    """Return the `Stored` of trees that a tree with `Stored` leaves amounts to."""
+    """Turn `Stored` leaves into one `Stored` of trees."""
     values = structure.unflatten([leaf.values for leaf in leaves])
     if type(values).__name__ == "_ParamsPlaceholder":
-        # optax.tree_map_params asks where copies of the parameters stand. What is kept
-        # beside them is none: it has other shapes, and some leaves have nothing there.
+        # optax.tree_map_params looks for copies of the parameters. What a format keeps
+        # beside the values is not one: its shapes differ, and some leaves lack it.
         return Stored(values, reader(*[0] * len(reader._fields)))
     fields = [
         structure.unflatten([leaf.format[i] for leaf in leaves])
@@ -250,11 +251,11 @@ def _as_tree(leaves: list[Stored], structure: Any, reader: Any) -> Stored:
 
 
 def as_leaves(stored: Stored, structure: Any) -> list[Stored]:
-    """Return what stores each leaf of a moment.
+    """Split a stored moment into its leaves.
 
     Args:
-      stored: what stores the moment, trees like the parameters.
-      structure: that of the parameters.
+      stored: the stored moment, in trees like the parameters.
+      structure: the structure of the parameters.
     """
     values = structure.flatten_up_to(stored.values)
     columns = [structure.flatten_up_to(field) for field in stored.format]
@@ -266,12 +267,12 @@ def as_leaves(stored: Stored, structure: Any) -> list[Stored]:
 
 
 def decode(stored: Stored, like: Any = None) -> Any:
-    """Return the moment that a state holds, whatever its format is, or None for none.
+    """Return the moment that a state holds, whatever its format; None if there is none.
 
     Args:
-      stored: what stores the moment, trees like the parameters.
-      like: a pytree like the parameters; without it, what elements share comes in
-        arrays that only broadcast to the shapes of the parameters.
+      stored: the stored moment, in trees like the parameters.
+      like: a pytree like the parameters; without it, values that elements share come
+        in arrays that only broadcast to the shapes of the parameters.
     """
     if stored.values is None:
         return None
@@ -299,7 +300,7 @@ def widen(grads: Any, *moments: Any) -> Any:
 
 
 def cast_like(tree: Any, like: Any) -> Any:
-    """Return a tree in the dtypes of another one, leaf by leaf.
+    """Cast a tree to the dtypes of another one, leaf by leaf.
 
     Args:
       tree: a pytree of arrays.

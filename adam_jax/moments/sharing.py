@@ -1,4 +1,4 @@
-"""Second moments that many elements share: means over rows, columns, whole leaves."""
+"""Second moments that many elements share: means over rows, columns or whole leaves."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,38 +13,38 @@ from adam_jax.moments.formats import Format, Noise, Stored
 
 
 class Factored(NamedTuple):
-    """In a state: moments stand there as means over their longest axis.
+    """Reader for moments stored as means over their longest axis.
 
     Attributes:
       columns: the means over the second longest axis. Axes over which a mean was taken
-        have size 1. A leaf that is not factored has `optax.MaskedNode()`: its moment
-        stands there as it is.
+        have size 1. A leaf that is not factored has `optax.MaskedNode()` here: its
+        moment is stored as it is.
     """
 
     columns: Any
 
     def decode(self, values: jax.Array, leaf: Any) -> jax.Array:
-        """Return the moment whose means these are, of rank 1."""
+        """Return the moment of rank 1 that has these means."""
         del leaf
         if isinstance(self.columns, optax.MaskedNode):
             return values
-        # Where both have size 1 there is one value, and its mean is the value.
+        # Where both have size 1 there is one value, which is its own mean.
         other = tuple(i for i, size in enumerate(self.columns.shape) if size == 1)
         mean = values.mean(axis=other, keepdims=True)
-        # In this order: the product of two second moments may leave the range.
+        # Divide first: the product of two second moments may leave the range.
         return numerics.divide_or_zero(values, mean) * self.columns
 
 
 @dataclasses.dataclass(frozen=True)
 class FactoredFormat(Format):
-    """What `factored` returns; its argument is the attribute."""
+    """The format that `factored` returns; its argument is the attribute."""
 
     min_size: int = 128
     reader = Factored
     flows_stored = True
 
     def init(self, x: jax.Array, signed: bool) -> Stored:
-        """Return the means of `x`, or `x` where an axis is too short."""
+        """Return the means of `x`, or `x` itself if an axis is too short."""
         _expect_second_moment("factored", signed)
         axes = self._axes(x.shape)
         if axes is None:
@@ -53,7 +53,7 @@ class FactoredFormat(Format):
         return Stored(rows, Factored(columns))
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
-        """Return the means of `x`, over the axes of `old`."""
+        """Return the means of `x`, over the same axes as in `old`."""
         del noise
         if isinstance(old.format.columns, optax.MaskedNode):
             return Stored(x.astype(old.values.dtype), old.format)
@@ -63,7 +63,7 @@ class FactoredFormat(Format):
         return Stored(rows, Factored(columns))
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:
-        """Return whether means were taken over these axes, if the leaf fits at all."""
+        """Return whether the means are over these axes, or do not fit the leaf."""
         if not super().wrote(stored, leaf):
             return False
         axes, columns = self._axes(leaf.shape), stored.format.columns
@@ -77,11 +77,11 @@ class FactoredFormat(Format):
         )
 
     def __str__(self) -> str:
-        """Return the call that makes it."""
+        """Return the call that creates this format."""
         return f"factored({self.min_size})"
 
     def _axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """Return the longest axis and the second longest; None where one is short."""
+        """Return the longest axis and the second longest, or None if one is short."""
         axes = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
         if len(axes) < 2 or shape[axes[0]] < self.min_size:
             return None
@@ -91,16 +91,16 @@ class FactoredFormat(Format):
 def factored(min_size: int = 128) -> Format:
     """Store a matrix of second moments as its row means and column means.
 
-    Of R, the means over the longest axis, and C, those over the second longest, the
-    moment is read as R C / mean(R), and so it flows on: Adafactor's second moment. The
-    state of an n x m leaf is n + m numbers. The other axes are batches.
+    R holds the means over the longest axis, C those over the second longest. The moment
+    is read as R C / mean(R), Adafactor's second moment, and later stages receive this.
+    The state of an n x m leaf has n + m numbers. Any other axes are batch axes.
 
     Args:
       min_size: leaves whose second longest axis is shorter stay as they are, and so do
-        leaves of one axis.
+        leaves with one axis.
 
     Raises:
-      ValueError: if min_size is no positive integer; at init, for first moments.
+      ValueError: if min_size is not a positive integer; at init, for first moments.
 
     Example: a matrix of rank 1 is kept exactly.
 
@@ -111,8 +111,8 @@ def factored(min_size: int = 128) -> Format:
       >>> print(stored.decode()[:, 0])
       [0. 1. 2.]
 
-    Reference: Shazeer & Stern 2018 (Adafactor), Algorithm 4; the choice of axes is that
-    of `optax.scale_by_factored_rms`.
+    Reference: Shazeer & Stern 2018 (Adafactor), Algorithm 4; axes are chosen as in
+    `optax.scale_by_factored_rms`.
     """
     if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
         raise ValueError(f"min_size must be a positive integer, got {min_size!r}.")
@@ -120,7 +120,7 @@ def factored(min_size: int = 128) -> Format:
 
 
 class MeanOver(NamedTuple):
-    """In a state: moments stand there as means, with size 1 along shared axes."""
+    """Reader for moments stored as means, with size 1 along shared axes."""
 
     def decode(self, values: jax.Array, leaf: Any) -> jax.Array:
         """Return the means, broadcast to the leaf.
@@ -133,44 +133,44 @@ class MeanOver(NamedTuple):
                 "moments stored by mean_over() do not know the shapes of the "
                 "parameters: pass params, as in load_moments(state, params)."
             )
-        # Where the shapes do not fit, whoever compares them names the leaf.
+        # If the shapes do not fit, a later check names the leaf.
         fits = _broadcasts(values.shape, leaf.shape)
         return jnp.broadcast_to(values, leaf.shape) if fits else values
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanOverFormat(Format):
-    """What `mean_over` returns; its argument is the attribute."""
+    """The format that `mean_over` returns; its argument is the attribute."""
 
     axes: tuple[int, ...] | None = None
     reader = MeanOver
     flows_stored = True
 
     def init(self, x: jax.Array, signed: bool) -> Stored:
-        """Return the mean of `x` over the axes that it has."""
+        """Return the mean of `x` over those of the axes that it has."""
         _expect_second_moment("mean_over", signed)
-        if not x.size:  # the mean of nothing is no number
+        if not x.size:  # the mean of nothing is NaN
             return Stored(x, MeanOver())
         return Stored(x.mean(tuple(self._own(x.ndim)), keepdims=True), MeanOver())
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
-        """Return the mean of `x`, over the axes of `old`."""
+        """Return the mean of `x`, over the same axes as in `old`."""
         del noise
         return Stored(_mean_like(x, old.values), MeanOver())
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:
-        """Return whether means were taken over these axes, if the leaf fits at all."""
+        """Return whether the means are over these axes, or do not fit the leaf."""
         own = self._own(leaf.ndim)
         return super().wrote(stored, leaf) and (
             not leaf.size or _is_mean(stored.values.shape, leaf.shape, own)
         )
 
     def __str__(self) -> str:
-        """Return the call that makes it."""
+        """Return the call that creates this format."""
         return f"mean_over({self.axes})"
 
     def _own(self, ndim: int) -> set[int]:
-        """Return those of the axes that an array of `ndim` axes has."""
+        """Return those of the axes that an array with `ndim` axes has."""
         axes = range(ndim) if self.axes is None else self.axes
         return {axis % ndim for axis in axes if -ndim <= axis < ndim}
 
@@ -178,16 +178,16 @@ class MeanOverFormat(Format):
 def mean_over(axes: int | Sequence[int] | None = None) -> Format:
     """Store one second moment for all elements along some axes: their mean.
 
-    It is the mean that flows on, as in Adam-mini.
+    Later stages receive the mean, as in Adam-mini.
 
     Args:
-      axes: over which to take the mean; of these, a leaf uses those that it has. None:
-        all, so that each leaf has one second moment.
+      axes: the axes to average over; a leaf uses those that it has. None means all, so
+        that each leaf has one second moment.
 
     Raises:
-      ValueError: if an axis is no integer; at init, for first moments.
+      ValueError: if an axis is not an integer; at init, for first moments.
 
-    Example: one second moment a row, as for the tokens of an embedding.
+    Example: one second moment per row, as for the tokens of an embedding.
 
       >>> stored = mean_over(-1).init(jnp.arange(6.0).reshape(2, 3), False)
       >>> print(stored.values)
@@ -220,13 +220,13 @@ def _mean_like(x: jax.Array, mean: jax.Array) -> jax.Array:
 
 
 def _is_mean(shape: tuple[int, ...], whole: tuple[int, ...], axes: set[int]) -> bool:
-    """Return whether a mean of this shape is over `axes`, if it fits `whole` at all."""
+    """Return whether a mean of `shape` is over `axes`, or does not fit `whole`."""
     expected = tuple(1 if i in axes else n for i, n in enumerate(whole))
     return shape == expected or not _broadcasts(shape, whole)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    """Return whether an array of `shape`, with 1 along shared axes, fits another."""
+    """Return whether `shape`, with size 1 along shared axes, broadcasts to another."""
     return len(shape) == len(to) and all(
         size in (1, whole) for size, whole in zip(shape, to, strict=True)
     )

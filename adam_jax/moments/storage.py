@@ -1,4 +1,4 @@
-"""The formats by name, and what an argument such as `nu_dtype` may be."""
+"""The formats by name, and the values of arguments such as `nu_dtype`."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ FORMATS: dict[str, Callable[[], Format]] = {
     "bfloat16": functools.partial(dense, "bfloat16"),
     "8bit": eight_bit,
 }
-"""The formats by name, as `mu_dtype` and `nu_dtype` take them."""
+"""The formats by name, as `mu_dtype` and `nu_dtype` accept them."""
 
 
 def as_format(name: str, value: Any) -> Format:
@@ -26,10 +26,10 @@ def as_format(name: str, value: Any) -> Format:
 
     Args:
       name: the argument's name, for the message.
-      value: a format, its name, a dtype, or None for the dtype that moments start with.
+      value: a format, its name, a dtype, or None for the moment's initial dtype.
 
     Raises:
-      ValueError: if it stands for none; the message starts with `name`.
+      ValueError: if it is none of these; the message starts with `name`.
     """
     if isinstance(value, Format):
         return value

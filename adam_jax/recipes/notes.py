@@ -1,12 +1,12 @@
-"""Notes that stages take of how they compute what they emit.
+"""Notes of the stages on how they compute their outputs.
 
-While recipes are collected, each stage notes how the arrays that it emits follow from
-gradients, moments and parameters. A kernel that supports the whole recipe may compute
-an update, and the new moments with it, in place of what was traced.
+While recipes are collected, each stage notes how its outputs follow from gradients,
+moments and parameters. A kernel that supports the whole recipe may then compute an
+update and the new moments, instead of the traced operations.
 
-A note belongs to one array object. Any other operation on an array (a transformation of
-your own, a select, a branch) makes a new array, which has no note. So no note is ever
-wrong, and stages need not know what stands around them.
+A note belongs to one array object. Any other operation on an array (a custom
+transformation, a select, a branch) makes a new array, which has no note. So no note is
+ever wrong, and stages need not know the code around them.
 """
 
 import contextlib
@@ -28,33 +28,33 @@ _LINES = ("decay", "learning_rate", "rounding")
 
 
 Check = Callable[["Notes", Any, Any], Any]
-"""From notes, updates and params to whether all updates are finite."""
+"""A function of notes, updates and params: whether all updates are finite."""
 
 
 class ByArray:
-    """What is noted of array objects, by their identity."""
+    """Notes on array objects, by their identity."""
 
     def __init__(self):
         """Start empty."""
         self._notes: dict[int, tuple[Any, Any]] = {}
 
     def __setitem__(self, array: Any, note: Any) -> None:
-        """Note something of an array, and keep it alive: its id is not used again."""
+        """Attach a note to an array, and keep it alive so that its id stays unique."""
         self._notes[id(array)] = array, note
 
     def get(self, array: Any) -> Any:
-        """Return what is noted of an array, or None."""
+        """Return the note on an array, or None."""
         return self._notes.get(id(array), (None, None))[1]
 
 
 class Notes:
-    """What is noted of arrays.
+    """All notes on arrays.
 
     Attributes:
-      check: tells whether updates with a recipe are finite, without making them.
-      recipes: of updates.
-      moments: of moments that flow, each a `Flowing`.
-      choices: of new arrays of a state, each a `Choice`.
+      check: tells whether updates with a recipe are finite, without computing them.
+      recipes: notes on updates, each a `Recipe`.
+      moments: notes on moments between stages, each a `Flowing`.
+      choices: notes on new arrays of a state, each a `Choice`.
     """
 
     def __init__(self, check: Check):
@@ -68,7 +68,7 @@ _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
 
 @contextlib.contextmanager
 def collecting(check: Check) -> Iterator[Notes]:
-    """Let stages note how they compute what they emit.
+    """Let stages note how they compute their outputs.
 
     Args:
       check: as in `Notes`.
@@ -101,7 +101,7 @@ def note_correction(before: Any, after: Any, weight: Any) -> None:
     Args:
       before: the moment.
       after: the corrected one.
-      weight: by what it was divided.
+      weight: the divisor.
     """
     notes = _notes.get()
     if notes is None:
@@ -148,10 +148,10 @@ def note_line(name: str, before: Any, after: Any, values: Sequence[Any]) -> None
     """Note the next line of Adam.
 
     Args:
-      name: "decay", "learning_rate" or "rounding": that attribute of `Recipe`.
+      name: the attribute of `Recipe`: "decay", "learning_rate" or "rounding".
       before: the updates before it.
       after: the updates after it.
-      values: of the attribute, one for each leaf.
+      values: the values of the attribute, one for each leaf.
     """
     notes = _notes.get()
     if notes is None:
@@ -187,12 +187,12 @@ def note_parts(
 
 
 def note_gate(updates: tuple[Any, Any], state: tuple[Any, Any, Any], gate: Any) -> None:
-    """Note that a guard takes a step, or leaves everything as it is.
+    """Note that a guard either takes a step or leaves everything as it is.
 
     Args:
-      updates: those of the step, and what the guard emits: these, or zeros.
-      state: the new state, the old one, and what the guard keeps: the one or the other.
-      gate: a bool scalar, true where the step is taken.
+      updates: the updates of the step, and what the guard emits: these or zeros.
+      state: the new state, the old state, and the one that the guard keeps.
+      gate: a bool scalar, true if the step is taken.
     """
     notes = _notes.get()
     if notes is None:
@@ -211,7 +211,7 @@ def all_finite(updates: Any, params: Any = None) -> jax.Array:
 
     Args:
       updates: a pytree of arrays.
-      params: the parameters, if these are updates of them.
+      params: the parameters, if `updates` are updates of them.
     """
     notes = _notes.get()
     if notes is not None and params is not None:
@@ -221,6 +221,6 @@ def all_finite(updates: Any, params: Any = None) -> jax.Array:
 
 def are_finite(arrays: Sequence[Any]) -> jax.Array:
     """Return whether all elements of some arrays are finite, a bool scalar."""
-    # 0 times what is not finite is NaN; so a sum, which XLA vectorises, tells.
+    # 0 times a non-finite number is NaN, so a sum, which XLA vectorises, shows it.
     sums = [jnp.sum(numerics.widen(x) * 0) for x in arrays]
     return jnp.all(jnp.isfinite(jnp.array(sums))) if sums else jnp.asarray(True)

@@ -1,4 +1,4 @@
-"""What a recipe says: from which moments an update came, and by which lines of Adam."""
+"""Recipes: which moments an update came from, and by which lines of Adam."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -8,13 +8,13 @@ from adam_jax.moments.moment import Gathered, Moment
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origin:
-    """One call of `scale_by_moments`, where it keeps both moments.
+    """One call of `scale_by_moments` that keeps both moments.
 
     Attributes:
       first: the first moment.
       second: the second moment.
-      state: the `MomentsState` before.
-      grads: the gradients as they came.
+      state: the `MomentsState` before the step.
+      grads: the gradients as received.
       mu: the first moment after the step.
       nu: the second moment after the step.
     """
@@ -33,7 +33,7 @@ class Flowing(NamedTuple):
     Attributes:
       origin: the call that emitted it.
       name: "mu" or "nu".
-      leaf: its number among the leaves.
+      leaf: the number of the leaf.
       corrected: whether it was divided by the weight that it has seen.
     """
 
@@ -48,8 +48,8 @@ class Decay:
     """How a parameter decays.
 
     Attributes:
-      rate: by which it is multiplied: a float, or a float32 scalar.
-      param: the parameter, as it was given to the stage.
+      rate: the factor of the parameter: a float, or a float32 scalar.
+      param: the parameter, as given to the stage.
     """
 
     rate: Any
@@ -61,11 +61,11 @@ class Rounding:
     """How `round_to_params` rounds a parameter.
 
     Attributes:
-      seed: of the random bits.
+      seed: the seed of the random bits.
       count: int32 scalar, the steps before this one.
-      leaf: the number of the leaf in the tree that is rounded.
+      leaf: the number of the leaf in the rounded tree.
       param: the parameter.
-      wide: the parameter in float32, as the optimizer inside sees it.
+      wide: the parameter in float32, as the wrapped optimizer sees it.
     """
 
     seed: int
@@ -77,13 +77,13 @@ class Rounding:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """Where a leaf lies in the buffer that an update was made of.
+    """Where a leaf lies in the buffer that its update came from.
 
     Attributes:
-      position: of the leaf among those in the buffer.
+      position: the position of the leaf among those in the buffer.
       grads: the gradients of these leaves, in order.
-      param: the leaf's parameter, or None where nobody was told.
-      buffer: the buffer of parameters that it lies in, likewise.
+      param: the leaf's parameter, or None if unknown.
+      buffer: the buffer of parameters that it lies in, or None if unknown.
     """
 
     position: int
@@ -94,23 +94,23 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
-    """How the update of one leaf came about, line by line of Adam.
+    """How the update of one leaf was computed, line by line of Adam.
 
-        update = mu / (sqrt(nu + eps_root) + eps)     the moments corrected, or not
+        update = mu / (sqrt(nu + eps_root) + eps)     with the moments corrected or not
         update <- update + decay * param
         update <- -learning_rate * update
 
     Attributes:
-      origin: where the moments are from.
+      origin: where the moments come from.
       leaf: the number of the leaf among theirs.
       corrected: which of "mu" and "nu" were divided by their weight.
       eps: a float, or a float32 scalar.
       eps_root: the same.
-      decay: the weight decay; None: none.
-      learning_rate: a float, or a float32 scalar; None: not yet multiplied.
-      part: where the leaf lies in a buffer; None: it has a moment of its own.
-      rounding: how the new parameter is rounded; None: as `optax.apply_updates` does.
-      gates: bool scalars; the step is taken where all of them are true.
+      decay: the weight decay, or None.
+      learning_rate: a float, or a float32 scalar; None means not yet multiplied.
+      part: where the leaf lies in a buffer; None means that it has its own moment.
+      rounding: how the new parameter is rounded; None means by `optax.apply_updates`.
+      gates: bool scalars; the step is taken if all of them are true.
     """
 
     origin: Origin
@@ -127,10 +127,10 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """Of a new array in a state: a gate chooses between it and the old one.
+    """A gate's choice between the new and the old array of a state.
 
     Attributes:
-      chosen: what the guard keeps: the new array where the gate is true, else the old.
+      chosen: the array that is kept: the new one if the gate is true, else the old.
       old: the array before the step.
       gate: a bool scalar.
     """

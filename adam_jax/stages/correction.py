@@ -26,8 +26,7 @@ def bias_correct(*, mu: bool = True, nu: bool = True) -> optax.GradientTransform
         mu_hat = mu / (1 - b1^t)
         nu_hat = nu / (1 - b2^t)
 
-    The weights come with the moments, so they agree with whatever decays were used,
-    scheduled ones included.
+    The weights come with the moments, so they match the decays used, scheduled or not.
 
     Args:
       mu: whether to correct the first moment.
@@ -62,12 +61,12 @@ def bias_correct(*, mu: bool = True, nu: bool = True) -> optax.GradientTransform
 
 
 def correct_step_size() -> optax.GradientTransformation:
-    """Correct the bias in the step size alone, in place of `bias_correct`.
+    """Correct the bias in the step size alone, instead of `bias_correct`.
 
         mu <- mu * sqrt(1 - b2^t) / (1 - b1^t)
 
-    With nu left as it is, `precondition(eps)` then adds eps to the uncorrected root:
-    this eps is the "eps-hat" of the paper, and TensorFlow's.
+    nu stays as it is, so `precondition(eps)` adds eps to the uncorrected root. This eps
+    is the paper's "eps-hat", and TensorFlow's.
 
     Raises:
       ValueError: at the first trace, if a moment has been corrected already.
@@ -95,15 +94,15 @@ def correct_step_size() -> optax.GradientTransformation:
 
 
 def center() -> optax.GradientTransformation:
-    """Make the second moment a variance, and let the gradient itself be divided by it.
+    """Turn the second moment into a variance, which will divide the gradient itself.
 
         nu <- max(nu - |mu|^2, 0)
         mu <- g
 
     Raises:
-      ValueError: at the first trace, if there is no first or no second moment, or if
-        the averages have not seen the same weights: one of them corrected, or raw
-        averages of different decay rates.
+      ValueError: at the first trace, if a moment is missing, or if the averages have
+        seen different weights: only one is corrected, or raw averages have different
+        decay rates.
 
     Example: gradients 1 and 3, averaged at rate 1/2.
 
@@ -138,7 +137,7 @@ class RunningMaxState(NamedTuple):
 
     Attributes:
       nu_max: the largest second moment so far, like nu.
-      nu_max_format: says how it is to be read, as in `Stored`.
+      nu_max_format: the reader of nu_max, as in `Stored`.
     """
 
     nu_max: Any
@@ -150,14 +149,15 @@ def running_max() -> optax.GradientTransformation:
 
         nu_max <- max(nu_max, nu)
 
-    It is kept in float32. Of a nu that is rounded stochastically it gathers the errors.
+    The maximum is kept in float32. It accumulates the errors of a nu that is rounded
+    stochastically.
 
-    Before `bias_correct` it takes the maximum of the raw moment (PyTorch), after it
+    Before `bias_correct`, this is the maximum of the raw moment (PyTorch); after it,
     that of the corrected one (Optax).
 
     Raises:
       ValueError: at the first trace, if there is no second moment.
-      TypeError: if the state is that of another transformation.
+      TypeError: if the state belongs to another transformation.
 
     Example: a gradient of 2 is remembered, where b2 = 0.5 would forget it.
 
@@ -202,17 +202,17 @@ def _expect_uncorrected(moments: Any, chosen: frozenset[str], stage: str) -> Mom
     m = expect_moments(moments, stage)
     for which in sorted(chosen & m.corrected):
         raise ValueError(
-            f"{stage}() was given {which} corrected (or centered) already: keep one of "
-            "bias_correct() and correct_step_size() in the chain, before center()."
+            f"{stage}() was given {which} corrected (or centered) already: keep only "
+            "one of bias_correct() and correct_step_size(), and put it before center()."
         )
     return m
 
 
 def _expect_one_weight(m: Moments) -> None:
-    """Raise if mu and nu are not averages with the same weights, where that is known.
+    """Refuse mu and nu that are known to have seen different weights.
 
     For constant gradients g, raw averages of rates 0.9 and 0.999 would leave
-    (0.001 - 0.1^2) g^2 < 0 in the first step.
+    (0.001 - 0.1^2) g^2 < 0 at the first step.
     """
     decays = m.mu_decay, m.nu_decay
     if len(m.corrected) == 1:

@@ -26,7 +26,7 @@ def precondition(
 
         updates = mu / (sqrt(nu + eps_root) + eps)
 
-    Where the denominator is 0 so is the update; its derivative is finite everywhere.
+    Where the denominator is 0, so is the update; its derivative is finite everywhere.
     Without a second moment the updates are mu.
 
     Args:
@@ -54,7 +54,7 @@ def precondition(
 
 
 def divide_moments(m: Moments, eps: Any, eps_root: Any) -> Any:
-    """Return mu / (sqrt(nu + eps_root) + eps), or mu where there is no nu, uncast.
+    """Return mu / (sqrt(nu + eps_root) + eps), or mu if there is no nu, uncast.
 
     Args:
       m: the moments.
@@ -67,7 +67,7 @@ def divide_moments(m: Moments, eps: Any, eps_root: Any) -> Any:
 
     def divide_leaf(mu, nu):
         inside = nu + at(eps_root, past, nu.dtype)
-        if isinstance(eps, float) and eps == 0:  # one rounding less
+        if isinstance(eps, float) and eps == 0:  # one rounding fewer
             return mu * numerics.rsqrt_or_zero(inside).astype(mu.dtype)
         root = numerics.sqrt(inside)
         return numerics.divide_or_zero(mu, root + at(eps, past, nu.dtype))
@@ -94,13 +94,13 @@ def rectified_precondition(
     Args:
       eps: as in `precondition`.
       eps_root: as in `precondition`.
-      threshold: the value of rho from which nu is used.
+      threshold: the least rho at which nu is used.
 
     Raises:
-      ValueError: at the first trace, if there is no second moment, or if it is no
-        average.
+      ValueError: at the first trace, if there is no second moment, or if it is not
+        an average.
 
-    Example: at b2 = 0.9999 rho is 4.9996 at the fifth step: still momentum.
+    Example: at b2 = 0.9999, rho is 4.9996 at the fifth step: still momentum.
 
       >>> from adam_jax import bias_correct, scale_by_moments
       >>> tx = optax.chain(
@@ -140,7 +140,7 @@ def rectified_precondition(
         least = at(threshold, m.count - 1, dtype)
         trusted = (rho_above(4) > 0) & (rho_above(least) >= 0)
 
-        def sure(x):  # where there is no r, its derivative is not to be NaN
+        def sure(x):  # where there is no r, its derivative must not be NaN
             return jnp.where(trusted, x, 1)
 
         square = sure(rho_above(4)) / sure(rho_inf - 4)
@@ -158,12 +158,12 @@ def rectified_precondition(
 
 
 def emit(updates: Any, received: Any, params: Any) -> Any:
-    """Return updates in the dtype in which a stage emits them.
+    """Return updates in the dtype that a stage emits.
 
     Args:
-      updates: float32 at least.
-      received: what the stage was given, a pytree of the dtypes to emit.
-      params: what `update` was given: if not None, `scale_by_lr` or `apply_updates`
-        will set the dtype, and updates stay as they are.
+      updates: the updates, float32 or wider.
+      received: the input of the stage, a pytree with the dtypes to emit.
+      params: the params given to `update`; if not None, `scale_by_lr` or
+        `apply_updates` will set the dtype, and updates stay as they are.
     """
     return cast_like(updates, received) if params is None else updates

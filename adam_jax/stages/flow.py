@@ -1,4 +1,4 @@
-"""What flows between the stages, and what each refuses to be given."""
+"""`Moments`, which pass between stages, and checks of what each stage receives."""
 
 import dataclasses
 from typing import Any, NoReturn
@@ -7,39 +7,39 @@ import jax
 from jax.typing import ArrayLike
 
 _CURE = (
-    "put precondition(), which makes updates of them, before whatever takes updates, "
-    "and masks, guards and other wrappers around the whole optimizer"
+    "put precondition(), which turns them into updates, before anything that takes "
+    "updates, and put masks, guards and other wrappers around the whole optimizer"
 )
 
 
 class _Named(type):
-    """A class that says what its objects are, where JAX prints it: of another tree."""
+    """A class whose repr names the fix: JAX prints it when trees differ."""
 
     def __repr__(cls) -> str:
-        return f"<class 'adam_jax.Moments': no updates: {_CURE}>"
+        return f"<class 'adam_jax.Moments': not updates: {_CURE}>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments(metaclass=_Named):
-    """What flows from `scale_by_moments` to `precondition`.
+    """The moments on their way from `scale_by_moments` to `precondition`.
 
-    It is no pytree: a transformation of updates that maps over it, a mask or a guard
-    gets a TypeError, not another Adam. Transformations of updates, Optax's among them,
-    belong after `precondition`, wrappers around a whole optimizer.
+    They are not a pytree: a transformation of updates that maps over them, a mask or a
+    guard gets a TypeError, not another Adam. Transformations of updates, including
+    Optax's, belong after `precondition`; wrappers go around a whole optimizer.
 
     Attributes:
       count: int32 scalar, the number of this step; the first is 1.
-      grads: the gradients of this step, in the dtype in which they came.
-      mu: the first moment, a pytree like grads (grads themselves where there is no
-        first moment), float32 at least.
+      grads: the gradients of this step, in their original dtype.
+      mu: the first moment, a pytree like grads, float32 or wider; grads themselves if
+        there is no first moment.
       nu: the second moment, a pytree of real arrays like grads, or None.
       mu_weight: scalar, the weight of past gradients in mu, 1 - b1^t for an average
-        of constant decay; 1 for whatever is not an average.
+        of constant decay; 1 if mu is not an average.
       nu_weight: the same for nu.
-      mu_decay: the decay rate of this step, a float or a scalar, if mu is an average.
+      mu_decay: the decay rate of this step, a float or a scalar; None for no average.
       nu_decay: the same for nu.
-      has_mu: whether mu is the first moment, not the gradients themselves nor what
-        `correct_step_size` makes of it.
+      has_mu: whether mu is the first moment, not the gradients themselves or the result
+        of `correct_step_size`.
       corrected: which of "mu" and "nu" must not be divided by their weight (again).
     """
 
@@ -55,11 +55,11 @@ class Moments(metaclass=_Named):
     corrected: frozenset[str] = frozenset()
 
     def _replace(self, **changes: Any) -> "Moments":
-        """Return a copy with other values, as a NamedTuple does."""
+        """Return a copy with some values replaced, as a NamedTuple does."""
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
-        """Show the scalars; of trees, which may be a whole model, the types."""
+        """Show scalars, but only the types of trees, which may be a whole model."""
         shown = {
             k: jax.tree.map(jax.typeof, v) if k in ("grads", "mu", "nu") else v
             for k, v in vars(self).items()
@@ -73,8 +73,8 @@ class Moments(metaclass=_Named):
 
 def _refuse(*_: Any) -> NoReturn:
     raise TypeError(
-        "the Moments that scale_by_moments() emits are no updates, and no pytree to "
-        f"map over: {_CURE}."
+        "the Moments that scale_by_moments() emits are neither updates nor a pytree "
+        f"to map over: {_CURE}."
     )
 
 
@@ -85,7 +85,7 @@ def expect_moments(value: Any, stage: str) -> Moments:
     """Return `value` if it is `Moments`.
 
     Args:
-      value: what a stage was given.
+      value: the input of a stage.
       stage: the stage's name, for the message.
 
     Raises:
@@ -101,10 +101,10 @@ def expect_moments(value: Any, stage: str) -> Moments:
 
 
 def expect_both(moments: Moments, stage: str) -> None:
-    """Refuse moments of which one is not there.
+    """Refuse moments if one of the two is missing.
 
     Args:
-      moments: what a stage was given.
+      moments: the input of a stage.
       stage: the stage's name, for the message.
 
     Raises:
@@ -113,16 +113,16 @@ def expect_both(moments: Moments, stage: str) -> None:
     if not moments.has_mu:
         raise ValueError(
             f"{stage}() needs the first moment as bias_correct() leaves it: give "
-            f"scale_by_moments() a b1, and put {stage}() behind bias_correct(), once."
+            f"scale_by_moments() a b1, and put {stage}() after bias_correct(), once."
         )
     expect_second(moments, stage)
 
 
 def expect_second(moments: Moments, stage: str) -> None:
-    """Refuse moments without a second one.
+    """Refuse moments without a second moment.
 
     Args:
-      moments: what a stage was given.
+      moments: the input of a stage.
       stage: the stage's name, for the message.
 
     Raises:
@@ -135,11 +135,11 @@ def expect_second(moments: Moments, stage: str) -> None:
 
 
 def expect_updates(value: Any, stage: str) -> None:
-    """Refuse `Moments`, for what takes plain trees.
+    """Refuse `Moments` where plain trees are expected.
 
     Args:
-      value: what a stage or a wrapper was given, or what it got from its optimizer.
-      stage: its name, for the message.
+      value: the input of a stage or a wrapper, or the output of its optimizer.
+      stage: the stage's or wrapper's name, for the message.
 
     Raises:
       TypeError: if it is `Moments`.
@@ -147,15 +147,15 @@ def expect_updates(value: Any, stage: str) -> None:
     if isinstance(value, Moments):
         raise TypeError(
             f"{stage}() takes gradients or updates, got Moments: put precondition() "
-            "before it, which makes updates of them."
+            "before it, to turn them into updates."
         )
 
 
 def expect_whole(emitted: Any, wrapper: str) -> None:
-    """Refuse `Moments` from what a wrapper was put around.
+    """Refuse `Moments` from the transformation inside a wrapper.
 
     Args:
-      emitted: what the wrapped transformation emitted.
+      emitted: the output of the wrapped transformation.
       wrapper: the wrapper's name, for the message.
 
     Raises:
@@ -163,16 +163,16 @@ def expect_whole(emitted: Any, wrapper: str) -> None:
     """
     if isinstance(emitted, Moments):
         raise TypeError(
-            f"{wrapper}() goes around a whole optimizer, but what it was put around "
+            f"{wrapper}() goes around a whole optimizer, but the transformation in it "
             "emits Moments: end it with precondition() or scale_by_lr()."
         )
 
 
 def expect_state(state: Any, kind: type, stage: str) -> None:
-    """Refuse a state that another chain has made.
+    """Refuse a state that another chain made.
 
     Args:
-      state: what `update` was given.
+      state: the state that `update` received.
       kind: the class of the stage's own states.
       stage: the stage's name, for the message.
 
@@ -181,7 +181,7 @@ def expect_state(state: Any, kind: type, stage: str) -> None:
     """
     if not isinstance(state, kind):
         raise TypeError(
-            f"{stage}() was given {_a(type(state).__name__)} for its state, which is "
+            f"{stage}() was given {_a(type(state).__name__)} for its state, not "
             f"{_a(kind.__name__)}: the state was made by another chain, or restored "
             "without its structure. Start from tx.init(params), or restore into "
             "jax.eval_shape(tx.init, params)."

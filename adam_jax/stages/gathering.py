@@ -27,11 +27,11 @@ class MomentsState(NamedTuple):
       mu: the first moment as it is stored, a pytree like the parameters, or None.
       nu: the second moment, real, or None.
       weights: shape (2, 2). Column 0 holds the weights that mu and nu have seen,
-        column 1 what rounding withheld from them. It makes the correction right for
-        decays that change, and is there for constant ones too, so that the state has
-        one structure whatever the hyperparameters are.
-      mu_format: says how mu is to be read, and holds what its format keeps beside it,
-        as in `Stored`; None without mu.
+        column 1 their rounding errors so far. They make the correction right for decays
+        that change. Constant decays keep them too, so that the structure of the state
+        does not depend on the hyperparameters.
+      mu_format: the reader of mu, with what its format keeps beside it, as in `Stored`;
+        None without mu.
       nu_format: the same for nu.
     """
 
@@ -57,10 +57,10 @@ def scale_by_moments(
 
     Args:
       b1: decay of the first moment, in [0, 1), or an `Accumulator`; None keeps no
-        first moment: g itself flows in its place (RMSProp).
+        first moment and passes on g itself (RMSProp).
       b2: the same for the second moment; None keeps none (momentum).
       mu_dtype: how mu is stored: a dtype, a `Format`, or the name of one ("float32",
-        "bfloat16", "8bit"); None: at the parameters' dtype, float32 at least.
+        "bfloat16", "8bit"); None means the parameters' dtype, float32 or wider.
       nu_dtype: the same for nu, which is real.
 
     Returns:
@@ -69,8 +69,8 @@ def scale_by_moments(
     Raises:
       ValueError: if a decay is outside [0, 1), or a half-precision array; at the first
         trace, if the state was made with another mu_dtype or nu_dtype.
-      TypeError: if a leaf is neither floating-point nor complex; if the state is that
-        of another transformation.
+      TypeError: if a leaf is neither floating-point nor complex; if the state belongs
+        to another transformation.
 
     Example: after five steps an average has seen the weight 1 - 0.9^5.
 
@@ -84,8 +84,8 @@ def scale_by_moments(
 
     Reference: Kingma & Ba 2014, Algorithm 1, lines 7 and 8.
 
-    Differs from Optax in bounding finite gradients to 2^60 (float32), so that |g|^2
-    cannot overflow, and in keeping a real nu for complex parameters.
+    Differs from Optax: it bounds finite gradients to 2^60 (float32), so that |g|^2
+    cannot overflow, and keeps a real nu for complex parameters.
     """
     first, second = as_accumulator("b1", b1), as_accumulator("b2", b2)
     mu_format = as_format("mu_dtype", mu_dtype)
@@ -153,16 +153,16 @@ def _state(count: ArrayLike, mu: Stored, nu: Stored, weights: jax.Array):
 
 
 def _read(moment: Moment | None, argument: str, stored: Stored, grads: Any) -> Any:
-    """Return the moment that a state holds, or None for none.
+    """Return the moment that a state holds, or None if it has none.
 
     Raises:
-      ValueError: if one of optimizer and state has this moment and the other has not.
+      ValueError: if only one of optimizer and state has this moment.
     """
     if (moment is None) != (stored.values is None):
         which = {"b1": "first", "b2": "second"}[argument]
         has, lacks = ("optimizer", "state") if moment else ("state", "optimizer")
         raise ValueError(
-            f"the {has} has a {which} moment, the {lacks} none ({argument}=None): the "
-            "state is another optimizer's. Start from tx.init(params)."
+            f"the {has} has a {which} moment, the {lacks} has none ({argument}=None): "
+            "the state is another optimizer's. Start from tx.init(params)."
         )
     return moment and moment.read(stored, grads)

@@ -1,8 +1,8 @@
 """From updates to updates: momentum, weight decay, the learning rate.
 
-When `update` is given the parameters, updates stay in float32 at least up to
-`scale_by_lr`, which emits them in the parameters' dtype; without parameters every
-stage emits the dtype that it was given.
+When `update` is given the parameters, updates stay in float32 or wider up to
+`scale_by_lr`, which emits them in the parameters' dtype. Without parameters, every
+stage emits the dtype of its input.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from adam_jax.stages.division import divide_moments, emit
 from adam_jax.stages.flow import Moments, expect_state, expect_updates
 
 Mask = TypeAliasType("Mask", Any | Callable[[Any], Any] | None)
-"""Booleans in a pytree, a prefix of params, or a function of params that gives one."""
+"""A pytree of booleans, a prefix of params, or a function from params to one."""
 
 
 class TraceState(NamedTuple):
@@ -36,7 +36,7 @@ class TraceState(NamedTuple):
     Attributes:
       count: int32 scalar, the steps taken.
       trace: a pytree like the parameters.
-      trace_format: says how the trace is to be read, as in `Stored`.
+      trace_format: the reader of the trace, as in `Stored`.
     """
 
     count: ArrayLike
@@ -53,13 +53,13 @@ def scale_by_trace(
 
     Args:
       decay: in [0, 1).
-      nesterov: emit `decay * trace + u` in place of the trace.
-      accumulator_dtype: how the trace is stored, as `mu_dtype` in `scale_by_moments`.
+      nesterov: emit `decay * trace + u` instead of the trace.
+      accumulator_dtype: how the trace is stored, like `mu_dtype` in `scale_by_moments`.
 
     Raises:
       ValueError: if decay is out of range; at the first trace, if the state was made
         with another accumulator_dtype.
-      TypeError: if the state is that of another transformation.
+      TypeError: if the state belongs to another transformation.
 
     Example: the second of two updates of 1, at decay 0.9.
 
@@ -72,8 +72,8 @@ def scale_by_trace(
 
     Reference: Polyak 1964, equation 9; nesterov: Sutskever et al. 2013, section 2.
 
-    Differs from `optax.trace`, which keeps its state in the parameters' dtype,
-    bfloat16 too, and changes it when the gradients have another one.
+    Differs from `optax.trace`, which keeps its state in the parameters' dtype, even
+    bfloat16, and changes it when the gradients have another one.
     """
     format = as_format("accumulator_dtype", accumulator_dtype)
     heavy_ball = trace(decay, nesterov=nesterov)
@@ -101,10 +101,10 @@ def scale_by_trace(
 class ScheduledState(NamedTuple):
     """State of a stage whose hyperparameter may be a schedule.
 
-    It is there for floats and arrays too: a run may go on with a schedule.
+    It exists for floats and arrays too: a run may continue with a schedule.
 
     Attributes:
-      steps: int32 scalar, the steps taken, which a schedule is read at.
+      steps: int32 scalar, the steps taken, at which a schedule is evaluated.
     """
 
     steps: ArrayLike
@@ -121,12 +121,12 @@ def add_decayed_weights(
 
     Args:
       weight_decay: >= 0, a number, a 0-d array or a schedule.
-      mask: pytree of booleans, a prefix of params, or a function of params that
-        returns one: True where to decay.
+      mask: a pytree of booleans, a prefix of params, or a function from params to one.
+        True means decay.
 
     Raises:
       ValueError: if weight_decay is out of range, or update() is not given params.
-      TypeError: if the state is that of another transformation.
+      TypeError: if the state belongs to another transformation.
 
     Example:
 
@@ -137,8 +137,8 @@ def add_decayed_weights(
 
     Reference: Loshchilov & Hutter 2017, Algorithm 2.
 
-    Differs from `optax.add_decayed_weights` in multiplying in float32 at least, and in
-    a state that is the same for a float and for a schedule.
+    Differs from `optax.add_decayed_weights`: it multiplies in float32 or wider, and its
+    state is the same for a float and for a schedule.
     """
     weight_decay = check_non_negative("weight_decay", weight_decay, half_precision=True)
 
@@ -186,16 +186,16 @@ def scale_by_lr(
 
         updates <- -learning_rate * updates
 
-    `Moments` that arrive here are divided as `precondition()` does by default.
+    `Moments` are first divided as `precondition()` does by default.
 
     Args:
       learning_rate: >= 0; a number, a 0-d array or a schedule of the step count,
-        which is 0 at the first step. None multiplies by nothing, nor flips the sign.
+        which is 0 at the first step. None leaves scale and sign as they are.
       flip_sign: False multiplies by plus the learning rate.
 
     Raises:
       ValueError: if the learning rate is negative or not finite.
-      TypeError: if the state is that of another transformation.
+      TypeError: if the state belongs to another transformation.
 
     Example: the three-stage chain is Adam.
 
@@ -206,7 +206,7 @@ def scale_by_lr(
       -0.001000
 
     Differs from `optax.scale_by_learning_rate`, where a float32 scalar turns
-    bfloat16 updates into float32 ones, and a schedule's value takes their dtype.
+    bfloat16 updates into float32 ones, and a schedule's value is cast to their dtype.
     """
     if learning_rate is not None:
         learning_rate = check_non_negative(
@@ -218,7 +218,7 @@ def scale_by_lr(
         return ScheduledState(jnp.zeros([], jnp.int32))
 
     def factor_at(steps, dtype):
-        """Return what updates are multiplied by."""
+        """Return the factor of the updates."""
         if learning_rate is None:
             return 1.0
         rate = at(learning_rate, steps, dtype)
@@ -249,9 +249,9 @@ def scale_by_lr(
 
 
 def cast_to_params() -> optax.GradientTransformation:
-    """Emit updates in the parameters' dtype, where `scale_by_lr` is not the last stage.
+    """Emit updates in the parameters' dtype, for chains not ending in `scale_by_lr`.
 
-    Without parameters updates pass as they are.
+    Without parameters, updates pass unchanged.
 
     Example:
 

@@ -1,1 +1,1 @@
-"""Optimizer states: finding what is in them, reading it, storing it otherwise."""
+"""Optimizer states: find, read and convert what is in them."""

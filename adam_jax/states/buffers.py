@@ -1,8 +1,8 @@
 """Trees whose small leaves lie in a few flat buffers.
 
-A packed state is made of plain containers, and says itself which leaf lies where, in
-the keys of its buffers. So any library that stores optimizer states stores it, and
-whoever reads one can take the leaves out again.
+A packed state is made of plain containers, and the keys of its buffers tell which leaf
+lies where. So any library that stores optimizer states can store it, and any reader can
+take the leaves out again.
 """
 
 import math
@@ -20,22 +20,22 @@ from adam_jax import numerics
 from adam_jax.checks import check_like
 
 Group = TypeAliasType("Group", tuple[tuple[int, tuple[int, ...]], ...])
-"""The leaves in one buffer, one after the other: the number and the shape of each."""
+"""The leaves in one buffer, in order: the number and shape of each."""
 
 
 class Packed(NamedTuple):
-    """A tree like the parameters, whose small leaves are put into buffers.
+    """A tree like the parameters, whose small leaves lie in buffers.
 
     Attributes:
-      buffers: arrays by the leaves in them, as {"0:3x5 2:7 3": array}: leaf 0, of shape
-        (3, 5), and leaves 2 and 3, each of shape (7,), in one array of 29 elements. A
-        leaf that is alone keeps its shape.
+      buffers: arrays by the leaves in them. In {"0:3x5 2:7 3": array}, one array of 29
+        elements holds leaf 0, of shape (3, 5), and leaves 2 and 3, each of shape (7,).
+        A leaf that is alone keeps its shape.
     """
 
     buffers: dict[str, Any]
 
     def groups(self) -> list[Group]:
-        """Return which leaves lie in which buffer, in the order of the buffers."""
+        """Return the leaves of each buffer, in the order of the buffers."""
         return [_parse(key) for key in sorted(self.buffers)]
 
     def in_order(self) -> list[Any]:
@@ -44,15 +44,15 @@ class Packed(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Stands in `PackedState.places` for a leaf. It holds no array."""
+    """The placeholder of a leaf in `PackedState.places`. It holds no array."""
 
 
 class PackedState(NamedTuple):
     """State of `packed`.
 
     Attributes:
-      inner_state: of the wrapped optimizer, with `Packed` trees in the place of trees
-        like the parameters.
+      inner_state: the state of the wrapped optimizer, with `Packed` trees in place of
+        trees like the parameters.
       places: a pytree like the parameters, with `Place()` for each leaf.
     """
 
@@ -65,7 +65,7 @@ def pack(groups: Sequence[Group], *trees: Any) -> list[Packed]:
 
     Args:
       groups: which leaves share a buffer.
-      *trees: pytrees of arrays (or of `jax.ShapeDtypeStruct`), alike.
+      *trees: pytrees of arrays (or of `jax.ShapeDtypeStruct`), all of one structure.
 
     Raises:
       TypeError: if leaves that share a buffer differ in dtype.
@@ -91,7 +91,7 @@ def wrap(groups: Sequence[Group], buffers: Sequence[Any]) -> Packed:
 
     Args:
       groups: which leaves lie in which buffer.
-      buffers: what belongs to each group, such as an array.
+      buffers: one item for each group, such as an array.
     """
     width = len(
         str(max((number for group in groups for number, _ in group), default=0))
@@ -106,7 +106,7 @@ def make_places(tree: Any) -> Any:
 
 
 def _unpack_tree(tree: Packed, structure: Any) -> Any:
-    """Return a tree with its leaves where they were; of a hole's, holes."""
+    """Return a tree with its leaves back in place; a hole becomes one hole per leaf."""
     leaves = [None] * structure.num_leaves
     for group, buffer in zip(tree.groups(), tree.in_order(), strict=True):
         for (number, _), part in zip(group, split(group, buffer), strict=True):
@@ -158,13 +158,13 @@ def part(state: PackedState, stays: Callable[[Group], bool]) -> PackedState:
 
 
 def unpack(state: Any) -> Any:
-    """Replace every `PackedState` in a state by what it stands for.
+    """Replace every `PackedState` in a state by the state that it stands for.
 
     Args:
       state: the state of a `packed(tx)`, or anything that holds one.
 
     Returns:
-      What `tx` alone would hold there, and can continue.
+      The state that `tx` alone would hold there, and can continue from.
 
     Example:
 
@@ -191,7 +191,7 @@ def unpack(state: Any) -> Any:
 
 
 def check_fits(state: PackedState, groups: Sequence[Group], grads: Any) -> None:
-    """Assert that gradients have the structure and the shapes of what was packed.
+    """Assert that gradients have the structure and shapes of the packed leaves.
 
     Args:
       state: the packed state.
@@ -216,7 +216,7 @@ def _is_place(node: Any) -> bool:
 
 
 def _name(group: Group, width: int) -> str:
-    """Return the key of a group; keys sort as the first leaves do."""
+    """Return the key of a group; keys sort like their first leaves."""
     words, before = [], None
     for number, shape in group:
         written = "" if shape == before else ":" + "x".join(map(str, shape))
@@ -241,21 +241,21 @@ def _concatenate(leaves: list[Any], before: list[Any]) -> Any:
         size = sum(math.prod(leaf.shape) for leaf in leaves)
         return jax.ShapeDtypeStruct((size,), leaves[0].dtype)
     leaves = [_gather(leaf) for leaf in leaves]
-    # Left alone, XLA fills all buffers first and then reads them back from memory; so
-    # it fills each while it works on the one before, in the cache.
+    # By default, XLA fills all buffers first and later reads them back from memory.
+    # With the barrier, it fills each while it works on the one before, in the cache.
     leaves, _ = lax.optimization_barrier((leaves, before))
     return jnp.concatenate([jnp.reshape(leaf, -1) for leaf in leaves])
 
 
 def _gather(leaf: Any) -> Any:
-    """Return a leaf whole, where its type says that it is sharded."""
+    """Gather a leaf whose type says that it is sharded."""
     sharding = jax.typeof(leaf).sharding
     explicit = AxisType.Explicit in sharding.mesh.axis_types
     return jax.sharding.reshard(leaf, PartitionSpec()) if explicit else leaf
 
 
 def shard_like(part: Any, like: Any) -> Any:
-    """Return a leaf that came out of a buffer sharded as another one's type says.
+    """Shard a leaf that came out of a buffer as the type of `like` says.
 
     Args:
       part: the leaf.
@@ -275,7 +275,7 @@ def _check_one_dtype(tree: Any, group: Group, leaves: list[Any]) -> None:
                 jax.tree_util.keystr(paths[i]) for i in (number, group[0][0])
             )
             raise TypeError(
-                f"packed(): {name} is {numerics.dtype_of(leaf)}, but {first}, with "
-                f"which it shares a buffer, {expected}: cast the gradients to the "
+                f"packed(): {name} is {numerics.dtype_of(leaf)}, but {first}, which "
+                f"shares its buffer, is {expected}: cast the gradients to the "
                 "parameters' dtypes."
             )

@@ -1,4 +1,4 @@
-"""Storing the moments of a state in another way."""
+"""Conversion of the moments of a state to other formats."""
 
 import math
 from typing import Any
@@ -23,25 +23,26 @@ def convert_state(
     nu_dtype: Storage = None,
     params: Any = None,
 ) -> Any:
-    """Store the moments of `state` in other formats, for a run that goes on in them.
+    """Convert the moments of `state` to other formats, in which a run can continue.
 
-    Values are rounded to the nearest; counts and weights stay. A packed state stays
-    packed, but for leaves that the new format does not store element by element.
+    Values are rounded to nearest; counts and weights do not change. A packed state
+    stays packed, except for leaves that the new format does not store element by
+    element.
 
     Args:
-      state: an optimizer state, or anything that holds one: a chain's, a TrainState.
+      state: an optimizer state, or anything that holds one, such as a TrainState.
       mu_dtype: how to store first moments and traces: a dtype, a `Format` or the name
         of one; None leaves them as they are.
       nu_dtype: the same for second moments.
-      params: the parameters; needed only if moments are stored now in a format that
-        does not know their shapes, such as `mean_over`.
+      params: the parameters; needed only if the moments are in a format that does not
+        know their shapes, such as `mean_over`.
 
     Returns:
-      The state that an optimizer with this mu_dtype and nu_dtype continues.
+      A state that an optimizer with this mu_dtype and nu_dtype can continue from.
 
     Raises:
-      ValueError: for an unknown format, a state without moments of ours, and where
-        params are needed.
+      ValueError: for an unknown format, a state without adam_jax's moments, or missing
+        params.
       TypeError: for complex moments in a real format.
 
     Example:
@@ -87,7 +88,7 @@ def convert_state(
         return node
 
     def stays(group):
-        """Return whether a buffer of several leaves stays one, in the new formats."""
+        """Return whether a group can stay in one buffer in the new formats."""
         shapes = [shape for _, shape in group]
         shapes.append((sum(map(math.prod, shapes)),))
         return len(group) == 1 or all(
@@ -106,8 +107,8 @@ def convert_state(
     )
     if not found:
         raise ValueError(
-            "convert_state() found no moments: the state must be one of adam_jax's "
-            "optimizers, or hold one."
+            "convert_state() found no moments: pass the state of an adam_jax "
+            "optimizer, or anything that holds one."
         )
     return state
 

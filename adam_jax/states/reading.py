@@ -1,4 +1,4 @@
-"""What is in an optimizer state: its nodes, and its moments as arrays."""
+"""Reading optimizer states: their nodes, and their moments as arrays."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from adam_jax.states.buffers import unpack
 
 
 def find_nodes(state: Any, kind: Any) -> list[Any]:
-    """Return every node of a type, or of one of several, in a state, in order.
+    """Return every node of one or several types in a state, in order.
 
     Args:
       state: an optimizer state, or anything that holds one.
-      kind: what isinstance takes.
+      kind: a type, or a tuple of types, as for isinstance.
     """
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     return [node for node in nodes if isinstance(node, kind)]
 
 
 def find_stored(state: Any) -> list[Stored]:
-    """Return every stored moment in an optimizer state, of whatever stage, in order.
+    """Return every stored moment of any stage in an optimizer state, in order.
 
     Args:
       state: an optimizer state, or anything that holds one.
@@ -49,12 +49,12 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
 
     Args:
       state: an optimizer state, or anything that holds one.
-      like: a pytree like the parameters, where what elements share is to come in their
-        shapes.
+      like: a pytree like the parameters; with it, values that elements share come in
+        the shapes of the parameters.
 
     Returns:
       The states in order, as if they had been stored in float32: without buffers, and
-      in the `Dense` format.
+      with `Dense` readers.
     """
 
     def read_node(node):
@@ -71,22 +71,22 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
 
 
 def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
-    """Return mu and nu of an optimizer state as arrays, whatever they are stored in.
+    """Return mu and nu of an optimizer state as arrays, whatever their format.
 
     Args:
-      state: an optimizer state, or anything that holds one: a chain's, a TrainState.
-        Under `optax.multi_transform` each leaf has its moments from the optimizer that
-        moves it.
+      state: an optimizer state, or anything that holds one, such as a TrainState. Under
+        `optax.multi_transform`, the moments of each leaf come from the optimizer that
+        updates it.
       params: the parameters; needed only for formats that do not know their shapes,
         such as `mean_over`.
 
     Returns:
-      Two pytrees like the parameters, each None where there is no such moment, with
+      Two pytrees like the parameters, each None if there is no such moment, with
       `optax.MaskedNode()` for leaves that have none.
 
     Raises:
-      ValueError: if the state holds no moments, or several of one leaf, or if params
-        are needed.
+      ValueError: if the state holds no moments, or several for one leaf, or if params
+        are missing.
 
     Example:
 
@@ -100,8 +100,8 @@ def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
     nodes = read_moments(state, params)
     if not nodes:
         raise ValueError(
-            "found no MomentsState in the state: it is not of one of adam_jax's "
-            "optimizers, or was restored without its structure."
+            "found no MomentsState in the state: it does not come from an "
+            "adam_jax optimizer, or was restored without its structure."
         )
     mu, nu = nodes[0].mu, nodes[0].nu
     for node in nodes[1:]:
@@ -114,7 +114,7 @@ def _is_hole(node: Any) -> bool:
 
 
 def cut_to(tree: Any, like: Any) -> Any:
-    """Return `like` without the leaves that `tree`, inside a mask, does not have.
+    """Return `like` without the leaves that are masked out of `tree`.
 
     Args:
       tree: a moment as a state holds it, or None.
@@ -131,7 +131,7 @@ def cut_to(tree: Any, like: Any) -> Any:
 
 
 def _merge(tree: Any, other: Any) -> Any:
-    """Return two trees, each with holes where the other has leaves, as one."""
+    """Merge two trees, each with holes where the other has leaves."""
     if tree is None or _is_hole(tree):
         return other
     if other is None or _is_hole(other):

@@ -1,1 +1,1 @@
-"""What goes around a whole optimizer: rounding, guards, checks, figures, packing."""
+"""Wrappers around a whole optimizer: rounding, guards, checks, figures, packing."""

@@ -1,4 +1,4 @@
-"""What must always hold of an optimizer, checked at every step."""
+"""Checks of an optimizer's invariants, in every step."""
 
 from typing import Any
 
@@ -14,19 +14,24 @@ from adam_jax.states.reading import read_moments
 
 
 def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Check at every step what must always hold of an optimizer.
+    """Check the invariants of an optimizer in every step.
 
-    It checks that updates are finite, and shaped and typed like the parameters; that
-    moments are finite and second moments >= 0; and that count grows by one, or that no
-    step is taken and the moments stay. An error names the leaf.
+    Updates must be finite and have the shapes and dtypes of the parameters. Moments
+    must be finite, and second moments >= 0. Either count grows by one, or no step is
+    taken and the moments stay the same. The error names the leaf.
 
-    The checks are checkify's: a step that uses `checked(tx)` must be wrapped, as in
+    The checks are checkify's, so you must wrap the step that uses `checked(tx)`, as in
     `chex.chexify(jax.jit(step))` or `checkify.checkify(step)`.
 
     Args:
-      tx: the optimizer to check; extra arguments of `update` reach it.
+      tx: the optimizer to check; it receives the extra arguments of `update`.
 
-    Example:
+    Raises:
+      AssertionError: at the first trace, if the structure, shapes or dtypes of the
+        updates are not those of the parameters.
+      TypeError: at the first trace, if `tx` takes or emits `Moments`.
+
+    Example: the second element of a gradient is NaN.
 
       >>> import adam_jax
       >>> tx = checked(adam_jax.adam(1e-3))
@@ -54,7 +59,7 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
                 if numerics.dtype_of(update) not in (own, numerics.compute_dtype(own)):
                     raise AssertionError(
                         f"updates{jax.tree_util.keystr(path)} is {update.dtype}, its "
-                        f"parameter {own}: end the chain with scale_by_lr() or "
+                        f"parameter is {own}: end the chain with scale_by_lr() or "
                         "cast_to_params()."
                     )
         before = read_moments(state, updates)

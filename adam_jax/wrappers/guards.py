@@ -1,9 +1,10 @@
 """Guards: skip a step that would do harm.
 
 `skip_nonfinite` and `skip_spikes` wrap an optimizer. A skipped step emits zero updates,
-leaves the state of what they wrap as it was, bit for bit, and is counted. Nothing that
-is not finite ever reaches the moments: unlike `optax.apply_if_finite`, they have no
-limit past which it is let in. `check_skips` raises on the host when a run is stuck.
+leaves the state of the wrapped optimizer as it was, bit for bit, and is counted.
+Infinities and NaN never reach the moments. (`optax.apply_if_finite` lets them in after
+a number of skipped steps; these guards have no such limit.) `check_skips` raises on the
+host when a run is stuck.
 """
 
 import math
@@ -23,12 +24,12 @@ class SkipState(NamedTuple):
     """State of a guard.
 
     Attributes:
-      inner_state: of the wrapped optimizer.
-      skipped: int32 scalar, the steps skipped so far.
-      in_a_row: int32 scalar, the steps skipped since the last one taken.
-      taken: int32 scalar, the steps taken so far.
+      inner_state: the state of the wrapped optimizer.
+      skipped: int32 scalar, the number of steps skipped so far.
+      in_a_row: int32 scalar, the number of steps skipped since the last one taken.
+      taken: int32 scalar, the number of steps taken so far.
       mean_norm: float32 scalar, the running average of the gradient norms of the steps
-        taken; 0 for `skip_nonfinite`, which keeps none.
+        taken; 0 for `skip_nonfinite`, which does not need it.
     """
 
     inner_state: Any
@@ -41,10 +42,13 @@ class SkipState(NamedTuple):
 def skip_nonfinite(
     tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Skip every step whose gradients, or whose updates, are not all finite.
+    """Skip every step whose gradients or updates are not all finite.
 
     Args:
-      tx: the optimizer to guard; extra arguments of `update` reach it.
+      tx: the optimizer to guard; it receives the extra arguments of `update`.
+
+    Raises:
+      TypeError: at the first trace, if the state is not a `SkipState`.
 
     Example: the second of three gradients is infinite.
 
@@ -57,6 +61,9 @@ def skip_nonfinite(
       -0.0010, skipped so far 0
       0.0000, skipped so far 1
       -0.0010, skipped so far 1
+
+    Differs from `optax.apply_if_finite`, which checks only the gradients, and lets
+    infinities and NaN in after a number of skipped steps.
     """
     return _guard("skip_nonfinite", tx, threshold=math.inf, warmup=0, decay=None)
 
@@ -69,19 +76,20 @@ def skip_spikes(
 ) -> optax.GradientTransformationExtraArgs:
     """Skip every step whose gradient norm exceeds `threshold` times its average.
 
-    The norm is the global L2 norm; its average, over the steps taken, is exponential.
-    Gradients that are not finite, or whose norm overflows (above 1.8e19), are skipped
-    from the first step on. A gradient that stays large is skipped for as long as it
-    does: see `check_skips`.
+    The norm is the global L2 norm. Its average is exponential, over the steps taken.
+    Steps are skipped from the first one on if their gradients are not finite or their
+    norm overflows (above 1.8e19). If gradients stay large, every step is skipped: see
+    `check_skips`.
 
     Args:
-      tx: the optimizer to guard; extra arguments of `update` reach it.
-      threshold: how many times the average is a spike, > 1.
-      warmup: the number of steps taken before a spike can be told, >= 0.
-      decay: of the average, in [0, 1); 0.98 averages about 50 steps.
+      tx: the optimizer to guard; it receives the extra arguments of `update`.
+      threshold: a norm above this multiple of the average is a spike; > 1.
+      warmup: how many steps must be taken before a norm can count as a spike, >= 0.
+      decay: decay rate of the average, in [0, 1); 0.98 averages about 50 steps.
 
     Raises:
       ValueError: if an argument is out of range.
+      TypeError: at the first trace, if the state is not a `SkipState`.
 
     Example: the third of four gradients is a hundred times the first.
 
@@ -115,7 +123,7 @@ def _guard(
     inner = optax.with_extra_args_support(tx)
 
     def init_fn(params):
-        # Three arrays, not one: a buffer cannot be donated twice.
+        # Three arrays instead of one: a buffer cannot be donated twice.
         skipped, in_a_row, taken = (jnp.zeros([], jnp.int32) for _ in range(3))
         return SkipState(inner.init(params), skipped, in_a_row, taken, jnp.zeros([]))
 
@@ -158,14 +166,28 @@ def _guard(
 def check_skips(state: Any, limit: int) -> None:
     """Raise if a guard has skipped more than `limit` steps in a row.
 
-    Call it on the host, now and then: it waits for the step.
+    Call it on the host, now and then: it waits for the step to finish.
 
     Args:
-      state: an optimizer state that holds a guard's, anywhere.
-      limit: the steps in a row that are still tolerated.
+      state: an optimizer state that contains the state of a guard, at any depth.
+      limit: how many steps in a row may be skipped.
 
     Raises:
-      RuntimeError: if there were more.
+      RuntimeError: if more were skipped.
+
+    Example: all three gradients are NaN.
+
+      >>> import adam_jax
+      >>> tx = skip_nonfinite(adam_jax.adam(1e-3))
+      >>> state = tx.init(jnp.float32(0))
+      >>> for _ in range(3):
+      ...     _, state = tx.update(jnp.float32(jnp.nan), state)
+      >>> check_skips(state, limit=3)
+      >>> try:
+      ...     check_skips(state, limit=2)
+      ... except RuntimeError as error:
+      ...     print(str(error).split(":")[0])
+      3 steps in a row were skipped (3 in all, 0 taken), more than 2
     """
     for guard in find_nodes(state, SkipState):
         check_skips(guard.inner_state, limit)
@@ -173,13 +195,13 @@ def check_skips(state: Any, limit: int) -> None:
             raise RuntimeError(
                 f"{guard.in_a_row} steps in a row were skipped ({guard.skipped} in "
                 f"all, {guard.taken} taken), more than {limit}: the gradients are "
-                "not finite, or far larger than they were. Look at the loss and "
+                "not finite, or far larger than before. Look at the loss and "
                 "the data, and lower the learning rate."
             )
 
 
 def _global_norm(tree: Any) -> jax.Array:
-    """Return the L2 norm of all leaves, float32; inf where squares overflow."""
+    """Return the L2 norm of all leaves in float32, inf if their squares overflow."""
     squares = [
         jnp.sum(numerics.abs_sq(numerics.widen(leaf))).astype(jnp.float32)
         for leaf in jax.tree.leaves(tree)

@@ -1,8 +1,8 @@
 """Many small leaves in a few flat buffers.
 
-An array costs 3 to 6 us to pass in and out of a jitted step. With a thousand leaves,
-Adam's state is two thousand arrays: `packed` makes a hundred of them. Gradients and
-parameters still come and go leaf by leaf.
+It costs 3 to 6 us to pass an array into a jitted step and out of it. With a thousand
+leaves, Adam's state is two thousand arrays; `packed` reduces them to a hundred.
+Gradients and parameters are still passed leaf by leaf.
 """
 
 import functools
@@ -35,8 +35,8 @@ from adam_jax.states.buffers import (
 )
 from adam_jax.states.reading import find_nodes, find_stored
 
-# Measured: concatenations of more leaves compile for longer (1,000 x 64: 3 s at 16 and
-# 7 s at 128), and buffers of more elements fall out of the cache.
+# Measured: concatenations of more leaves take longer to compile (1,000 x 64: 3 s at 16
+# leaves and 7 s at 128), and buffers of more elements do not fit into the cache.
 _LEAVES = 16
 _ELEMENTS = 2**15
 
@@ -47,40 +47,42 @@ def packed(
     mask: Mask = None,
     max_size: int = 2**12,
 ) -> optax.GradientTransformationExtraArgs:
-    """Run an elementwise optimizer on flat buffers, each of many small leaves.
+    """Run an elementwise optimizer on flat buffers, each made of many small leaves.
 
-    The operations are those of `tx`, and op by op so is every bit. (Compiled, XLA may
-    contract a product and a sum in one program and not in the other: the last bit can
-    then differ.) A bfloat16 moment is rounded with other random bits, unbiased as
-    before. Leaves of different dtypes never meet. A leaf stays alone if it is large, a
-    single element, or one whose moments `tx` does not store element by element: codes
-    that share an exponent, means.
+    The operations are those of `tx`. Without jit, every bit is the same. (In compiled
+    code XLA may fuse a product and a sum in one program but not in the other; the last
+    bit can then differ.) A bfloat16 moment is rounded with other random bits, and is
+    still unbiased. Leaves of different dtypes never share a buffer. A leaf stays alone
+    if it is large, if it is a single element, or if `tx` does not store its moments
+    element by element, as with codes that share an exponent, or means.
 
-    Which leaves share a buffer follows from their shapes and dtypes alone, so that a
-    checkpoint fits a run on another mesh. Sharded leaves that share one are gathered,
-    at every step: keep `packed` for one device, or leave them out with `optax.masked`.
+    Only the shapes and dtypes of leaves decide which of them share a buffer, so a
+    checkpoint fits a run on another mesh. Sharded leaves that share a buffer are
+    gathered in every step: use `packed` on one device, or leave sharded leaves out with
+    `optax.masked`.
 
     A step of 1,000 leaves of 64 elements is 1.6 times as fast as that of `optax.adamw`;
-    leaves of 4096 gain nothing. (Two CPU cores, jitted with `apply_updates`, donated.)
-    `fused.step(packed(tx))` takes such leaves in one pass.
+    with leaves of 4,096 elements there is no gain. (Two CPU cores, jitted with
+    `apply_updates`, donated.) `fused.step(packed(tx))` steps such leaves in one pass.
 
-    The state is a `PackedState`, which `unpack` makes the ordinary one of.
+    The state is a `PackedState`. `unpack` turns it into the ordinary state, and
     `load_moments` returns ordinary trees.
 
     Args:
       tx: any optimizer that treats all elements alike, wherever they are: all of
-        `OPTIMIZERS`, not Adafactor or a clipping by leaf. With a mask: the function
-        that makes it, called as `tx(mask=...)`.
-      mask: which parameters decay, as in `adamw`. A mask inside `tx` would see
-        buffers in place of leaves, and is refused.
-      max_size: larger leaves are left alone.
+        `OPTIMIZERS`, but not Adafactor or per-leaf clipping. If a mask is given, pass a
+        function that makes the optimizer; it is called as `tx(mask=...)`.
+      mask: which parameters decay, as in `adamw`. A mask inside `tx` is refused: it
+        would see buffers instead of leaves.
+      max_size: leaves with more elements stay alone.
 
     Raises:
-      ValueError: if tx holds a mask, labels or another `packed`.
-      AssertionError: if gradients do not fit the state; the message names leaves.
+      ValueError: if tx contains a mask, labels or another `packed`, if tx is not a
+        function although a mask is given, or if max_size is out of range.
+      AssertionError: if gradients do not fit the state; the message names the leaves.
       TypeError: if gradients that share a buffer differ in dtype.
 
-    Example: 100 leaves, whose state was 204 arrays.
+    Example: 100 leaves, whose state would be 204 arrays.
 
       >>> import adam_jax
       >>> params = {f"layer{i}": jnp.ones(64) for i in range(100)}
@@ -88,7 +90,7 @@ def packed(
       >>> print(len(jax.tree.leaves(state)))
       18
 
-    With a mask, `tx` is what is still to be given one:
+    With a mask, `tx` is a function that takes the mask:
 
       >>> matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
       >>> tx = packed(functools.partial(adam_jax.adamw, 1e-3), mask=matrices)
@@ -97,23 +99,23 @@ def packed(
         raise ValueError(f"max_size must be an integer >= 0, got {max_size!r}.")
     if isinstance(tx, optax.GradientTransformation) != (mask is None):
         raise ValueError(
-            "packed(tx) takes an optimizer; with a mask it takes what makes one, as in "
-            "packed(functools.partial(adamw, 1e-3), mask=mask), and calls it with the "
-            "mask of its buffers."
+            "packed(tx) takes an optimizer; with a mask it takes a function that makes "
+            "one, as in packed(functools.partial(adamw, 1e-3), mask=mask), and calls "
+            "it with the mask of its buffers."
         )
 
     def inner(marks: Any) -> Any:  # an optimizer of Packed trees
         made = tx if isinstance(tx, optax.GradientTransformation) else tx(mask=marks)
         return optax.with_extra_args_support(made)
 
-    def marks_of(tree):  # of each leaf, what the mask says
+    def marks_of(tree):  # the value of the mask for each leaf
         if mask is None:
             return [True] * len(jax.tree.leaves(tree))
         given = mask(tree) if callable(mask) else mask
         return [bool(m) for m in jax.tree.leaves(jax.tree.broadcast(given, tree))]
 
     def inner_of(groups, tree):
-        """Return the optimizer of these buffers."""
+        """Return the optimizer for these buffers."""
         marks = marks_of(tree)
         return inner(wrap(groups, [marks[group[0][0]] for group in groups]))
 
@@ -133,8 +135,9 @@ def packed(
                 groups, jax.eval_shape(lambda x: start(groups, x), params)
             )
 
-        # Which elements share an exponent or a mean depends on the shape: a leaf may
-        # be packed if its moments are stored by element in its own and in the buffer.
+        # The shape decides which elements share an exponent or a mean. A leaf may be
+        # packed if its moments are stored by element both in its own shape and in the
+        # buffer's.
         whole = [((i, np.shape(x)),) for i, x in enumerate(jax.tree.leaves(params))]
         groups = _group(params, marks_of(params), max_size, by_element(whole))
         parted = [
@@ -177,18 +180,18 @@ def _group(
 
     Args:
       params: a pytree of arrays.
-      marks: for each leaf what the mask says.
-      max_size: larger leaves stay alone.
-      by_element: for each leaf whether its moments are stored by element; None if there
-        are no moments.
+      marks: the value of the mask for each leaf.
+      max_size: leaves with more elements stay alone.
+      by_element: for each leaf, whether its moments are stored by element; None if
+        there are no moments.
     """
     groups: list[list[Any]] = []
     open_groups: dict[Any, tuple[list[Any], int]] = {}
     for i, leaf in enumerate(jax.tree.leaves(params)):
         dtype, shape, size = numerics.dtype_of(leaf), np.shape(leaf), np.size(leaf)
         inexact = jnp.issubdtype(dtype, jnp.inexact)
-        # XLA divides a single element by a scalar, but multiplies several by its
-        # reciprocal: among others it would come out another by its last bit.
+        # XLA divides a single element by a scalar, but multiplies several elements by
+        # the reciprocal. In a buffer, a single element would differ in its last bit.
         apart = by_element is not None and not by_element[i]
         if size == 1 or size > max_size or not inexact or apart:
             groups.append([(i, shape)])
@@ -203,7 +206,7 @@ def _group(
 
 
 def _by_element(groups: list[Group], state: Any) -> list[bool]:
-    """Return for each group whether a state stores its moments element by element."""
+    """Return, for each group, whether a state stores its moments by element."""
     stored = find_stored(state)
     leaves = [as_leaves(one, jax.tree.structure(one.values)) for one in stored]
     found = []
@@ -217,7 +220,7 @@ def _by_element(groups: list[Group], state: Any) -> list[bool]:
 def _unpack_updates(
     emitted: Packed, updates: Any, params: Any, buffers: Packed | None = None
 ) -> Any:
-    """Return what an optimizer emitted for buffers as a tree like `updates`."""
+    """Unpack the updates emitted for buffers into a tree like `updates`."""
     grads, structure = jax.tree.flatten(updates)
     given = jax.tree.leaves(params) if buffers else [None] * len(grads)
     leaves = [None] * len(grads)
@@ -240,7 +243,7 @@ def _expect_no_trees(state: Any) -> None:
     if find_nodes(state, optax.MaskedState | optax.MultiTransformState | PackedState):
         raise ValueError(
             "packed() was given an optimizer with a mask, labels or another packed() "
-            "inside, which would see buffers in place of leaves. For the mask of a "
+            "inside, which would see buffers instead of leaves. For the mask of a "
             "weight decay write packed(functools.partial(adamw, 1e-3), mask=mask); "
             "otherwise put packed() inside: optax.masked(packed(tx), mask)."
         )

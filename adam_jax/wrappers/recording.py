@@ -1,7 +1,7 @@
-"""Watch an optimizer at work: record figures of its steps inside its state.
+"""Watch an optimizer at work: record figures of its steps in its state.
 
-`record(tx)` computes the figures that it is asked for inside `update`, and keeps the
-latest in its state; `named_figures` turns them into plain floats for a logger.
+`record(tx)` computes the chosen figures inside `update` and keeps the latest ones in
+its state. `named_figures` turns them into plain floats for a logger.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,10 +32,10 @@ class RecordState(NamedTuple):
     """State of `record`.
 
     Attributes:
-      inner_state: of the wrapped optimizer.
-      count: int32 scalar, the calls of update so far.
-      figures: `Measured` by the figure's name, of the last call that was measured; 0
-        before the first.
+      inner_state: the state of the wrapped optimizer.
+      count: int32 scalar, the number of calls of update so far.
+      figures: dict from a figure's name to its `Measured`, from the last call that was
+        measured; 0 before the first.
     """
 
     inner_state: Any
@@ -51,31 +51,33 @@ def record(
     bound: float = step_bound(0.9, 0.999),
     every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Keep figures of the latest step of an optimizer in its state.
+    """Record figures of the latest step of an optimizer in its state.
 
-    Updates and inner state are those of `tx` (XLA may contract other products, in the
-    last bit). Read one figure with `optax.tree.get(state, "update_norm").total`, all of
-    them with `named_figures`.
+    Updates and inner state are those of `tx`. (XLA may fuse different products, which
+    changes the last bit.) Read one figure with
+    `optax.tree.get(state, "update_norm").total`, all of them with `named_figures`.
 
-    A measured call runs `tx` twice, once for the figures alone: XLA then needs no
-    memory for what both share. So put what is costly, or calls back, outside of it; and
-    guards inside, `record(skip_nonfinite(tx))`, to see what they skip.
+    A measured call runs `tx` twice, once for the figures alone, so that XLA needs no
+    memory for intermediate results that both would share. So put whatever is costly, or
+    calls back to the host, outside `record`. Put guards inside, as in
+    `record(skip_nonfinite(tx))`, to see what they skip.
 
     Args:
-      tx: the optimizer to watch, or a chain of stages; extra arguments of `update`
-        reach it. None watches the updates that arrive, as the last stage of a chain:
-        there are no figures of gradients and moments then.
-      figures: names of `FIGURES`, or figures of your own by name; None: those that can
-        be had of `tx`, without the quantiles, which take long to compile.
-      learning_rate: as it was given to `tx`, for the figures that count in learning
-        rates. A schedule is read at the count of `tx`'s moments.
+      tx: the optimizer to watch, or a chain of stages; it receives the extra arguments
+        of `update`. None watches the updates that arrive, as the last stage of a chain;
+        then there are no figures of gradients and moments.
+      figures: names from `FIGURES`, or a dict of your own figures by name. None means
+        all that `tx` allows, except the quantiles, which take long to compile.
+      learning_rate: the learning rate of `tx`, for figures in units of it. A schedule
+        is read at the count of `tx`'s moments.
       bound: the largest step to be expected, in learning rates: `step_bound(b1, b2)`.
-      every: measure each so many-th call; those between cost nothing (except under
-        vmap, where every call is measured).
+      every: measure one call out of this many; the others cost nothing. (Under vmap
+        every call is measured.)
 
     Raises:
-      ValueError: for an unknown figure, one that needs what `tx` does not have, and one
-        that needs parameters where update() is called without them.
+      ValueError: if a figure is unknown or needs something that `tx` does not have, or
+        if it needs parameters and update() is called without them.
+      TypeError: at the first trace, if the state is not a `RecordState`.
 
     Example: of two bfloat16 parameters, 1.0 is too large for a step of 1e-3.
 
@@ -112,7 +114,7 @@ def record(
             params=params,
             learning_rate=rate,
         )
-        # Nobody differentiates a figure: their roots have no derivative at 0.
+        # Figures are not to be differentiated: their roots have no derivative at 0.
         return lax.stop_gradient(step)._replace(bound=bound)
 
     def init_fn(params):
@@ -131,7 +133,7 @@ def record(
                 if figures is not None:
                     raise
             else:
-                # Arrays of their own: a buffer cannot be donated twice.
+                # Separate arrays: a buffer cannot be donated twice.
                 measured[name] = jax.tree.map(
                     lambda x: jnp.zeros(x.shape, x.dtype), shapes
                 )
@@ -156,8 +158,9 @@ def record(
             measured = look(None)
         else:
             measured = lax.cond(count % every == 0, look, lambda _: state.figures, None)
-        # The step itself waits for the look (below -inf there is nothing) and shares
-        # nothing with it: XLA then keeps no copy of what the step overwrites.
+        # The step itself waits for the figures and shares nothing with them. So XLA
+        # keeps no copy of the arrays that the step overwrites. (Nothing is below -inf,
+        # but XLA does not know that.)
         looked = [jnp.all(~(m.leaves < -jnp.inf)) for m in measured.values()]
         looked = jnp.all(jnp.array(looked, bool))
         grads = jax.tree.map(lambda g: jnp.where(looked, g, jnp.zeros_like(g)), grads)
@@ -170,16 +173,27 @@ def record(
 def named_figures(state: Any, params: Any) -> dict[str, float]:
     """Return the figures in an optimizer state as {"name/path": float}, for a logger.
 
-    Call it on the host: it waits for the step. The figure of the whole tree goes by its
-    name alone; quantiles go by "name/q50" and "name/q50/path".
+    Call it on the host: it waits for the step to finish. The key of a figure of the
+    whole tree is its name alone. The keys of quantiles are "name/q50" and
+    "name/q50/path".
 
     Args:
-      state: a state that holds one `RecordState`, anywhere.
+      state: a state that contains one `RecordState`, at any depth.
       params: the parameters, for their paths.
 
     Raises:
-      ValueError: if the state holds none, several or a batch of them, or one of other
-        leaves than these (inside `optax.masked` it is of those that the mask leaves).
+      ValueError: if the state contains no `RecordState`, several, or a batch of them;
+        or if its leaves are not those of params. (Inside `optax.masked` they are the
+        leaves that the mask selects.)
+
+    Example: the norms of the gradients of two leaves, and of both together.
+
+      >>> import adam_jax
+      >>> params = {"w": jnp.array([3.0, 4.0]), "b": jnp.float32(12)}
+      >>> tx = record(adam_jax.adam(1e-3), ["gradient_norm"])
+      >>> _, state = tx.update(params, tx.init(params))
+      >>> print(named_figures(state, params))
+      {'gradient_norm': 13.0, 'gradient_norm/b': 12.0, 'gradient_norm/w': 5.0}
     """
     recorded = _recorded(state)
     paths = _paths(params, recorded)
@@ -199,11 +213,21 @@ def first_nonfinite(state: Any, params: Any) -> str | None:
     """Return the path of the first leaf whose gradient was not finite, or None.
 
     Args:
-      state: a state that holds one `RecordState`, which records `nonfinite`.
+      state: a state that contains one `RecordState`, which records `nonfinite`.
       params: the parameters, for their paths.
 
     Raises:
-      ValueError: if it does not; or as `named_figures` does.
+      ValueError: if the state does not record `nonfinite`, or for the reasons that
+        `named_figures` gives.
+
+    Example: the second of three leaves has a NaN.
+
+      >>> import adam_jax
+      >>> tx = record(adam_jax.adam(1e-3), ["nonfinite"])
+      >>> grads = {"a": jnp.ones(2), "b": jnp.array([1, jnp.nan]), "c": jnp.ones(2)}
+      >>> _, state = tx.update(grads, tx.init(grads))
+      >>> print(first_nonfinite(state, grads))
+      b
     """
     recorded = _recorded(state)
     if "nonfinite" not in recorded.figures:
@@ -235,8 +259,8 @@ def _paths(params: Any, recorded: RecordState) -> list[str]:
         if len(measured.leaves) != len(leaves):
             raise ValueError(
                 f"record() saw {len(measured.leaves)} leaves, these parameters have "
-                f"{len(leaves)}: pass the tree that it saw; inside a mask, with "
-                "optax.MaskedNode() in the place of masked leaves."
+                f"{len(leaves)}: pass the tree that it saw. Inside a mask, replace the "
+                "masked leaves by optax.MaskedNode()."
             )
     return [name(path, simple=True, separator="/") for path, _ in leaves]
 
@@ -252,6 +276,6 @@ def _choose(figures: Any) -> Mapping[str, Figure]:
         if name not in FIGURES:
             raise ValueError(
                 f"there is no figure {name!r}: choose from {', '.join(FIGURES)}, or "
-                "pass a dict of figures of your own."
+                "pass a dict of your own figures."
             )
     return {name: FIGURES[name] for name in figures}

@@ -1,18 +1,19 @@
 """Training bfloat16 parameters without a float32 copy of them.
 
-bfloat16 keeps 8 bits: added to 1.0, an update of 1e-3 is lost, step after step. What is
-here wraps an optimizer, or stands last in a chain. It chooses the bfloat16 value that a
-parameter shall have and emits the float32 difference to it, so that a plain
-`optax.apply_updates` lands on that value. It does so exactly, unless the new value is
-smaller than 2^-16 of the old: the parameter is then off by up to 2^-24 of the old.
+bfloat16 keeps 8 bits: an update of 1e-3 to a parameter of 1.0 is lost, step after step.
+The two transformations here wrap an optimizer, or come last in a chain. They choose the
+new bfloat16 value of a parameter and emit the float32 difference to it, so that a plain
+`optax.apply_updates` arrives at that value. It does so exactly, unless the new value is
+smaller than 2^-16 times the old one: then the parameter is off by up to 2^-24 times the
+old one.
 
-Wrapped around an optimizer, as in `round_to_params(adamw(1e-3))`, it hands it the
-parameters in float32, so that updates arrive in float32. Last in a chain it receives
-what `scale_by_lr` has rounded to bfloat16 already: an update is then off by up to 2^-9
-of itself, and a weight decay that much smaller than the step is lost.
+As a wrapper, as in `round_to_params(adamw(1e-3))`, they pass the parameters to the
+optimizer in float32, so that updates arrive in float32. Last in a chain, they receive
+updates that `scale_by_lr` has already rounded to bfloat16. These are off by up to 2^-9
+of themselves, and a weight decay that is smaller than the step by this factor is lost.
 
-(`optax.apply_if_finite` refuses updates of another dtype than the gradients':
-`skip_nonfinite` takes its place.)
+(`optax.apply_if_finite` refuses updates whose dtype is not that of the gradients. Use
+`skip_nonfinite` instead.)
 """
 
 from typing import Any, NamedTuple
@@ -34,8 +35,8 @@ class RoundToParamsState(NamedTuple):
     """State of `round_to_params`.
 
     Attributes:
-      inner_state: of the wrapped optimizer.
-      count: int32 scalar, the steps taken, of which the random bits are a hash.
+      inner_state: the state of the wrapped optimizer.
+      count: int32 scalar, the number of steps taken; random bits are a hash of it.
     """
 
     inner_state: Any
@@ -48,15 +49,16 @@ def round_to_params(
     """Round `params + updates` stochastically to bfloat16.
 
     In expectation nothing is lost: an update of 1/8 of the last bit moves the parameter
-    by that bit in one step of eight. Leaves of float32 and wider pass unchanged.
+    by that bit in one step out of eight. Leaves of float32 or wider are not rounded.
 
     Args:
-      tx: the optimizer whose updates to round; None rounds those that arrive.
-      seed: of the random bits, a hash of (seed, step, leaf, element).
+      tx: the optimizer whose updates to round; None rounds the updates that arrive.
+      seed: seed of the random bits, which are a hash of (seed, step, leaf, element).
 
     Raises:
-      ValueError: if update() is not given the parameters.
-      TypeError: for float16 parameters.
+      ValueError: if update() is called without params.
+      TypeError: for float16, integer or boolean parameters.
+      AssertionError: if updates do not have the structure and shapes of the parameters.
 
     Example: 100 steps of 1e-3 from 1.0; Optax ends at 1.0.
 
@@ -116,10 +118,10 @@ class CompensateParamsState(NamedTuple):
     """State of `compensate_params`.
 
     Attributes:
-      inner_state: of the wrapped optimizer.
-      residual: pytree like params, int16: the float32 parameter is the bfloat16 one,
-        this many float32 last places away. `optax.MaskedNode()` for leaves of other
-        dtypes.
+      inner_state: the state of the wrapped optimizer.
+      residual: pytree like params, int16: the distance from the bfloat16 parameter to
+        the float32 one, in units in the last place of float32. It is
+        `optax.MaskedNode()` for leaves of other dtypes.
     """
 
     inner_state: Any
@@ -129,25 +131,26 @@ class CompensateParamsState(NamedTuple):
 def compensate_params(
     tx: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Round `params + updates` to the nearest bfloat16, and keep what is cut off.
+    """Round `params + updates` to the nearest bfloat16, and keep the remainder.
 
         master <- (params, residual) + updates        in float32
         params <- master rounded to bfloat16;  residual <- master - params
 
-    A float32 has 16 bits more than a bfloat16, and the residual holds all of them:
-    the parameters are those of float32 training with the same gradients, rounded. It is
-    deterministic, for 2 bytes of state a parameter, where `round_to_params` has none.
-    Leaves of float32 and wider pass unchanged.
+    A float32 has 16 more bits than a bfloat16, and the residual holds all of them. The
+    parameters are those of float32 training with the same gradients, rounded. It is
+    deterministic and needs 2 bytes of state per parameter; `round_to_params` needs
+    none. Leaves of float32 or wider are not rounded.
 
     Args:
-      tx: the optimizer whose updates to add, which sees the float32 parameters; None
+      tx: the optimizer whose updates to add; it receives the float32 parameters. None
         adds the updates that arrive.
 
     Raises:
-      ValueError: if update() is not given the parameters.
-      TypeError: for float16 parameters.
+      ValueError: if update() is called without params.
+      TypeError: for float16, integer or boolean parameters.
+      AssertionError: if updates do not have the structure and shapes of the parameters.
 
-    Example: a thousand steps of 1e-4, each below the last bit of 1.0.
+    Example: a thousand steps of 1e-4, each smaller than the last bit of 1.0.
 
       >>> import adam_jax
       >>> params, tx = jnp.ones((), jnp.bfloat16), compensate_params(adam_jax.sgd(1e-4))
@@ -158,7 +161,7 @@ def compensate_params(
       >>> print(params)
       1.10156
 
-    Reference: the compensated summation of Kahan 1965, with nothing lost.
+    Reference: Kahan 1965, compensated summation; here nothing is lost.
     """
     inner = optax.with_extra_args_support(tx or optax.identity())
 
@@ -171,7 +174,7 @@ def compensate_params(
         def start(param):
             if not is_half(param):
                 return optax.MaskedNode()
-            if isinstance(param, Tracer):  # to be sharded like it: not a constant
+            if isinstance(param, Tracer):  # no constant: it is sharded like param
                 return jnp.where(param == param, 0, 0).astype(jnp.int16)
             return jnp.zeros_like(param, dtype=jnp.int16)
 
@@ -212,7 +215,7 @@ def compensate_params(
 
 
 def _widen(param: Any) -> Any:
-    """Return a parameter in float32 at least, an abstract one too."""
+    """Return a parameter, which may be abstract, in float32 or wider."""
     if isinstance(param, jax.ShapeDtypeStruct):
         dtype = numerics.compute_dtype(param.dtype)
         return jax.ShapeDtypeStruct(param.shape, dtype, sharding=param.sharding)

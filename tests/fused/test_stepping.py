@@ -780,7 +780,7 @@ def test_errors_are_those_of_the_chain():
         AssertionError, match=r"grads do not fit mu .*: \['rest'\]\['b'\] is miss"
     ):
         step(params, {"w": params["w"]}, state)
-    with pytest.raises(AssertionError, match=r"shape \(5,\) is not \(5, 70\)"):
+    with pytest.raises(AssertionError, match=r"shape \(5,\), not \(5, 70\)"):
         step(params, params | {"w": jnp.ones(5)}, state)
     with pytest.raises(TypeError, match="dtype int32"):
         step(params, params | {"w": jnp.ones((5, 70), int)}, state)

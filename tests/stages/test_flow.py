@@ -24,7 +24,7 @@ from adam_jax import (
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 GRADS = jax.tree.map(lambda p: 0.5 * p, PARAMS)
-CURE = r"put precondition\(\), which makes updates of them, before whatever takes"
+CURE = r"put precondition\(\), which turns them into updates, before anything"
 WHOLE = r"{}\(\) goes around a whole optimizer.*: end it with precondition\(\)"
 
 
@@ -188,7 +188,7 @@ def test_moments_that_a_stage_needs(stages, message):
 
 
 def test_an_accumulator_of_sizes_is_for_second_moments():
-    with pytest.raises(ValueError, match="mu is a first moment, and an Accumulator of"):
+    with pytest.raises(ValueError, match="mu is a first moment, but an Accumulator of"):
         scale_by_moments(adam_jax.infinity_norm(0.9))
 
 
@@ -273,7 +273,7 @@ def test_the_state_of_another_stage():
         adam_jax.round_to_params,
         adam_jax.compensate_params,
     ):
-        message = rf"^{wrapper.__name__}\(\) was given a tuple for its state, which is"
+        message = rf"^{wrapper.__name__}\(\) was given a tuple for its state, not a"
         with pytest.raises(TypeError, match=message):
             wrapper(adam).update(GRADS, state, PARAMS)
     masked = adam_jax.adamw(0.1, mask={"w": True, "b": False})

@@ -163,9 +163,9 @@ def test_masks_and_labels_inside_are_refused():
 
 def test_other_errors():
     params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
-    with pytest.raises(ValueError, match="with a mask it takes what makes one"):
+    with pytest.raises(ValueError, match="with a mask it takes a function"):
         packed(adam_jax.adamw(1e-3), mask=decays)
-    with pytest.raises(ValueError, match="with a mask it takes what makes one"):
+    with pytest.raises(ValueError, match="with a mask it takes a function"):
         packed(functools.partial(adam_jax.adamw, 1e-3))
     with pytest.raises(ValueError, match="max_size must be an integer >= 0, got -1"):
         packed(adam_jax.adamw(1e-3), max_size=-1)
@@ -174,7 +174,7 @@ def test_other_errors():
     with pytest.raises(ValueError, match="weight decay needs the parameters"):
         tx.update(params, state)
     mixed = {"w": jnp.ones((2, 2), jnp.bfloat16), "b": jnp.ones(2)}
-    with pytest.raises(TypeError, match=r"\['w'\] is bfloat16, but \['b'\], with"):
+    with pytest.raises(TypeError, match=r"\['w'\] is bfloat16, but \['b'\], whic"):
         tx.update(mixed, state, params)
     with pytest.raises(TypeError, match=r"params\['n'\] has dtype int32"):
         tx.init({**params, "n": jnp.arange(3)})

@@ -1,1 +1,1 @@
-"""The step for CPUs, in C++."""
+"""The native step for CPUs, in C++."""

@@ -1,4 +1,4 @@
-// What the library shows to those who load it.
+// Marks the symbols that the library exports.
 
 #ifndef ADAM_JAX_FUSED_EXPORT_H_
 #define ADAM_JAX_FUSED_EXPORT_H_

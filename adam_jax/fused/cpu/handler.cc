@@ -1,4 +1,4 @@
-// The step as an XLA call: the operands' layout, their checks, XLA's threads.
+// The step as an XLA call: layout and checks of the operands, and XLA's threads.
 
 #include <algorithm>
 #include <atomic>
@@ -22,15 +22,15 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Below this many elements, to wake another thread takes longer than the work.
+// Below this many elements, waking another thread takes longer than the work itself.
 constexpr int64_t kInline = 1 << 16;
 
-// Threads hold buffers of this many elements at most, a few times over.
+// Each of a thread's few buffers holds at most this many elements.
 constexpr int64_t kLargestBlock = 1 << 24;
 
 constexpr size_t kScalars = sizeof(Scalars) / sizeof(float);
 
-// What the threads of one call share. One may come to it when the call is over.
+// The state that the threads of one call share. A thread may start after the call ends.
 struct Shared {
   explicit Shared(Step step) : step(std::move(step)) {}
 
@@ -51,7 +51,7 @@ struct Shared {
   bool finite = true;
 };
 
-// Runs a step. Returns whether what was checked was finite.
+// Runs a step. Returns whether all that was checked was finite.
 bool run(Step step, ffi::ThreadPool& pool) {
   const auto shared = std::make_shared<Shared>(std::move(step));
   if (shared->step.elements() > kInline) {
@@ -59,7 +59,7 @@ bool run(Step step, ffi::ThreadPool& pool) {
     for (int64_t i = 1; i < threads; ++i) pool.Schedule([shared] { shared->work(); });
   }
   shared->work();
-  // What is left has been taken by threads that run: this never waits for the pool.
+  // Running threads have taken all remaining tasks: this never waits for the pool.
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->done == shared->step.tasks(); });
   return shared->finite;
@@ -105,8 +105,8 @@ Moment part(Moment moment, int64_t offset) {
   return moment;
 }
 
-// Reads groups, operand by operand, and remembers the first thing that is wrong. Where
-// there are no results, leaves are only checked.
+// Reads groups, operand by operand, and remembers the first error. If there are no
+// results, leaves are only checked.
 class Reader {
  public:
   Reader(ffi::RemainingArgs operands, ffi::RemainingRets* results,
@@ -259,12 +259,12 @@ class Reader {
   std::string error_;
 };
 
-// Leaves an array as it is. (Where it is updated in place nothing is to be done.)
+// Copies an array unchanged. (If it is updated in place, there is nothing to do.)
 void keep(const void* in, void* out, size_t bytes) {
   if (in != out) std::memcpy(out, in, bytes);
 }
 
-// Leaves a parameter and its moments as they are.
+// Copies a parameter and its moments unchanged.
 void keep(const Leaf& leaf) {
   const auto elements = static_cast<size_t>(leaf.rows * leaf.columns);
   keep(leaf.param, leaf.out, elements * width(leaf.param_dtype));
@@ -279,7 +279,7 @@ ffi::Error invalid(const std::string& message) {
   return ffi::Error::InvalidArgument("adam_jax: " + message);
 }
 
-// Reads the attributes; false where one is missing, or is not what it should be.
+// Reads the attributes; returns false if one is missing or invalid.
 bool read(const ffi::Dictionary& given, Attributes& attributes) {
   bool complete = true;
   const auto get = [&](const char* name, auto& value) {
@@ -302,7 +302,7 @@ bool read(const ffi::Dictionary& given, Attributes& attributes) {
                       attributes.rounding == "stochastic");
 }
 
-// Reads all that a call is given.
+// Reads and checks everything that a call is given.
 ffi::Error read(ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
                 ffi::RemainingArgs operands, ffi::RemainingRets* results,
                 const ffi::Dictionary& given, std::optional<Step>& step,
@@ -415,7 +415,7 @@ extern "C" {
 ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxStep(XLA_FFI_CallFrame* call_frame);
 ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxCheck(XLA_FFI_CallFrame* call_frame);
 
-// XLA takes handlers that were built for its own version or an older one.
+// XLA accepts handlers that were built for its own version or an older one.
 ADAM_JAX_EXPORT int AdamJaxFfiMinorVersion() { return XLA_FFI_API_MINOR; }
 }
 

@@ -1,7 +1,7 @@
 // Compiled once for each instruction set, into the namespace ADAM_JAX_ISA.
 //
-// No code of the standard library's may be instantiated here: the linker keeps one copy
-// of an inline function, and it could be that of a machine with more instructions.
+// Do not instantiate code of the standard library here: the linker keeps one copy of an
+// inline function, which could be the copy for a machine with more instructions.
 
 #include "kernel.h"
 
@@ -95,8 +95,8 @@ Compute choose_compute(bool nesterov, bool decays, bool adds_to_param) {
   return kTable[nesterov * 4 + decays * 2 + adds_to_param];
 }
 
-// Loops over arrays of one width become the best code: what is stored narrower goes
-// through a buffer of 32 bits, as bits in floats.
+// Loops over arrays of a single width compile to the best code. So narrower arrays go
+// through a 32-bit buffer, which holds their bits as floats.
 
 template <typename Narrow>
 void widen_bits(const Narrow* in, int64_t n, float* buffer) {
@@ -112,8 +112,8 @@ void narrow_bits(const float* buffer, int64_t n, Narrow* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<Narrow>(to_bits(buffer[i]));
 }
 
-// Raises what is finite by `up` and truncates it. NaN stays NaN: any that arithmetic
-// returns is quiet, which shows in the upper half.
+// Adds `up` to the bits of a finite number and truncates them. NaN stays NaN: arithmetic
+// returns only quiet ones, whose quiet bit is in the upper half.
 inline uint32_t to_bfloat16(float x, uint32_t up) {
   const uint32_t bits = to_bits(x);
   return ((bits & kMagnitude) < kInfinity ? bits + up : bits) >> 16;
@@ -238,13 +238,13 @@ inline void for_blocks(const Leaf& leaf, int64_t blocks, Chunk chunk, Visit visi
     column += size;
     if (column == leaf.columns) {
       column = 0;
-      // A row may have more blocks than are needed: they hold nothing.
+      // A row may have more blocks than it needs: the others are empty.
       while (number % blocks) visit(i, 0, number++);
     }
   }
 }
 
-// The default block: its size, known to the compiler, makes loops without remainders.
+// The default block size. As the compiler knows it, loops have no remainders.
 constexpr int64_t kUsualBlock = 32;
 
 template <typename Kind>
@@ -307,14 +307,14 @@ void store_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
   }
 }
 
-// Writes new parameters; for kNearest, of the updates in `buffer`.
+// Writes new parameters; for kNearest, from the updates in `buffer`.
 void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
                     const float* param, float* buffer) {
   const int64_t n = chunk.size;
   if (rounding == Rounding::kNearest) {
     ADAM_JAX_SIMD
     for (int64_t i = 0; i < n; ++i) {
-      // Twice, as where an update in bfloat16 is added to the parameter.
+      // Round twice, as when a bfloat16 update is added to the parameter.
       const float update = from_bfloat16(to_nearest_bfloat16(buffer[i]));
       buffer[i] = from_bits(to_nearest_bfloat16(param[i] + update));
     }
@@ -324,7 +324,7 @@ void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
     for (int64_t i = 0; i < n; ++i) {
       const uint32_t random = mix(key + static_cast<uint32_t>(i));
       const float chosen = from_bfloat16(to_random_bfloat16(buffer[i], random));
-      // round_to_params emits the difference; adding it rounds where they lie apart.
+      // round_to_params emits the difference. Adding it rounds if they are far apart.
       buffer[i] = from_bits(to_nearest_bfloat16(param[i] + (chosen - param[i])));
     }
   }

@@ -1,4 +1,4 @@
-// The innermost loops, of which there is one build for each instruction set.
+// The innermost loops, which are compiled once for each instruction set.
 
 #ifndef ADAM_JAX_FUSED_KERNEL_H_
 #define ADAM_JAX_FUSED_KERNEL_H_
@@ -7,7 +7,7 @@
 
 namespace adam_jax {
 
-// Elements of a leaf, row by row: whole rows, or whole blocks of one row.
+// A chunk of a leaf, row by row: whole rows, or whole blocks of one row.
 struct Chunk {
   int64_t begin, size;
 };
@@ -23,7 +23,7 @@ namespace portable { Kernel step_chunk; }
 namespace avx2 { Kernel step_chunk; }
 namespace avx512 { Kernel step_chunk; }
 
-// The finalizer of MurmurHash3, as numerics._mix.
+// The finalizer of MurmurHash3, as in numerics._mix.
 inline uint32_t mix(uint32_t x) {
   x += 0x9E3779B9u;
   x = (x ^ (x >> 16)) * 0x85EBCA6Bu;

@@ -1,7 +1,7 @@
-"""The native Adam step for CPUs: an XLA call into the library that the build made.
+"""The native Adam step for CPUs: an XLA call into the compiled library.
 
-Here is the bare entry, over groups of leaves. Whether to take it, and what to do under
-vmap or on a mesh, its callers decide.
+This module is the bare entry, which steps groups of leaves. Its callers decide whether
+to use it, and what to do under vmap or on a mesh.
 """
 
 import ctypes
@@ -21,28 +21,29 @@ from jax.typing import ArrayLike
 import adam_jax.fused.cpu
 
 _STEP, _CHECK = "adam_jax_fused_step", "adam_jax_fused_check"
-# 1,000 leaves of 64 elements compile in 1.2 s in calls of 224 arrays, in 1.5 s leaf by
-# leaf, in 4.8 s by 1,792, in 64 s at once (jaxlib 0.12). The step takes equally long.
+# 1,000 leaves of 64 elements compile in 1.2 s in calls of 224 arrays, in 1.5 s with one
+# call per leaf, in 4.8 s in calls of 1,792 arrays, and in 64 s in a single call (jaxlib
+# 0.12). The step itself takes equally long.
 _ARRAYS_IN_A_CALL = 224
-# XLA runs calls side by side: GPT-2's large leaves in one call take 10% longer.
+# XLA runs calls in parallel. In a single call, GPT-2's large leaves take 10% longer.
 _ELEMENTS_IN_A_CALL = 2**20
 
 
 class Group(NamedTuple):
-    """Leaves whose moments share arrays: one leaf, or several, one after the other.
+    """Leaves whose moments share arrays: one leaf, or several, concatenated.
 
     Attributes:
       place: the number of this group among the leaves of the moments' tree; random bits
         of moments are a hash of it.
-      numbers: of the leaves in the tree of parameters; random bits of parameters are a
-        hash of them.
-      params: of each leaf, float32 or bfloat16.
-      grads: of each leaf, float32 or bfloat16, of its parameter's shape.
-      mu: the first moment as it is stored: float32, bfloat16 or int8 codes; of the
-        leaf's shape or, for several leaves, flat. Several are not coded.
-      nu: the second moment as it is stored: float32, bfloat16 or uint8 codes.
-      mu_exponents: uint8, the exponents of the blocks of codes; None beside a moment
-        that is not coded.
+      numbers: the numbers of the leaves in the tree of parameters; random bits of
+        parameters are a hash of them.
+      params: the parameter of each leaf, float32 or bfloat16.
+      grads: the gradient of each leaf, float32 or bfloat16, in its parameter's shape.
+      mu: the stored first moment: float32, bfloat16 or int8 codes. It has the shape of
+        its leaf; for several leaves it is flat, and not coded.
+      nu: the stored second moment: float32, bfloat16 or uint8 codes, like mu.
+      mu_exponents: uint8, the exponents of the blocks of codes; None if mu is not
+        coded.
       nu_exponents: the same for nu.
     """
 
@@ -61,7 +62,7 @@ class Stepped(NamedTuple):
 
     Attributes:
       params: the new parameters.
-      mu: the first moment as it is stored, and so on as in `Group`.
+      mu, nu, mu_exponents, nu_exponents: the new moments, stored as in `Group`.
     """
 
     params: list[Any]
@@ -72,11 +73,12 @@ class Stepped(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """The numbers of one step, each a float or a float32 scalar.
+    """The scalars of one step, each a float or a float32 scalar.
 
-    The complements come separately, because 1 - b1 of a float is rounded once, of an
-    array twice. Weights are 1 where the bias is not corrected; `look_ahead` is, with
-    nesterov, the weight that mu has seen over the weight after one more step.
+    The complements are passed separately: 1 - b1 is rounded once if b1 is a float, but
+    twice if it is an array. Weights are 1 where the bias is not corrected. With
+    nesterov, `look_ahead` is the weight of mu divided by its weight after one more
+    step.
     """
 
     b1: ArrayLike
@@ -93,11 +95,11 @@ class Scalars(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Steps before this one, int32 scalars.
+    """The number of steps before this one, as int32 scalars.
 
     Attributes:
-      moments: as `scale_by_moments` counts them.
-      params: as `round_to_params` counts them.
+      moments: the count of `scale_by_moments`.
+      params: the count of `round_to_params`.
     """
 
     moments: ArrayLike
@@ -105,7 +107,7 @@ class Counts(NamedTuple):
 
 
 class Seeds(NamedTuple):
-    """The seeds of the random bits with which moments and parameters are rounded."""
+    """The seeds of the random bits that round moments and parameters."""
 
     mu: int = 0
     nu: int = 0
@@ -113,21 +115,21 @@ class Seeds(NamedTuple):
 
 
 def available() -> bool:
-    """Return whether the library was built, can be loaded and suits this jaxlib."""
+    """Return whether the library was built, can be loaded and fits this jaxlib."""
     return library() is not None
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the library, if `available()`; the first call registers it with XLA."""
-    # An editable install has the library in a folder of its own.
+    """Load the library and register it with XLA; return None if not `available()`."""
+    # An editable install keeps the library in a separate folder.
     folders = [pathlib.Path(folder) for folder in adam_jax.fused.cpu.__path__]
     for path in [path for f in folders for path in sorted(f.glob("adam_step.*"))]:
         try:
             loaded = ctypes.CDLL(str(path))
-        except OSError:  # of another machine, or half a file
+        except OSError:  # for another machine, or truncated
             continue
-        # XLA would refuse a newer one as it starts, and so not start at all.
+        # With a library for a newer FFI, XLA would fail to start.
         if loaded.AdamJaxFfiMinorVersion() <= _ffi_minor_version():
             entries = {_STEP: loaded.AdamJaxStep, _CHECK: loaded.AdamJaxCheck}
             for name, entry in entries.items():
@@ -138,7 +140,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _ffi_minor_version() -> int:
-    """Return the version of XLA's FFI in jaxlib, which only its header tells."""
+    """Return the version of XLA's FFI in jaxlib, which only its header contains."""
     header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h")
     if not header.is_file():
         return -1
@@ -148,14 +150,14 @@ def _ffi_minor_version() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is fixed when a step is traced.
+    """The options of a step, fixed when it is traced.
 
     Attributes:
       decays: whether `weight_decay * param` is added to the updates.
-      rounding: of new bfloat16 parameters: "nearest" rounds the update to bfloat16 and
-        adds it, "stochastic" rounds the sum as `round_to_params` does.
-      seeds: of the random bits.
-      nesterov: whether mu is read one step ahead.
+      rounding: how new bfloat16 parameters are rounded. "nearest" rounds the update to
+        bfloat16 and adds it; "stochastic" rounds the sum as `round_to_params` does.
+      seeds: the seeds of the random bits.
+      nesterov: whether mu looks one step ahead.
     """
 
     decays: bool
@@ -188,23 +190,24 @@ def step(
     options: Options,
     take: ArrayLike = True,
 ) -> list[Stepped]:
-    """Step every leaf, natively, in the memory of its arrays.
+    """Step every leaf natively, in place.
 
-    XLA first copies what is needed still, as are arguments that are not donated.
+    XLA first copies arrays that are still needed, such as arguments that are not
+    donated.
 
     Args:
       groups: the leaves to step.
       scalars: the hyperparameters and weights of this step.
-      counts: the steps before this one, of which random bits are a hash.
-      options: what is fixed.
+      counts: the number of steps before this one; random bits are a hash of it.
+      options: the options of the step.
       take: bool scalar; False leaves everything as it is.
 
     Returns:
       The groups after the step, in order.
 
     Raises:
-      RuntimeError: when it runs (as `jax.errors.JaxRuntimeError`), if shapes or dtypes
-        do not fit; the message names the leaf.
+      RuntimeError: (`jax.errors.JaxRuntimeError`) when the step runs, if shapes or
+        dtypes do not fit; the message names the leaf.
     """
     leading = [*_stack(scalars, counts), jnp.asarray(take, bool)]
     stepped = []
@@ -216,7 +219,7 @@ def step(
 def are_finite(
     groups: Sequence[Group], scalars: Scalars, counts: Counts, options: Options
 ) -> jax.Array:
-    """Return whether all updates of a step would be finite, a bool scalar.
+    """Return whether all updates of a step would be finite, as a bool scalar.
 
     Args:
       groups: the leaves that would be stepped.
@@ -238,7 +241,7 @@ def are_finite(
 
 
 def _stack(scalars: Scalars, counts: Counts) -> tuple[jax.Array, jax.Array]:
-    """Return the numbers of a step as the two arrays that the library takes."""
+    """Stack the scalars and counts into the two arrays that the library takes."""
     return (
         jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars]),
         jnp.stack([jnp.asarray(x, jnp.int32) for x in counts]),
@@ -246,7 +249,7 @@ def _stack(scalars: Scalars, counts: Counts) -> tuple[jax.Array, jax.Array]:
 
 
 def _cut(groups: Sequence[Group]) -> list[tuple[int, int]]:
-    """Cut groups into calls, each from one group up to another."""
+    """Cut groups into calls; return the first group of each, and the one after it."""
     ends, arrays, elements = [0], 0, 0
     for i, group in enumerate(groups):
         count, size = 3 * len(group.numbers) + 2 * len(_stored(group)), group.mu.size
@@ -254,7 +257,7 @@ def _cut(groups: Sequence[Group]) -> list[tuple[int, int]]:
         if arrays > _ARRAYS_IN_A_CALL or elements > _ELEMENTS_IN_A_CALL:
             ends, arrays, elements = [*ends, i], count, size
     ends = [*ends, len(groups)]
-    # The first group may have been too large for any call.
+    # If the first group alone is too large for a call, the first range is empty.
     return [(first, last) for first, last in itertools.pairwise(ends) if first < last]
 
 
@@ -299,10 +302,10 @@ def _integers(values: Iterable[int]) -> np.ndarray:
 
 
 def _type(like: jax.Array, sources: Sequence[jax.Array], take: jax.Array) -> Any:
-    """Return the type of a result, which in a shard_map varies as its sources do."""
+    """Return the type of a result; in a shard_map it varies over its sources' axes."""
     if jax.typeof(like).sharding.mesh.empty:
         return jax.ShapeDtypeStruct(like.shape, like.dtype)
-    # Those of another shape, scales and what shares moments, vary in the same way.
+    # Sources of other shapes (exponents, leaves of a group) vary in the same way.
     wide = [x.astype(jnp.float32) for x in sources if x.shape == like.shape]
     return jax.eval_shape(
         lambda *xs: functools.reduce(jnp.add, xs).astype(like.dtype), take, *wide
@@ -310,6 +313,6 @@ def _type(like: jax.Array, sources: Sequence[jax.Array], take: jax.Array) -> Any
 
 
 def _stored(group: Group) -> list[str]:
-    """Return which of a group's arrays are kept from step to step, in order."""
+    """Return the names of a group's stored moments, in order."""
     names = ("mu", "nu", "mu_exponents", "nu_exponents")
     return [name for name in names if getattr(group, name) is not None]

@@ -31,7 +31,7 @@ Kernel* choose_kernel() {
 }
 
 // Sets the floating-point mode in which XLA computes: subnormals are zero. Returns the
-// mode before.
+// previous mode.
 uint64_t flush_subnormals() {
 #if defined(__SSE2__) || defined(_M_X64)
   const unsigned mode = _mm_getcsr();
@@ -59,7 +59,7 @@ void restore_mode(uint64_t mode) {
 
 int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
-// The least number of columns after which blocks of both moments end.
+// The smallest number of columns after which blocks of both moments end.
 int64_t unit(const Leaf& leaf) {
   int64_t unit = 1;
   for (const Moment* moment : {&leaf.mu, &leaf.nu}) {
@@ -118,7 +118,7 @@ bool Step::Worker::run(int64_t task) {
   const Step& step = step_;
   const int64_t first = task * kChunksInTask;
   const int64_t last = std::min(step.chunks_, first + kChunksInTask);
-  // The last leaf that starts at or before the chunk; leaves of nothing start there too.
+  // The last leaf that starts at or before the chunk; empty leaves may start there too.
   auto cut = std::upper_bound(
       step.cuts_.begin(), step.cuts_.end(), first,
       [](int64_t chunk, const Cut& cut) { return chunk < cut.first_chunk; });

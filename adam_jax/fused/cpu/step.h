@@ -1,7 +1,7 @@
 // One Adam step over arrays: the arithmetic on plain pointers, without XLA.
 //
-// The reference is the composed chain, adam_jax.adamw; operations, their order and
-// their roundings are those of XLA's CPU backend for it.
+// The reference is the composed chain, adam_jax.adamw. Operations, their order and their
+// roundings are those that XLA's CPU backend makes of it.
 
 #ifndef ADAM_JAX_FUSED_STEP_H_
 #define ADAM_JAX_FUSED_STEP_H_
@@ -19,7 +19,7 @@ enum class Dtype { kFloat32, kBfloat16, kInt8, kUint8 };
 // How a new bfloat16 parameter is rounded.
 enum class Rounding { kNearest, kStochastic };
 
-// The run-time numbers of one step. native.py packs them in this order.
+// The scalars of one step, known at run time. native.py packs them in this order.
 struct Scalars {
   float b1, one_minus_b1;
   float b2, one_minus_b2;
@@ -27,7 +27,7 @@ struct Scalars {
   float eps, eps_root;
   float weight_decay;
   float mu_weight, nu_weight;  // 1 without bias correction
-  float look_ahead;            // nesterov: the weight of mu over its next one
+  float look_ahead;            // nesterov: weight of mu / its weight after a step
 };
 
 // A moment before and after the step; `out` may be `in`.
@@ -35,11 +35,11 @@ struct Moment {
   const void* in = nullptr;
   void* out = nullptr;
   Dtype dtype = Dtype::kFloat32;
-  // Of 8-bit codes: exponents, `blocks` of them in each row.
+  // For 8-bit codes: exponents, `blocks` of them in each row.
   const uint8_t* scales_in = nullptr;
   uint8_t* scales_out = nullptr;
   int64_t blocks = 0;
-  uint32_t key = 0;  // of the random bits, from random_key
+  uint32_t key = 0;  // for the random bits, from random_key
 };
 
 struct Leaf {
@@ -50,14 +50,14 @@ struct Leaf {
   const void* grad = nullptr;
   Dtype grad_dtype = Dtype::kFloat32;
   Moment mu, nu;
-  // Of param_dtype; may be `param`. Null: nothing is written, the moments' neither, and
-  // the step tells whether the updates would be finite.
+  // Of param_dtype; may be `param`. If it is null, nothing is written, neither are the
+  // moments; the step only checks whether the updates would be finite.
   void* out = nullptr;
   bool decays = false;
   uint32_t param_key = 0;  // for Rounding::kStochastic
 };
 
-// Measured: unaligned buffers cost 8-bit moments 5%.
+// Measured: with unaligned buffers, 8-bit moments take 5% longer.
 constexpr std::align_val_t kCacheLine{64};
 
 struct AlignedDelete {
@@ -75,7 +75,7 @@ class Step {
   int64_t tasks() const { return tasks_; }
   int64_t elements() const { return elements_; }
 
-  // What a thread has done: how many tasks, and whether what it checked was finite.
+  // A thread's result: how many tasks it did, and whether all it checked was finite.
   struct Done {
     int64_t tasks = 0;
     bool finite = true;
