@@ -4,6 +4,8 @@ A float stays a Python float up to the last operation, so it neither promotes th
 parameters' dtype nor is rounded to it.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -143,6 +145,29 @@ def check_number(name: str, value: Any) -> Any:
     return _checked(name, value, check_range)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Schedule:
+    """A schedule whose values are checked; equal if it is the same function."""
+
+    function: Callable[[Any], ArrayLike]
+    check: Callable[..., Any] = dataclasses.field(compare=False)
+
+    def __call__(self, count: ArrayLike) -> jax.Array:
+        return jnp.asarray(self.check(value=self.function(count)))
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Return whether two checked hyperparameters are known to be equal at every step.
+
+    Args:
+      value: a float, a 0-d array or a schedule.
+      other: the same. Arrays are equal only if they are the same object.
+    """
+    if isinstance(value, jax.Array) or isinstance(other, jax.Array):
+        return value is other
+    return value == other
+
+
 def _checked(
     name: str,
     value: Any,
@@ -153,9 +178,10 @@ def _checked(
     if type(value) is _Exact:
         value = float(value)
     elif callable(value):
-        return lambda count: jnp.asarray(
-            _checked(name, value(count), check_range, half_precision)
+        check = functools.partial(
+            _checked, name, check_range=check_range, half_precision=half_precision
         )
+        return _Schedule(value, check)
     if isinstance(value, bool) or not isinstance(
         value, (int, float, np.number, np.ndarray, jax.Array)
     ):

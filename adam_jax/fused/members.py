@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax import numerics
-from adam_jax.moments.accumulators import Accumulator, average, look_ahead
+from adam_jax.moments.accumulators import look_ahead
 from adam_jax.moments.blocks import EightBitFormat
 from adam_jax.moments.formats import DenseFormat, Stored
 from adam_jax.moments.moment import as_leaves
@@ -96,7 +96,7 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
     if recipe.learning_rate is None:
         return False
     known = all(
-        _is_average(moment.accumulator)
+        moment.accumulator.is_ema
         and moment.accumulator.read in readings
         and type(moment.format) in (DenseFormat, EightBitFormat)
         for moment, readings in (
@@ -116,20 +116,6 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
         own = (recipe.part.buffer,)
     decayed = recipe.decay is None or any(recipe.decay.param is x for x in own)
     return known and lands and decayed and numerics.dtype_of(param) in _FLOATS
-
-
-def _is_average(accumulator: Accumulator) -> bool:
-    """Return whether an accumulator averages g or g^2, as `ema` does.
-
-    Args:
-      accumulator: any accumulator, perhaps derived from another one.
-    """
-    return (
-        accumulator.averages
-        and accumulator.add is average
-        and accumulator.measure is None
-        and accumulator.power == 2
-    )
 
 
 def _leaves_of(origin: Origin) -> list[tuple[Any, Arrays, Arrays]]:

@@ -46,10 +46,12 @@ class Accumulator:
       read: (new, old, grad, weight, h) -> what later stages receive instead of the new
         moment; None means the new moment itself. `weight` is the weight that `new` has
         seen; `bias_correct` divides the result by it.
+      order: 1 if it is for first moments only, 2 for second ones only (as with a power
+        of 1), None for both.
 
     Raises:
       ValueError: for a hyperparameter that is not finite, a decay outside [0, 1), an
-        average without a decay, or another power.
+        average without a decay, or another power or order.
       TypeError: for a hyperparameter that is not a real number.
 
     Example: a mean of |g|, where Adam has a mean of g^2.
@@ -78,6 +80,7 @@ class Accumulator:
     power: int = 2
     measure: Callable[[Array, Array, SimpleNamespace], Array] | None = None
     read: Callable[[Array, Array, Array, Array, SimpleNamespace], Array] | None = None
+    order: int | None = None
 
     def __post_init__(self):
         """Check everything that does not need gradients."""
@@ -88,12 +91,25 @@ class Accumulator:
             )
         if self.power not in (1, 2):
             raise ValueError(f"the power of a moment is 1 or 2, got {self.power}.")
+        if self.order not in (1, 2, None) or (self.power, self.order) == (1, 1):
+            raise ValueError(
+                f"the order of a moment is 1 or 2, and 2 if its power is 1, got "
+                f"{self.order}."
+            )
+        if self.power == 1:
+            object.__setattr__(self, "order", 2)
         checked = {
             name: (check_decay if name == "decay" else check_number)(name, value)
             for name, value in self.hyperparams.items()
         }
         object.__setattr__(self, "hyperparams", checked)
         object.__setattr__(self, "initial", check_initial("initial", self.initial))
+
+    @property
+    def is_ema(self) -> bool:
+        """Whether it averages g or |g|^2 as `ema` does; it may be read otherwise."""
+        plain = self.measure is None and self.power == 2
+        return plain and self.averages and self.add is average
 
 
 def check_initial(name: str, value: Any) -> Any:
@@ -167,7 +183,7 @@ def ema(
     Args:
       decay: in [0, 1).
       initial: the average before the first gradient, >= 0.
-      nesterov: read the average one step ahead: after bias correction,
+      nesterov: read a first moment one step ahead: after bias correction,
         `decay * m / w_next + (1 - decay) * g / w` with w = 1 - decay^t and
         w_next = 1 - decay^(t+1).
 
@@ -179,6 +195,7 @@ def ema(
         initial=initial,
         averages=True,
         read=look_ahead if nesterov else None,
+        order=1 if nesterov else None,
     )
 
 
@@ -197,6 +214,7 @@ def trace(decay: Hyperparam, *, nesterov: bool = False) -> Accumulator:
         read=(lambda new, old, grad, weight, h: h.decay * new + grad)
         if nesterov
         else None,
+        order=1 if nesterov else None,
     )
 
 
@@ -244,6 +262,7 @@ def residual_variance(decay: Hyperparam, eps_root: Hyperparam = 1e-16) -> Accumu
         lambda moment, value, h: average(moment, value, h) + h.eps_root,
         averages=True,
         measure=lambda grad, mu, h: numerics.abs_sq(grad - mu),
+        order=2,
     )
 
 
@@ -265,6 +284,7 @@ def yogi_average(decay: Hyperparam, initial: Hyperparam = 1e-6) -> Accumulator:
         ),
         initial=initial,
         averages=True,
+        order=2,
     )
 
 
@@ -285,4 +305,5 @@ def lion_average(b1: Hyperparam, b2: Hyperparam) -> Accumulator:
         read=lambda new, old, grad, weight, h: (
             h.read_decay * old + (1 - h.read_decay) * grad
         ),
+        order=1,
     )

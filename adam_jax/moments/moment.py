@@ -67,10 +67,13 @@ class Moment:
 
     def __post_init__(self):
         """Check that the accumulator can be used for a moment of this order."""
-        if self.order == 1 and self.accumulator.power == 1:
+        orders = {1: "first", 2: "second"}
+        if self.order not in orders:
+            raise ValueError(f"order must be 1 or 2, got {self.order!r}.")
+        if self.accumulator.order not in (None, self.order):
             raise ValueError(
-                f"{self.name} is a first moment, but an Accumulator of power 1 is for "
-                "second moments: later stages would receive its square."
+                f"{self.name} is a {orders[self.order]} moment, but its Accumulator is "
+                f"for {orders[self.accumulator.order]} moments only."
             )
 
     def init(self, params: Any) -> Stored:
@@ -95,6 +98,11 @@ class Moment:
         """
         where = f"{self.name} of the optimizer's state"
         structure = jax.tree.structure(like)
+        if stored.format is None:
+            raise ValueError(
+                f"{where} has no {self.name}_format, which tells how to read it: start "
+                "from tx.init(params), or restore into jax.eval_shape(tx.init, params)."
+            )
         if structure != jax.tree.structure(stored.values):
             check_like(like, stored.values, "grads", where)
         paths = tree_flatten_with_path(like)[0]
@@ -207,7 +215,8 @@ class Moment:
         for i, old in enumerate(as_leaves(stored, structure)):
             words = (self.format.seed, past, self.order == 1, i)
             noise = functools.partial(numerics.random_bits, words=words)
-            encoded.append(self.format.encode(leaves[i], old, noise))
+            new = self.format.encode(leaves[i], old, noise)
+            encoded.append(_check_stored(new, self.format, old))
         return _as_tree(encoded, structure, self.format.reader)
 
     def _weigh(self, weight: jax.Array | None, past: ArrayLike) -> jax.Array:
@@ -232,8 +241,34 @@ def store(format: Format, moment: Any, signed: bool) -> Stored:
       signed: False for second moments, which are real and never negative.
     """
     leaves, structure = jax.tree.flatten(moment)
-    stored = [format.init(leaf, signed) for leaf in leaves]
+    stored = [_check_stored(format.init(leaf, signed), format) for leaf in leaves]
     return _as_tree(stored, structure, format.reader)
+
+
+def _check_stored(new: Any, format: Format, old: Stored | None = None) -> Stored:
+    """Return what a format made of one leaf, if it has the right types.
+
+    Raises:
+      TypeError: if it has others.
+    """
+    reader = getattr(format, "reader", None)
+    if not isinstance(new, Stored) or not isinstance(new.format, reader or ()):
+        raise TypeError(
+            f"{type(format).__name__} must return a Stored whose format is its reader, "
+            f"{getattr(reader, '__name__', reader)}, got {type(new).__name__}"
+            + (f" of {type(new.format).__name__}." if isinstance(new, Stored) else ".")
+        )
+    if old is not None:
+        before, after = (
+            [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(stored)]
+            for stored in (old, new)
+        )
+        if before != after:
+            raise TypeError(
+                f"{type(format).__name__}.encode() must keep shapes and dtypes: the "
+                f"state held {', '.join(before)}, it returned {', '.join(after)}."
+            )
+    return new
 
 
 def _as_tree(leaves: list[Stored], structure: Any, reader: Any) -> Stored:
@@ -257,6 +292,8 @@ def as_leaves(stored: Stored, structure: Any) -> list[Stored]:
       stored: the stored moment, in trees like the parameters.
       structure: the structure of the parameters.
     """
+    if not structure.num_leaves:
+        return []
     values = structure.flatten_up_to(stored.values)
     columns = [structure.flatten_up_to(field) for field in stored.format]
     reader = type(stored.format)

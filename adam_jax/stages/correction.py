@@ -88,7 +88,7 @@ def correct_step_size() -> optax.GradientTransformation:
         del params
         m = _expect_uncorrected(moments, _BOTH, "correct_step_size")
         mu = _scale_down(m.mu, m.mu_weight / jnp.sqrt(m.nu_weight))
-        return m._replace(mu=mu, has_mu=False, corrected=_BOTH)
+        return m._replace(mu=mu, has_mu=False, corrected=_BOTH | {"step size"})
 
     return optax.stateless(correct)
 
@@ -100,9 +100,9 @@ def center() -> optax.GradientTransformation:
         mu <- g
 
     Raises:
-      ValueError: at the first trace, if a moment is missing, or if the averages have
-        seen different weights: only one is corrected, or raw averages have different
-        decay rates.
+      ValueError: at the first trace, if a moment is missing or is not a plain average,
+        if elements share a second moment, or if the averages have seen different
+        weights: only one is corrected, or raw averages have different decay rates.
 
     Example: gradients 1 and 3, averaged at rate 1/2.
 
@@ -127,7 +127,7 @@ def center() -> optax.GradientTransformation:
         )
         grads = jax.tree.map(lambda g, mu: jnp.asarray(g, mu.dtype), m.grads, m.mu)
         mu = jax.tree.map(numerics.bound, grads)
-        return m._replace(mu=mu, nu=nu, has_mu=False, mu_decay=None, corrected=_BOTH)
+        return m._replace(mu=mu, nu=nu, has_mu=False, corrected=_BOTH)
 
     return optax.stateless(subtract)
 
@@ -188,7 +188,7 @@ def running_max() -> optax.GradientTransformation:
         expect_state(state, RunningMaxState, "running_max")
         stored = Stored(*state)
         after = moment.step(stored, moment.read(stored, m.nu), m.nu, m.count - 1)
-        moments: Any = m._replace(nu=after.flows)
+        moments: Any = m._replace(nu=after.flows, plain=False)
         return moments, RunningMaxState(*after.stored)
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -209,22 +209,26 @@ def _expect_uncorrected(moments: Any, chosen: frozenset[str], stage: str) -> Mom
 
 
 def _expect_one_weight(m: Moments) -> None:
-    """Refuse mu and nu that are known to have seen different weights.
+    """Refuse mu and nu whose nu - |mu|^2 is not a variance.
 
     For constant gradients g, raw averages of rates 0.9 and 0.999 would leave
     (0.001 - 0.1^2) g^2 < 0 at the first step.
     """
-    decays = m.mu_decay, m.nu_decay
+    if not m.plain:
+        raise ValueError(
+            "center() needs plain averages of g and |g|^2 for each element: give "
+            "scale_by_moments() decay rates, or ema(), for b1 and b2, and a nu_dtype "
+            "that elements do not share."
+        )
     if len(m.corrected) == 1:
         raise ValueError(
             f"center() was given {min(m.corrected)} corrected and the other moment "
             "not: correct both, with bias_correct()."
         )
-    known = all(isinstance(decay, float) for decay in decays)
-    if not m.corrected and known and decays[0] != decays[1]:
+    if not m.corrected and not m.one_rate:
         raise ValueError(
-            f"center() was given raw averages of decay rates {decays[0]} and "
-            f"{decays[1]}: put bias_correct() before it, or give both the same rate."
+            "center() was given raw averages of different decay rates: put "
+            "bias_correct() before it, or give b1 and b2 the same rate."
         )
 
 

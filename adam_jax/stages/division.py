@@ -98,7 +98,7 @@ def rectified_precondition(
 
     Raises:
       ValueError: at the first trace, if there is no second moment, or if it is not
-        an average.
+        an average, or behind `correct_step_size`.
 
     Example: at b2 = 0.9999, rho is 4.9996 at the fifth step: still momentum.
 
@@ -125,6 +125,11 @@ def rectified_precondition(
     def divide(moments: Any, params=None):
         m = expect_moments(moments, "rectified_precondition")
         expect_second(m, "rectified_precondition")
+        if "step size" in m.corrected:
+            raise ValueError(
+                "rectified_precondition() starts with steps of mu alone, in which "
+                "correct_step_size() leaves the correction of nu: use bias_correct()."
+            )
         dtype, decay = m.nu_weight.dtype, m.nu_decay
         if decay is None:
             raise ValueError(

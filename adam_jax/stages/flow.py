@@ -36,11 +36,14 @@ class Moments(metaclass=_Named):
       mu_weight: scalar, the weight of past gradients in mu, 1 - b1^t for an average
         of constant decay; 1 if mu is not an average.
       nu_weight: the same for nu.
-      mu_decay: the decay rate of this step, a float or a scalar; None for no average.
-      nu_decay: the same for nu.
+      nu_decay: the decay rate of nu in this step, a float or a scalar; None if it is no
+        average.
+      plain: whether each element has its own averages of g and |g|^2, as they are.
+      one_rate: whether mu and nu decay at the same rate.
       has_mu: whether mu is the first moment, not the gradients themselves or the result
         of `correct_step_size`.
-      corrected: which of "mu" and "nu" must not be divided by their weight (again).
+      corrected: which of "mu" and "nu" must not be divided by their weight (again), and
+        "step size" after `correct_step_size`.
     """
 
     count: ArrayLike
@@ -49,8 +52,9 @@ class Moments(metaclass=_Named):
     nu: Any
     mu_weight: jax.Array
     nu_weight: jax.Array
-    mu_decay: Any = None
     nu_decay: Any = None
+    plain: bool = False
+    one_rate: bool = False
     has_mu: bool = True
     corrected: frozenset[str] = frozenset()
 

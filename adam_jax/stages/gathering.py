@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from adam_jax import numerics
 from adam_jax.checks import check_inexact
-from adam_jax.hyperparams import Hyperparam, exact
+from adam_jax.hyperparams import Hyperparam, exact, is_same
 from adam_jax.moments.accumulators import Accumulator, as_accumulator
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Gathered, Moment, widen
@@ -88,6 +88,11 @@ def scale_by_moments(
     cannot overflow, and keeps a real nu for complex parameters.
     """
     first, second = as_accumulator("b1", b1), as_accumulator("b2", b2)
+    plain = one_rate = False
+    if first and second:
+        plain = all(a.is_ema and a.read is None for a in (first, second))
+        decays = (a.hyperparams.get("decay") for a in (first, second))
+        one_rate = is_same(*decays)
     mu_format = as_format("mu_dtype", mu_dtype)
     nu_format = as_format("nu_dtype", nu_dtype)
     mu_moment = first and Moment(first, mu_format, 1, "mu", "mu_dtype")
@@ -131,8 +136,9 @@ def scale_by_moments(
             nu.flows if nu else None,
             mu.seen if mu else unit[0],
             nu.seen if nu else unit[0],
-            mu_moment and mu_moment.decay(past, weights.dtype),
             nu_moment and nu_moment.decay(past, weights.dtype),
+            plain=plain and not nu_format.flows_stored,
+            one_rate=one_rate,
             has_mu=mu is not None,
         )
         seen = jnp.stack([m.weight if m else unit for m in (mu, nu)])

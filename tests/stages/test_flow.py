@@ -24,6 +24,7 @@ from adam_jax import (
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 GRADS = jax.tree.map(lambda p: 0.5 * p, PARAMS)
+RATES = (0.9, 0.999)
 CURE = r"put precondition\(\), which turns them into updates, before anything"
 WHOLE = r"{}\(\) goes around a whole optimizer.*: end it with precondition\(\)"
 
@@ -160,7 +161,34 @@ def test_a_moment_is_corrected_once(stages):
             [scale_by_moments(), bias_correct(nu=False), center()],
             "only mu|mu corrected and the other moment not: correct both",
         ),
-        ([scale_by_moments(), running_max(), center()], "decay rates 0.9 and 0.999"),
+        ([scale_by_moments(), bias_correct(), running_max(), center()], "plain aver"),
+        # Arrays and schedules of two rates; what is no average of g, or of g^2.
+        (
+            [scale_by_moments(*map(jnp.float32, RATES)), center()],
+            "different decay rates",
+        ),
+        (
+            [scale_by_moments(*(lambda _, r=r: r for r in RATES)), center()],
+            "different decay rates",
+        ),
+        *(
+            (
+                [scale_by_moments(b1, b2, nu_dtype=shared), bias_correct(), center()],
+                "plain averages .* for each element",
+            )
+            for b1, b2, shared in (
+                (adam_jax.trace(0.9), 0.9, None),
+                (adam_jax.ema(0.9, nesterov=True), 0.9, None),
+                (0.9, adam_jax.residual_variance(0.9), None),
+                (0.9, adam_jax.yogi_average(0.9), None),
+                (0.9, 0.9, adam_jax.mean_over(-1)),
+                (0.9, 0.9, adam_jax.factored(2)),
+            )
+        ),
+        (
+            [scale_by_moments(), correct_step_size(), rectified_precondition()],
+            r"correct_step_size\(\) leaves the correction of nu: use bias_correct",
+        ),
         (
             [scale_by_moments(), correct_step_size(), center()],
             "center.. needs the firs",
@@ -175,7 +203,7 @@ def test_a_moment_is_corrected_once(stages):
             "mu corrected .or cent",
         ),
         # Raw averages of 0.9 and 0.999: 0.001 g^2 - 0.01 g^2, and a step of 1/eps.
-        ([scale_by_moments(), center()], r"rates 0.9 and 0.999: put bias_correct\(\)"),
+        ([scale_by_moments(), center()], r"decay rates: put bias_correct\(\)"),
         ([center()], r"center\(\) takes the Moments that scale_by_moments\(\) emits"),
         ([running_max()], r"running_max\(\) takes the Moments"),
         ([correct_step_size()], r"correct_step_size\(\) takes the Moments"),
@@ -187,21 +215,42 @@ def test_moments_that_a_stage_needs(stages, message):
         update(optax.chain(*stages, scale_by_lr(0.1)))
 
 
-def test_an_accumulator_of_sizes_is_for_second_moments():
-    with pytest.raises(ValueError, match="mu is a first moment, but an Accumulator of"):
-        scale_by_moments(adam_jax.infinity_norm(0.9))
+@pytest.mark.parametrize("name", ["infinity_norm", "residual_variance", "yogi_average"])
+def test_accumulators_for_second_moments(name):
+    with pytest.raises(
+        ValueError, match=r"mu is a first moment, .* second moments only"
+    ):
+        scale_by_moments(getattr(adam_jax, name)(0.9))
+
+
+@pytest.mark.parametrize(
+    "accumulator",
+    [
+        adam_jax.ema(0.9, nesterov=True),
+        adam_jax.trace(0.9, nesterov=True),
+        adam_jax.lion_average(0.9, 0.99),
+    ],
+)
+def test_accumulators_for_first_moments(accumulator):
+    with pytest.raises(
+        ValueError, match=r"nu is a second moment, .* first moments only"
+    ):
+        scale_by_moments(0.9, accumulator)
 
 
 def test_center_takes_what_can_be_subtracted():
-    """Rates that agree, as in RMSProp; and rates that it cannot know."""
+    """Rates that agree, as in RMSProp, whatever they are."""
     raw = optax.chain(scale_by_moments(0.9, 0.9), center(), scale_by_lr(0.1))
     assert (update(raw)["b"] < 0).all()
 
     def rate(count):
         return 0.9
 
-    scheduled = optax.chain(scale_by_moments(rate, rate), center(), scale_by_lr(0.1))
-    assert (update(scheduled)["b"] < 0).all()
+    for decay in (rate, jnp.float32(0.9)):
+        tx = optax.chain(scale_by_moments(decay, decay), center(), scale_by_lr(0.1))
+        np.testing.assert_allclose(update(tx)["b"], update(raw)["b"], rtol=1e-6)
+    tx = optax.inject_hyperparams(adam_jax.rmsprop)(0.1, decay=0.9, centered=True)
+    assert (update(tx)["b"] < 0).all()
 
 
 @pytest.mark.parametrize("b2", [0.99, jnp.float32(0.99), lambda count: 0.99])
