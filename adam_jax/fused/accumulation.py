@@ -24,20 +24,36 @@ def take_apart(update: Callable[..., Any]) -> Callable[..., Any]:
     multi = getattr(update, "__self__", None)
     if not isinstance(multi, optax.MultiSteps):
         return update
+    if getattr(update, "__func__", None) is not optax.MultiSteps.update:
+        return update  # of a subclass, which may do more
     if vars(multi).get("_opt") is not multi.inner_opt:
         return update  # this Optax keeps its optimizer elsewhere
     gathering: Any = copy.copy(multi)
-    gathering._opt = optax.with_extra_args_support(optax.identity())
+    gathering._opt = optax.GradientTransformationExtraArgs(_not_yet, _pass_on)
 
     def update_apart(updates, state, params=None, **extra_args):
         before = state.inner_opt_state
-        outside = state._replace(inner_opt_state=optax.EmptyState())
+        outside = state._replace(inner_opt_state=_not_yet(params))
         grads, after = gathering.update(updates, outside, params, **extra_args)
-        complete = after.gradient_step != state.gradient_step
+        complete = after.inner_opt_state
         stepped, new = multi.inner_opt.update(grads, before, params, **extra_args)
         emitted = jax.tree.map(lambda u: complete * u, stepped)
-        kept = jax.tree.map(lambda n, o: jnp.where(complete, n, o), new, before)
+        kept = jax.tree.map(
+            lambda n, o: jnp.where(complete, n, o).astype(o.dtype), new, before
+        )
         note_gate((stepped, emitted), (new, before, kept), complete)
         return emitted, after._replace(inner_opt_state=kept)
 
     return update_apart
+
+
+def _not_yet(params: Any) -> jax.Array:
+    """Return the state of an identity that has not been called: false."""
+    del params
+    return jnp.zeros([], bool)
+
+
+def _pass_on(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+    """Return the updates; the state then tells that they are complete."""
+    del state, params, extra_args
+    return updates, jnp.ones([], bool)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType
 
 
 def choose(fused: Callable[..., Any], composed: Callable[..., Any]) -> Any:
@@ -32,6 +33,17 @@ def choose(fused: Callable[..., Any], composed: Callable[..., Any]) -> Any:
 
     @choose.defjvp
     def differentiate(primals, tangents):
-        return jax.jvp(composed, primals, tangents)
+        # Under vmap every output of `choose` is mapped, so it must be here, too.
+        return choose(*primals), jax.jvp(composed, primals, tangents)[1]
 
     return choose
+
+
+def is_sharded(array: Any) -> bool:
+    """Return whether XLA may shard an array; it cannot shard a call of the kernel.
+
+    Args:
+      array: an array, perhaps traced.
+    """
+    mesh = jax.typeof(array).sharding.mesh
+    return not mesh.empty and any(t != AxisType.Manual for t in mesh.axis_types)

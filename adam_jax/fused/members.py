@@ -113,7 +113,7 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
         lands = rounding.param is param
         own = (param, rounding.wide)
     if recipe.part and any(recipe.part.param is x for x in own):
-        own = (recipe.part.buffer,)
+        own = (recipe.part.param_buffer,)
     decayed = recipe.decay is None or any(recipe.decay.param is x for x in own)
     return known and lands and decayed and numerics.dtype_of(param) in _FLOATS
 
@@ -155,6 +155,8 @@ def _join(
     found = sorted(found, key=lambda one: _position(one[1]))
     recipe = found[0][1]
     grad, before, after = leaves[recipe.leaf]
+    if recipe.part and recipe.part.grad_buffer is not grad:
+        return None  # something in `packed` has changed the gradients
     grads = list(recipe.part.grads) if recipe.part else [grad]
     positions = [_position(r) for _, r in found]
     alike = len({key_of(r) for _, r in found}) == 1

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax.fused.cpu import native
-from adam_jax.fused.dispatch import choose
+from adam_jax.fused.dispatch import choose, is_sharded
 from adam_jax.fused.members import Arrays, Member, find_members, key_of, leaves_like
 from adam_jax.hyperparams import at
 from adam_jax.moments.accumulators import look_ahead
@@ -84,14 +84,14 @@ class Call:
         return dict(zip(self.replaces(params), made, strict=True))
 
     def are_finite(self, operands: Operands) -> jax.Array:
-        """Return whether all updates of the step would be finite.
+        """Return whether all updates of the step would be finite, or it is not taken.
 
         Args:
           operands: the arrays of this call.
         """
-        scalars, counts, _ = operands[1:]
+        scalars, counts, take = operands[1:]
         groups = self._groups(operands)
-        return native.are_finite(groups, scalars, counts, self.options)
+        return ~take | native.are_finite(groups, scalars, counts, self.options)
 
     def _groups(self, operands: Operands) -> list[native.Group]:
         return [
@@ -135,23 +135,25 @@ def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
       updates: the updates.
       params: the parameters.
     """
+    leaves = leaves_like(updates, params)
+    if not native.available() or any(map(is_sharded, leaves)):
+        return are_finite(leaves)
     members = find_members(notes, params, updates)
     calls, operands = _make_calls([(member, Arrays(*[None] * 4)) for member in members])
-    leaves = leaves_like(updates, params)
     ours = {i for member in members for i in member.numbers}
     rest = are_finite([x for i, x in enumerate(leaves) if i not in ours])
     if not calls:
         return rest
     made = [leaves[i] for i in sorted(ours)]
-    structure = jax.tree.structure(operands)
+    number, structure = len(made), jax.tree.structure(operands)
 
     def fused(*values):
-        own = structure.unflatten(values[len(made) :])
+        own = structure.unflatten(values[number:])
         found = [call.are_finite(x) for call, x in zip(calls, own, strict=True)]
         return [jnp.all(jnp.stack(found))]
 
     def composed(*values):
-        return [are_finite(values[: len(made)])]
+        return [are_finite(values[:number])]
 
     return rest & choose(fused, composed)(*made, *jax.tree.leaves(operands))[0]
 

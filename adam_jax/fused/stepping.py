@@ -7,19 +7,18 @@ everything that the kernel does not know.
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import optax
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
-from jax.sharding import AxisType
-from jax.typing import ArrayLike
 
 from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
-from adam_jax.fused.dispatch import choose
+from adam_jax.fused.dispatch import choose, is_sharded
 from adam_jax.fused.plan import Call, all_finite, make_plan
 from adam_jax.recipes.notes import collecting
 
@@ -39,7 +38,9 @@ def step(tx: optax.GradientTransformation) -> Step:
     `multi_transform`, `inject_hyperparams` and `named_chain`. Of the other wrappers,
     `packed`, `record`, `round_to_params`, `skip_nonfinite` and `skip_spikes` are known,
     and `optax.MultiSteps`, if it is outermost. Optimizers in other wrappers that choose
-    between old and new state, such as `optax.apply_if_finite`, go through XLA.
+    between old and new state, such as `optax.apply_if_finite`, go through XLA, and so
+    do steps with callbacks or checks. (Where a `MultiSteps` takes no step, a NaN changes
+    nothing; in Optax, 0 * NaN makes the parameters NaN.)
 
     Args:
       tx: any gradient transformation.
@@ -68,11 +69,15 @@ def step(tx: optax.GradientTransformation) -> Step:
     if not native.available() and jax.default_backend() == "cpu":
         _warn_once()
 
+    update = tx.update
+    if not isinstance(update, Hashable):
+        update = functools.partial(update)  # which is
+
     def run(params: Any, grads: Any, state: Any, **extra_args: Any) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(extra_args)
         arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
         others = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
-        return _run(tx.update, (structure, others), params, grads, state, arrays)
+        return _run(update, (structure, others), params, grads, state, arrays)
 
     return run
 
@@ -88,7 +93,8 @@ def backend() -> Literal["native", "xla"]:
 
 
 def _is_array(x: Any) -> bool:
-    return isinstance(x, ArrayLike) and not isinstance(x, bool)
+    numbers = (jax.Array, np.ndarray, np.generic, int, float, complex)
+    return isinstance(x, numbers) and not isinstance(x, bool)
 
 
 @functools.cache
@@ -121,7 +127,7 @@ def _run(
             updates, after = update(grads, state, params, **extra_args)
         made = optax.apply_updates(params, updates), after
         calls, operands = [], []
-        if native.available() and not any(map(_on_mesh, given)):
+        if native.available() and not any(map(is_sharded, given)):
             calls, operands = make_plan(notes, params, updates, after)
         return made, operands
 
@@ -149,7 +155,8 @@ def _run(
         return _compute(jaxpr, kept, values)
 
     values = [*jaxpr.consts, *given]  # `fused` must not close over tracers
-    results = (choose(fused, composed) if calls else composed)(*values)
+    takes = calls and not _needs_its_trace(jaxpr)
+    results = (choose(fused, composed) if takes else composed)(*values)
     return made.unflatten(results)
 
 
@@ -161,7 +168,10 @@ def _compute(closed: Any, wanted: list[bool], values: Any) -> list[Any]:
     return jaxpr_as_fun(type(closed)(pruned, []))(*values)
 
 
-def _on_mesh(operand: Any) -> bool:
-    """Return whether XLA may shard a leaf; it cannot shard a call of the kernel."""
-    mesh = jax.typeof(operand).sharding.mesh
-    return not mesh.empty and any(t != AxisType.Manual for t in mesh.axis_types)
+def _needs_its_trace(closed: Any) -> bool:
+    """Return whether a step has checks, callbacks, or collectives over a vmapped axis.
+
+    `choose` would hide them from the transformations that they are meant for.
+    """
+    mapped = jax.sharding.get_abstract_mesh().axis_names
+    return any(getattr(effect, "name", None) not in mapped for effect in closed.effects)

@@ -166,7 +166,11 @@ def note_line(name: str, before: Any, after: Any, values: Sequence[Any]) -> None
 
 
 def note_parts(
-    update: Any, parts: list[Any], grads: list[Any], params: list[Any], buffer: Any
+    update: Any,
+    parts: list[Any],
+    grads: list[Any],
+    params: list[Any],
+    buffers: tuple[Any, Any],
 ) -> None:
     """Note that a buffer of updates was cut into leaves.
 
@@ -175,14 +179,15 @@ def note_parts(
       parts: the update of each.
       grads: the gradient of each.
       params: the parameter of each, or None.
-      buffer: the parameters as they were given to the optimizer, or None.
+      buffers: the gradients, and the parameters or None, as the optimizer was given
+        them.
     """
     notes = _notes.get()
     recipe = notes and notes.recipes.get(update)
     if notes is None or recipe is None:
         return
     for position, (part, param) in enumerate(zip(parts, params, strict=True)):
-        place = Part(position, tuple(grads), param, buffer)
+        place = Part(position, tuple(grads), param, *buffers)
         notes.recipes[part] = dataclasses.replace(recipe, part=place)
 
 

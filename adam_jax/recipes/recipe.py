@@ -83,13 +83,15 @@ class Part:
       position: the position of the leaf among those in the buffer.
       grads: the gradients of these leaves, in order.
       param: the leaf's parameter, or None if unknown.
-      buffer: the buffer of parameters that it lies in, or None if unknown.
+      grad_buffer: the buffer of these gradients, as the optimizer was given it.
+      param_buffer: the buffer of parameters that it lies in, or None if unknown.
     """
 
     position: int
     grads: tuple[Any, ...]
     param: Any
-    buffer: Any
+    grad_buffer: Any
+    param_buffer: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

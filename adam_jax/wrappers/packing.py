@@ -167,7 +167,7 @@ def packed(
             buffers, before, *rest, **extra_args
         )
         expect_whole(emitted, "packed")
-        updates = _unpack_updates(emitted, updates, params, *rest)
+        updates = _unpack_updates(emitted, updates, params, buffers, *rest)
         return updates, PackedState(after, state.places)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -218,22 +218,30 @@ def _by_element(groups: list[Group], state: Any) -> list[bool]:
 
 
 def _unpack_updates(
-    emitted: Packed, updates: Any, params: Any, buffers: Packed | None = None
+    emitted: Packed,
+    updates: Any,
+    params: Any,
+    of_grads: Packed,
+    of_params: Packed | None = None,
 ) -> Any:
     """Unpack the updates emitted for buffers into a tree like `updates`."""
     grads, structure = jax.tree.flatten(updates)
-    given = jax.tree.leaves(params) if buffers else [None] * len(grads)
+    given = jax.tree.leaves(params) if of_params else [None] * len(grads)
     leaves = [None] * len(grads)
-    of_params = buffers.in_order() if buffers else [None] * len(emitted.buffers)
-    for group, buffer, param_buffer in zip(
-        emitted.groups(), emitted.in_order(), of_params, strict=True
+    nothing = [None] * len(emitted.buffers)
+    for group, buffer, *given_buffers in zip(
+        emitted.groups(),
+        emitted.in_order(),
+        of_grads.in_order(),
+        of_params.in_order() if of_params else nothing,
+        strict=True,
     ):
         own = [grads[number] for number, _ in group]
         parts = split(group, buffer)
         if len(group) > 1:
             parts = [shard_like(x, like) for x, like in zip(parts, own, strict=True)]
             params_here = [given[number] for number, _ in group]
-            note_parts(buffer, parts, own, params_here, param_buffer)
+            note_parts(buffer, parts, own, params_here, tuple(given_buffers))
         for (number, _), part in zip(group, parts, strict=True):
             leaves[number] = part
     return structure.unflatten(leaves)

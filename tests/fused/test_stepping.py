@@ -16,6 +16,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -353,6 +354,137 @@ def test_what_goes_through_xla_has_the_same_numbers(name):
     assert_same_steps(ELSEWHERE[name](), params, leaves=0)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        optax.scale(-0.5),
+        optax.clip(0.1),
+        optax.zero_nans(),
+        adam_jax.add_decayed_weights(0.1),
+        adam_jax.adam(1.0),
+    ],
+)
+def test_what_changes_gradients_inside_a_packed_optimizer(before):
+    """The kernel would be given those of the leaves, as they were."""
+    tx = adam_jax.packed(optax.chain(before, adam_jax.adam(1e-2)))
+    assert_same_steps(tx, {"a": jnp.ones(5), "b": jnp.ones((2, 3))}, leaves=0)
+
+
+class Bounded(optax.MultiSteps):
+    def update(self, updates, state, params=None, **extra):
+        updates, state = super().update(updates, state, params, **extra)
+        return jax.tree.map(lambda u: jnp.clip(u, -1e-3, 1e-3), updates), state
+
+
+def test_multi_steps_of_other_kinds():
+    """A subclass; gradients wider than the state; the last of all counts."""
+    params = tree()
+    assert_same_steps(Bounded(adam_jax.adam(1e-2), 2), params, leaves=0)
+    tx = optax.MultiSteps(optax.sgd(1e-2, momentum=0.9), 2)
+    narrow = tree("bfloat16")
+    state = tx.init(narrow)
+    for number in range(2):
+        grads = gradients(number, params)
+        _, expected = tx.update(grads, state, narrow)
+        _, state = take(tx, narrow, grads, state)
+        assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, expected)
+    tx = optax.MultiSteps(adam_jax.adam(1e-2), 1)
+    state = tx.init(params)._replace(gradient_step=jnp.int32(2**31 - 1))
+    assert_close(
+        take(tx, params, params, state), update_and_apply(tx, *[params] * 2, state)
+    )
+
+
+@pytest.mark.parametrize("inner", [adam_jax.skip_nonfinite, adam_jax.skip_spikes])
+def test_a_guard_counts_what_the_guard_in_it_skips_as_taken(inner):
+    tx = adam_jax.skip_nonfinite(inner(adam_jax.adamw(1e-2)))
+    params = {"w": jnp.ones(70).at[0].set(jnp.inf)}
+    grads = {"w": jnp.ones(70)}
+    state = take(tx, params, grads, tx.init(params))[1]
+    assert (state.taken, state.skipped, state.inner_state.skipped) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_a_guard_sees_updates_as_they_are_rounded(rounds):
+    """Between the largest bfloat16 and the largest float32 there is room."""
+    wrap = adam_jax.round_to_params if rounds else lambda tx: tx
+    tx = adam_jax.skip_nonfinite(wrap(adam_jax.adam(3.4e38)))
+    params = {"w": jnp.ones(70, jnp.bfloat16)}
+    moved, state = take(tx, params, params, tx.init(params))
+    landed, expected = update_and_apply(tx, params, params, tx.init(params))
+    assert state.skipped == expected.skipped == 1
+    np.testing.assert_array_equal(moved["w"], landed["w"])
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_traced_extra_arguments(jit):
+    """As the line searches take them, in a jitted training step."""
+    inner = adam_jax.adamw(1e-2)
+
+    def update(grads, state, params=None, *, value, **extra):
+        return inner.update(jax.tree.map(lambda g: g * value, grads), state, params)
+
+    tx, params = optax.GradientTransformationExtraArgs(inner.init, update), tree()
+
+    def run(value):
+        return fused.step(tx)(params, params, tx.init(params), value=value)[1]
+
+    state = (jax.jit(run) if jit else run)(jnp.float32(2))
+    mu = optax.tree.get(state, "mu")["w"]
+    np.testing.assert_allclose(mu, 0.2 * params["w"], rtol=1e-6)
+
+
+def test_checks_reach_checkify():
+    tx, params = adam_jax.checked(adam_jax.adamw(1e-2)), tree()
+    step = checkify.checkify(jax.jit(fused.step(tx)))
+    error, (_, state) = step(params, params, tx.init(params))
+    assert error.get() is None and optax.tree.get(state, "count") == 1
+    poisoned = params | {"w": params["w"].at[0, 0].set(jnp.nan)}
+    assert "['w']" in step(params, poisoned, tx.init(params))[0].get()
+
+
+def test_a_collective_over_a_vmapped_axis():
+    mean = optax.stateless(lambda u, _: jax.lax.pmean(u, "i"))
+    tx = optax.chain(mean, adam_jax.adamw(1e-2))
+    params, grads = jnp.ones((4, 8)), jnp.arange(32.0).reshape(4, 8)
+    state = jax.vmap(tx.init)(params)
+    found = jax.vmap(fused.step(tx), axis_name="i")(params, grads, state)
+    step = functools.partial(update_and_apply, tx)
+    assert_close(found, jax.vmap(step, axis_name="i")(params, grads, state))
+
+
+def test_derivatives_of_a_vmapped_step():
+    """Of gradients alone: what else there is, is the same for all."""
+    tx, params = adam_jax.adam(1e-2, eps=1.0), jnp.ones(8)
+    state = tx.init(params)
+
+    def moved(step, grads):
+        return jax.vmap(lambda g: step(params, g, state)[0])(grads).sum()
+
+    def slope(step):
+        return jax.grad(functools.partial(moved, step))(jnp.ones((2, 8)))
+
+    expected = slope(functools.partial(update_and_apply, tx))
+    assert (expected != 0).all()
+    np.testing.assert_allclose(slope(fused.step(tx)), expected, rtol=1e-6)
+
+
+def test_nothing_leaks_and_an_update_may_be_any_callable():
+    tx, params = adam_jax.skip_nonfinite(adam_jax.adamw(1e-2)), jnp.ones(70)
+
+    @dataclasses.dataclass
+    class Update:
+        inner: object
+
+        def __call__(self, *args, **extra):
+            return self.inner(*args, **extra)
+
+    tx = optax.GradientTransformationExtraArgs(tx.init, Update(tx.update))
+    with jax.checking_leaks():
+        moved, _ = jax.jit(fused.step(tx))(params, params, tx.init(params))
+    assert (moved < 1).all()
+
+
 def every_second(tx):
     return optax.MultiSteps(tx, 2).gradient_transformation()
 
@@ -683,9 +815,10 @@ def test_on_a_mesh_xla_shards_the_chain(name):
     params = {"w": jnp.linspace(-1, 1, 8 * 128).reshape(8, 128), "b": jnp.ones(8)}
     _, _, place, placed = sharded(params)
     tx = adamw(name)
-    step, state = fused.step(tx), jax.jit(tx.init)(placed)
-    compiled = jax.jit(step).lower(placed, placed, state).compile()
-    assert "all-gather" not in compiled.as_text()
+    for wrap in (adam_jax.skip_nonfinite, lambda tx: tx):
+        step, state = fused.step(wrap(tx)), jax.jit(wrap(tx).init)(placed)
+        compiled = jax.jit(step).lower(placed, placed, state).compile()
+        assert "all-gather" not in compiled.as_text()
     expected, _ = take(tx, params, params, tx.init(params))
     assert_close(compiled(placed, placed, state)[0], expected)
     # Told of the shardings late, XLA gathers what it cannot cut; the numbers are right.
@@ -801,4 +934,6 @@ def test_without_the_library_it_says_so_once_and_goes_through_xla(monkeypatch):
     grads = gradients(0, params)
     landed, _ = update_and_apply(tx, params, grads, tx.init(params))
     assert_close(step(params, grads, tx.init(params))[0], landed)
-    assert not is_native(step, params, grads, tx.init(params))
+    tx = adam_jax.skip_nonfinite(tx)
+    text = jax.jit(fused.step(tx)).lower(params, grads, tx.init(params)).as_text()
+    assert "adam_jax_fused" not in text

@@ -307,28 +307,35 @@ void store_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
   }
 }
 
-// Writes new parameters; for kNearest, from the updates in `buffer`.
-void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
-                    const float* param, float* buffer) {
-  const int64_t n = chunk.size;
+// Rounds what is in `buffer` to bfloat16: for kNearest an update, for kStochastic the
+// parameter that it leads to.
+void round_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk, float* buffer) {
   if (rounding == Rounding::kNearest) {
     ADAM_JAX_SIMD
-    for (int64_t i = 0; i < n; ++i) {
-      // Round twice, as when a bfloat16 update is added to the parameter.
-      const float update = from_bfloat16(to_nearest_bfloat16(buffer[i]));
-      buffer[i] = from_bits(to_nearest_bfloat16(param[i] + update));
+    for (int64_t i = 0; i < chunk.size; ++i) {
+      buffer[i] = from_bfloat16(to_nearest_bfloat16(buffer[i]));
     }
   } else {
     const uint32_t key = leaf.param_key + static_cast<uint32_t>(chunk.begin);
     ADAM_JAX_SIMD
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; i < chunk.size; ++i) {
       const uint32_t random = mix(key + static_cast<uint32_t>(i));
-      const float chosen = from_bfloat16(to_random_bfloat16(buffer[i], random));
-      // round_to_params emits the difference. Adding it rounds if they are far apart.
-      buffer[i] = from_bits(to_nearest_bfloat16(param[i] + (chosen - param[i])));
+      buffer[i] = from_bfloat16(to_random_bfloat16(buffer[i], random));
     }
   }
-  narrow_bits(buffer, n, static_cast<uint16_t*>(leaf.out) + chunk.begin);
+}
+
+// Writes new parameters from what round_bfloat16 left in `buffer`.
+void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
+                    const float* param, float* buffer) {
+  // round_to_params emits the difference. Adding it rounds if they are far apart.
+  const bool chosen = rounding == Rounding::kStochastic;
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < chunk.size; ++i) {
+    const float update = chosen ? buffer[i] - param[i] : buffer[i];
+    buffer[i] = from_bits(to_nearest_bfloat16(param[i] + update));
+  }
+  narrow_bits(buffer, chunk.size, static_cast<uint16_t*>(leaf.out) + chunk.begin);
 }
 
 bool are_finite(const float* values, int64_t n) {
@@ -359,22 +366,27 @@ bool step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
   arrays.grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
   arrays.mu = load_moment(leaf, leaf.mu, chunk, mu);
   arrays.nu = load_moment(leaf, leaf.nu, chunk, nu);
+  const bool rounds = leaf.param_dtype == Dtype::kBfloat16;
   if (leaf.out == nullptr) {
     arrays.out = out;
     arrays.new_mu = mu;
     arrays.new_nu = nu;
-    choose_compute(nesterov, leaf.decays, false)(arrays, scalars, chunk.size);
+    const bool adds = rounds && rounding == Rounding::kStochastic;
+    choose_compute(nesterov, leaf.decays, adds)(arrays, scalars, chunk.size);
+    if (rounds) round_bfloat16(leaf, rounding, chunk, out);
     return are_finite(out, chunk.size);
   }
   arrays.out = destination(leaf.out, leaf.param_dtype, chunk, out);
   arrays.new_mu = destination(leaf.mu.out, leaf.mu.dtype, chunk, mu);
   arrays.new_nu = destination(leaf.nu.out, leaf.nu.dtype, chunk, nu);
-  const bool rounds = leaf.param_dtype == Dtype::kBfloat16;
   const bool adds = rounding == Rounding::kStochastic || !rounds;
   choose_compute(nesterov, leaf.decays, adds)(arrays, scalars, chunk.size);
   store_moment(leaf, leaf.mu, chunk, mu);
   store_moment(leaf, leaf.nu, chunk, nu);
-  if (rounds) store_bfloat16(leaf, rounding, chunk, arrays.param, out);
+  if (rounds) {
+    round_bfloat16(leaf, rounding, chunk, out);
+    store_bfloat16(leaf, rounding, chunk, arrays.param, out);
+  }
   return true;
 }
 
