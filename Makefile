@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(addprefix adam_jax/fused/cpu/,CMakeLists.txt *.cc *.h)
 
-.PHONY: help train test sanitize optax-suite bench figures pictures check format clean
+.PHONY: help train test crossings sanitize optax-suite bench figures pictures check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ train: .venv/ready  ## Train an MLP on real digits with Adam; ends with a table 
 
 test: .venv/ready  ## Run the tests and the doctests.
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+crossings: .venv/ready  ## Run the tests that cross everything with everything (5 min).
+	$(BIN)/python -m pytest -n auto -m crossing $(ARGS)
 
 sanitize: .venv/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).
 	$(BIN)/cmake -S adam_jax/fused/cpu -B build/sanitize -DADAM_JAX_SANITIZE=ON

@@ -28,7 +28,10 @@ def check_inexact(tree: Any, what: str) -> None:
       TypeError: if a leaf is not; the message names its path and a fix.
     """
     for path, leaf in tree_leaves_with_path(tree):
-        dtype = numerics.dtype_of(leaf)
+        try:
+            dtype = numerics.dtype_of(leaf)
+        except TypeError:
+            raise TypeError(f"{what}{keystr(path)} is not an array: {leaf!r}") from None
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{what}{keystr(path)} has dtype {dtype}: an optimizer "
@@ -64,6 +67,33 @@ def check_like(tree: Any, reference: Any, what: str, reference_what: str) -> Non
             "structure and shapes of the parameters, or make a new state with "
             "tx.init(params)."
         ) from None
+
+
+def check_mask(mask: Any, params: Any) -> None:
+    """Refuse a mask that is not a pytree of booleans, a prefix of the parameters.
+
+    Args:
+      mask: the pytree, or a function from params to it.
+      params: the parameters.
+
+    Raises:
+      TypeError: if a leaf of it is not a boolean; the message names its path.
+      ValueError: if it is not a prefix.
+    """
+    mask = mask(params) if callable(mask) else mask
+    for path, leaf in tree_leaves_with_path(mask):
+        is_boolean = isinstance(leaf, bool) or getattr(leaf, "dtype", None) == np.dtype(
+            bool
+        )
+        if not is_boolean or np.ndim(leaf):
+            raise TypeError(
+                "mask must be a pytree of booleans, or a function from params to one, "
+                f"got {leaf!r}" + (f" at {keystr(path)}." if path else ".")
+            )
+    try:
+        jax.tree.map(lambda *_: None, mask, params)
+    except ValueError as error:
+        raise ValueError(f"mask is not a prefix of the parameters: {error}") from None
 
 
 def _differences(tree: Any, reference: Any, reference_what: str) -> list[str]:

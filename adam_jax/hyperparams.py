@@ -149,7 +149,7 @@ def check_number(name: str, value: Any) -> Any:
 class _Schedule:
     """A schedule whose values are checked; equal if it is the same function."""
 
-    function: Callable[[Any], ArrayLike]
+    function: Callable[..., Any]
     check: Callable[..., Any] = dataclasses.field(compare=False)
 
     def __call__(self, count: ArrayLike) -> jax.Array:

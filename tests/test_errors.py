@@ -243,3 +243,108 @@ def test_shape_checks_are_chex_assertions():
         chex.enable_asserts()
     with pytest.raises(AssertionError, match="shape"):
         tx.update(jnp.ones(2), state)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        adam_jax.skip_nonfinite,
+        adam_jax.skip_spikes,
+        adam_jax.checked,
+        adam_jax.record,
+        adam_jax.round_to_params,
+        adam_jax.compensate_params,
+        adam_jax.fused.step,
+    ],
+)
+def test_a_function_that_makes_an_optimizer_is_none(wrap):
+    with pytest.raises(TypeError, match=r"takes an optimizer, got <function adam"):
+        wrap(adam_jax.adam)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("w", "mask must be a pytree of booleans, .* got 'w'."),
+        ({"w": 1.0, "b": True}, r"mask must be .* got 1.0 at \['w'\]"),
+        (lambda params: params, r"mask must be .* got Array"),
+        ({"x": True}, "mask is not a prefix of the parameters"),
+    ],
+)
+def test_masks_are_booleans(mask, message):
+    tx = adam_jax.adamw(1e-3, mask=mask)
+    with pytest.raises((TypeError, ValueError), match=message):
+        tx.init({"w": jnp.ones(2), "b": jnp.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: adam_jax.dense("bfloat16", seed=2**40),
+            r"^seed must be an integer in",
+        ),
+        (lambda: adam_jax.eight_bit(seed="a"), r"^seed must be an integer in"),
+        (
+            lambda: adam_jax.skip_spikes(adam_jax.adam(1.0), "5"),
+            "^threshold must be a n",
+        ),
+        (
+            lambda: adam_jax.adam(1e-3, nu_dtype=adam_jax.factored),
+            "^nu_dtype must be a format, got a function: call <function factored",
+        ),
+        (
+            lambda: adam_jax.adam(1e-3).init({"w": "x"}),
+            r"^params\['w'\] is not an array",
+        ),
+        (
+            lambda: adam_jax.Moment(adam_jax.ema(0.9), adam_jax.dense(), 3, "m", "m"),
+            "^order must be 1 or 2, got 3",
+        ),
+    ],
+)
+def test_arguments_of_other_kinds(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_figures_of_another_state():
+    params = jnp.ones(3)
+    state = adam_jax.record(adam_jax.adam(1e-3), ["update_norm"]).init(params)
+    tx = adam_jax.record(adam_jax.adam(1e-3), ["gradient_norm"])
+    with pytest.raises(
+        ValueError, match="keeps gradient_norm, but its state holds upd"
+    ):
+        tx.update(params, state, params)
+
+
+def test_moments_without_their_format():
+    tx, params = adam_jax.adam(1e-3), jnp.ones(3)
+    first, *rest = tx.init(params)
+    bare = first._replace(mu_format=None)
+    with pytest.raises(ValueError, match="has no mu_format, which tells how to read"):
+        tx.update(params, (bare, *rest), params)
+
+
+def test_formats_that_return_something_else():
+    class Wrong(adam_jax.Format):
+        reader = adam_jax.Dense
+
+        def init(self, x, signed):
+            return x
+
+        def encode(self, x, old, noise):
+            return adam_jax.Stored(x.astype("bfloat16"), adam_jax.Dense())
+
+    class Drifting(Wrong):
+        def init(self, x, signed):
+            return adam_jax.Stored(x, adam_jax.Dense())
+
+    params = jnp.ones(3)
+    with pytest.raises(
+        TypeError, match="Wrong must return a Stored whose format is it"
+    ):
+        adam_jax.adam(1e-3, nu_dtype=Wrong()).init(params)
+    tx = adam_jax.adam(1e-3, nu_dtype=Drifting())
+    with pytest.raises(TypeError, match=r"held float32.3., it returned bfloat16.3."):
+        tx.update(params, tx.init(params))

@@ -48,7 +48,7 @@ def adam(
       ValueError: if a hyperparameter is out of range; at the first trace, if the state
         was made with another mu_dtype or nu_dtype.
       TypeError: if a hyperparameter is not a number; at the first trace, if a leaf is
-        integer or boolean, or if the state belongs to another optimizer.
+        integer or boolean, or if the state has the parts of another optimizer.
       AssertionError: (chex) at the first trace, if the structure or shapes of the
         gradients are not those of the parameters.
 

@@ -21,6 +21,7 @@ from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import choose, is_sharded
 from adam_jax.fused.plan import Call, all_finite, make_plan
 from adam_jax.recipes.notes import collecting
+from adam_jax.stages.flow import expect_optimizer
 
 Step = Callable[..., tuple[Any, Any]]
 
@@ -39,7 +40,7 @@ def step(tx: optax.GradientTransformation) -> Step:
     `packed`, `record`, `round_to_params`, `skip_nonfinite` and `skip_spikes` are known,
     and `optax.MultiSteps`, if it is outermost. Optimizers in other wrappers that choose
     between old and new state, such as `optax.apply_if_finite`, go through XLA, and so
-    do steps with callbacks or checks. (Where a `MultiSteps` takes no step, a NaN changes
+    do steps with callbacks or checks. (Where `MultiSteps` takes no step, a NaN changes
     nothing; in Optax, 0 * NaN makes the parameters NaN.)
 
     Args:
@@ -66,6 +67,7 @@ def step(tx: optax.GradientTransformation) -> Step:
 
     Reference: Loshchilov & Hutter 2017, Algorithm 2.
     """
+    expect_optimizer(tx, "fused.step")
     if not native.available() and jax.default_backend() == "cpu":
         _warn_once()
 

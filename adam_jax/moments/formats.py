@@ -43,7 +43,9 @@ class Stored(NamedTuple):
     format: Any
 
     def decode(self, leaf: Any = None) -> jax.Array:
-        """Return the array that one leaf's values stand for, float32 or wider.
+        """Return the array that one leaf's values stand for.
+
+        Codes give float32 or wider. Values in a dtype keep it.
 
         Args:
           leaf: anything with the shape and dtype of the parameter; None if they are
@@ -99,6 +101,13 @@ class Format(abc.ABC):
     seed: int = 0
     reader: ClassVar[Any]
     flows_stored: ClassVar[bool] = False
+
+    def __post_init__(self):
+        """Check the seed."""
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"seed must be an integer in [0, 2^32), got {self.seed!r}."
+            )
 
     @abc.abstractmethod
     def init(self, x: jax.Array, signed: bool) -> Stored:

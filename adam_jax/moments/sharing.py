@@ -30,7 +30,7 @@ class Factored(NamedTuple):
             return values
         # Where both have size 1 there is one value, which is its own mean.
         other = tuple(i for i, size in enumerate(self.columns.shape) if size == 1)
-        mean = values.mean(axis=other, keepdims=True)
+        mean = _mean(values, other)
         # Divide first: the product of two second moments may leave the range.
         return numerics.divide_or_zero(values, mean) * self.columns
 
@@ -49,7 +49,7 @@ class FactoredFormat(Format):
         axes = self._axes(x.shape)
         if axes is None:
             return Stored(x, Factored(optax.MaskedNode()))
-        rows, columns = (x.mean(axis, keepdims=True) for axis in axes)
+        rows, columns = (_mean(x, (axis,)) for axis in axes)
         return Stored(rows, Factored(columns))
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
@@ -151,7 +151,7 @@ class MeanOverFormat(Format):
         _expect_second_moment("mean_over", signed)
         if not x.size:  # the mean of nothing is NaN
             return Stored(x, MeanOver())
-        return Stored(x.mean(tuple(self._own(x.ndim)), keepdims=True), MeanOver())
+        return Stored(_mean(x, tuple(self._own(x.ndim))), MeanOver())
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
         """Return the mean of `x`, over the same axes as in `old`."""
@@ -215,8 +215,15 @@ def _expect_second_moment(name: str, signed: bool) -> None:
 
 def _mean_like(x: jax.Array, mean: jax.Array) -> jax.Array:
     """Return the mean of `x` over the axes along which `mean` has size 1."""
-    shared = [i for i, size in enumerate(mean.shape) if size == 1]
-    return x.mean(tuple(shared), keepdims=True).astype(mean.dtype)
+    shared = tuple(i for i, size in enumerate(mean.shape) if size == 1)
+    return _mean(x, shared).astype(mean.dtype)
+
+
+def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Return the mean over some axes, also where the sum would overflow."""
+    half = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)
+    mean, scaled = (y.mean(axes, keepdims=True) for y in (x, x / half))
+    return jnp.where(jnp.isfinite(mean), mean, scaled * half)
 
 
 def _is_mean(shape: tuple[int, ...], whole: tuple[int, ...], axes: set[int]) -> bool:

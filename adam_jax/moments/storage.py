@@ -35,6 +35,8 @@ def as_format(name: str, value: Any) -> Format:
         return value
     if isinstance(value, str) and value in FORMATS:
         return FORMATS[value]()
+    if callable(value) and not isinstance(value, type):
+        raise ValueError(f"{name} must be a format, got a function: call {value!r}.")
     try:
         return dense(value)
     except (TypeError, ValueError) as error:

@@ -155,6 +155,23 @@ def expect_updates(value: Any, stage: str) -> None:
         )
 
 
+def expect_optimizer(tx: Any, wrapper: str) -> None:
+    """Refuse what is not a transformation, such as a function that makes one.
+
+    Args:
+      tx: the argument of a wrapper.
+      wrapper: the wrapper's name, for the message.
+
+    Raises:
+      TypeError: if it has no `init` and `update`.
+    """
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(
+            f"{wrapper}() takes an optimizer, got {tx!r}: pass one, as in "
+            f"{wrapper}(adam(1e-3))."
+        )
+
+
 def expect_whole(emitted: Any, wrapper: str) -> None:
     """Refuse `Moments` from the transformation inside a wrapper.
 

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from typing_extensions import TypeAliasType
 
 from adam_jax import numerics
-from adam_jax.checks import check_inexact, check_like
+from adam_jax.checks import check_inexact, check_like, check_mask
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
 from adam_jax.moments.accumulators import trace
 from adam_jax.moments.formats import Stored
@@ -125,8 +125,10 @@ def add_decayed_weights(
         True means decay.
 
     Raises:
-      ValueError: if weight_decay is out of range, or update() is not given params.
-      TypeError: if the state belongs to another transformation.
+      ValueError: if weight_decay is out of range, if mask is not a prefix of params, or
+        if update() is not given params.
+      TypeError: if a leaf of mask is not a boolean, or if the state belongs to another
+        transformation.
 
     Example:
 
@@ -142,7 +144,7 @@ def add_decayed_weights(
     """
     weight_decay = check_non_negative("weight_decay", weight_decay, half_precision=True)
 
-    def init_fn(params):
+    def start(params):
         del params
         return ScheduledState(jnp.zeros([], jnp.int32))
 
@@ -170,13 +172,20 @@ def add_decayed_weights(
         expect_updates(updates, "add_decayed_weights")
         check_like(updates, params, "updates", "params")
         if mask is not None:
+            check_mask(mask, params)
             expect_state(state, optax.MaskedState, "add_decayed_weights")
         return inner.update(updates, state, params)
 
-    inner = optax.GradientTransformation(init_fn, add)
+    inner = optax.GradientTransformation(start, add)
     if mask is not None:
         inner = optax.masked(inner, mask)
-    return optax.GradientTransformation(inner.init, update_fn)
+
+    def init_fn(params):
+        if mask is not None:
+            check_mask(mask, params)
+        return inner.init(params)
+
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def scale_by_lr(

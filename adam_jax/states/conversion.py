@@ -59,7 +59,7 @@ def convert_state(
     nu_format = None if nu_dtype is None else as_format("nu_dtype", nu_dtype)
     found = False
 
-    def convert(values, format, to, signed):
+    def convert(values, format, to, signed, params):
         if to is None or values is None:
             return values, format
         if isinstance(values, Packed) and params is not None:
@@ -75,18 +75,6 @@ def convert_state(
                 raise TypeError(f"a {x.dtype} moment cannot be stored as {y.dtype}.")
         return stored
 
-    def convert_node(node):
-        nonlocal found
-        found = found or isinstance(node, MomentsState | TraceState)
-        if isinstance(node, MomentsState):
-            mu, mu_kept = convert(node.mu, node.mu_format, mu_format, True)
-            nu, nu_kept = convert(node.nu, node.nu_format, nu_format, False)
-            return node._replace(mu=mu, mu_format=mu_kept, nu=nu, nu_format=nu_kept)
-        if isinstance(node, TraceState):
-            trace = convert(node.trace, node.trace_format, mu_format, True)
-            return TraceState(node.count, *trace)
-        return node
-
     def stays(group):
         """Return whether a group can stay in one buffer in the new formats."""
         shapes = [shape for _, shape in group]
@@ -97,14 +85,32 @@ def convert_state(
             for shape in shapes
         )
 
-    state = jax.tree.map(
-        lambda x: part(x, stays) if isinstance(x, PackedState) else x,
-        state,
-        is_leaf=lambda x: isinstance(x, PackedState),
-    )
-    state = jax.tree.map(
-        convert_node, state, is_leaf=lambda x: isinstance(x, MomentsState | TraceState)
-    )
+    def convert_node(node, params):
+        nonlocal found
+        found = found or isinstance(node, MomentsState | TraceState)
+        if isinstance(node, PackedState):
+            inner = convert_all(
+                part(node, stays).inner_state, cut_to(node.places, params)
+            )
+            return node._replace(inner_state=inner)
+        if isinstance(node, MomentsState):
+            mu, mu_kept = convert(node.mu, node.mu_format, mu_format, True, params)
+            nu, nu_kept = convert(node.nu, node.nu_format, nu_format, False, params)
+            return node._replace(mu=mu, mu_format=mu_kept, nu=nu, nu_format=nu_kept)
+        if isinstance(node, TraceState):
+            trace = convert(node.trace, node.trace_format, mu_format, True, params)
+            return TraceState(node.count, *trace)
+        return node
+
+    def convert_all(state, params):
+        kinds = MomentsState | TraceState | PackedState
+        return jax.tree.map(
+            lambda node: convert_node(node, params),
+            state,
+            is_leaf=lambda node: isinstance(node, kinds),
+        )
+
+    state = convert_all(state, params)
     if not found:
         raise ValueError(
             "convert_state() found no moments: pass the state of an adam_jax "

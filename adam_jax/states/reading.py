@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.moment import decode
 from adam_jax.stages.gathering import MomentsState
-from adam_jax.states.buffers import unpack
+from adam_jax.states.buffers import Place, unpack
 
 
 def find_nodes(state: Any, kind: Any) -> list[Any]:
@@ -55,16 +56,25 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
     Returns:
       The states in order, as if they had been stored in float32: without buffers, and
       with `Dense` readers.
+
+    Raises:
+      ValueError: if `like` does not fit the moments; the message names a leaf.
     """
 
+    def read(values, format):
+        own = cut_to(values, like)
+        moment = decode(Stored(values, format), own)
+        leaves = jax.tree_util.tree_leaves_with_path(moment)
+        for (path, leaf), param in zip(leaves, jax.tree.leaves(own), strict=False):
+            if jnp.shape(leaf) != jnp.shape(param):
+                raise ValueError(
+                    f"params do not fit the state: {jax.tree_util.keystr(path)} has "
+                    f"shape {jnp.shape(param)}, and its moment {jnp.shape(leaf)}."
+                )
+        return moment
+
     def read_node(node):
-        mu, nu = (
-            decode(Stored(values, format), cut_to(values, like))
-            for values, format in (
-                (node.mu, node.mu_format),
-                (node.nu, node.nu_format),
-            )
-        )
+        mu, nu = read(node.mu, node.mu_format), read(node.nu, node.nu_format)
         return node._replace(mu=mu, nu=nu, mu_format=Dense(), nu_format=Dense())
 
     return [read_node(node) for node in find_nodes(unpack(state), MomentsState)]
@@ -86,7 +96,7 @@ def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
 
     Raises:
       ValueError: if the state holds no moments, or several for one leaf, or if params
-        are missing.
+        are missing or do not fit it.
 
     Example:
 
@@ -114,20 +124,41 @@ def _is_hole(node: Any) -> bool:
 
 
 def cut_to(tree: Any, like: Any) -> Any:
-    """Return `like` without the leaves that are masked out of `tree`.
+    """Return the leaves of `like` where `tree` has leaves that are not masked out.
 
     Args:
-      tree: a moment as a state holds it, or None.
+      tree: a moment as a state holds it, or a tree of `Place()`; or None.
       like: a pytree like the parameters, or None.
+
+    Raises:
+      ValueError: if `tree` has a leaf that `like` lacks; the message names its path.
     """
     if like is None or tree is None:
         return None
-    return jax.tree.map(
-        lambda here, there: here if _is_hole(here) else there,
-        tree,
-        like,
-        is_leaf=_is_hole,
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_end)
+    try:
+        found = structure.flatten_up_to(like)
+    except ValueError:  # such as variables of Flax, of another class
+        by_path = dict(jax.tree_util.tree_leaves_with_path(like))
+        found = [
+            leaf if _is_hole(leaf) else by_path.get(path, leaf) for path, leaf in leaves
+        ]
+        for (path, leaf), other in zip(leaves, found, strict=True):
+            if other is leaf and not _is_hole(leaf):
+                raise ValueError(
+                    f"params do not fit the state: {jax.tree_util.keystr(path)} is not "
+                    "in them. Pass the parameters that the state was made for."
+                ) from None
+    return structure.unflatten(
+        [
+            leaf if _is_hole(leaf) else other
+            for (_, leaf), other in zip(leaves, found, strict=True)
+        ]
     )
+
+
+def _is_end(node: Any) -> bool:
+    return _is_hole(node) or isinstance(node, Place)
 
 
 def _merge(tree: Any, other: Any) -> Any:

@@ -9,7 +9,7 @@ from jax.experimental import checkify
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
-from adam_jax.stages.flow import expect_updates, expect_whole
+from adam_jax.stages.flow import expect_optimizer, expect_updates, expect_whole
 from adam_jax.states.reading import read_moments
 
 
@@ -41,6 +41,7 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
       >>> print(error.get().splitlines()[0].split(" (")[0])
       updates['w'] has 1 elements that are not finite
     """
+    expect_optimizer(tx, "checked")
     inner = optax.with_extra_args_support(tx)
 
     def update_fn(updates, state, params=None, **extra_args):

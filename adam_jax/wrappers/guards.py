@@ -16,7 +16,12 @@ import optax
 
 from adam_jax import numerics
 from adam_jax.recipes.notes import all_finite, note_gate
-from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
+from adam_jax.stages.flow import (
+    expect_optimizer,
+    expect_state,
+    expect_updates,
+    expect_whole,
+)
 from adam_jax.states.reading import find_nodes
 
 
@@ -29,7 +34,7 @@ class SkipState(NamedTuple):
       in_a_row: int32 scalar, the number of steps skipped since the last one taken.
       taken: int32 scalar, the number of steps taken so far.
       mean_norm: float32 scalar, the running average of the gradient norms of the steps
-        taken; 0 for `skip_nonfinite`, which does not need it.
+        taken, corrected for its start; 0 for `skip_nonfinite`, which does not need it.
     """
 
     inner_state: Any
@@ -79,7 +84,7 @@ def skip_spikes(
     The norm is the global L2 norm. Its average is exponential, over the steps taken.
     Steps are skipped from the first one on if their gradients are not finite or their
     norm overflows (above 1.8e19). If gradients stay large, every step is skipped: see
-    `check_skips`.
+    `check_skips`. In the state of a `skip_nonfinite`, the average starts anew.
 
     Args:
       tx: the optimizer to guard; it receives the extra arguments of `update`.
@@ -89,7 +94,8 @@ def skip_spikes(
 
     Raises:
       ValueError: if an argument is out of range.
-      TypeError: at the first trace, if the state is not a `SkipState`.
+      TypeError: if an argument is not a number; at the first trace, if the state is not
+        a `SkipState`.
 
     Example: the third of four gradients is a hundred times the first.
 
@@ -104,6 +110,9 @@ def skip_spikes(
       0.0
       -0.2
     """
+    for name, value in (("threshold", threshold), ("decay", decay)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number, got {value!r}.")
     if not threshold > 1:
         raise ValueError(f"threshold must be greater than 1, got {threshold}.")
     if not isinstance(warmup, int) or warmup < 0:
@@ -120,6 +129,7 @@ def _guard(
     warmup: int,
     decay: float | None,
 ) -> optax.GradientTransformationExtraArgs:
+    expect_optimizer(tx, name)
     inner = optax.with_extra_args_support(tx)
 
     def init_fn(params):
@@ -134,11 +144,11 @@ def _guard(
         sane = all_finite(updates)
         mean = state.mean_norm
         if decay is not None:
-            weight = numerics.constant_weight(decay, state.taken, "float32")
-            usual = mean / jnp.where(weight > 0, weight, 1)
-            known = (state.taken >= warmup) & (state.taken > 0)
-            sane &= jnp.isfinite(norm) & (~known | (norm <= threshold * usual))
-            mean = decay * mean + (1 - decay) * norm
+            known = mean > 0  # not at the first step, nor behind skip_nonfinite
+            usual = ~known | (state.taken < warmup) | (norm <= threshold * mean)
+            sane &= jnp.isfinite(norm) & usual
+            weight = numerics.constant_weight(decay, state.taken + 1, "float32")
+            mean = jnp.where(known, mean + (1 - decay) / weight * (norm - mean), norm)
         stepped, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )

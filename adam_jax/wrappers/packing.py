@@ -229,7 +229,7 @@ def _unpack_updates(
     given = jax.tree.leaves(params) if of_params else [None] * len(grads)
     leaves = [None] * len(grads)
     nothing = [None] * len(emitted.buffers)
-    for group, buffer, *given_buffers in zip(
+    for group, buffer, grad_buffer, param_buffer in zip(
         emitted.groups(),
         emitted.in_order(),
         of_grads.in_order(),
@@ -241,7 +241,7 @@ def _unpack_updates(
         if len(group) > 1:
             parts = [shard_like(x, like) for x, like in zip(parts, own, strict=True)]
             params_here = [given[number] for number, _ in group]
-            note_parts(buffer, parts, own, params_here, tuple(given_buffers))
+            note_parts(buffer, parts, own, params_here, (grad_buffer, param_buffer))
         for (number, _), part in zip(group, parts, strict=True):
             leaves[number] = part
     return structure.unflatten(leaves)

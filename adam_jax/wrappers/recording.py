@@ -23,7 +23,12 @@ from adam_jax.figures.definitions import (
 )
 from adam_jax.figures.measuring import Measured, measure
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
-from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
+from adam_jax.stages.flow import (
+    expect_optimizer,
+    expect_state,
+    expect_updates,
+    expect_whole,
+)
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.states.reading import find_nodes, read_moments
 
@@ -75,8 +80,9 @@ def record(
         every call is measured.)
 
     Raises:
-      ValueError: if a figure is unknown or needs something that `tx` does not have, or
-        if it needs parameters and update() is called without them.
+      ValueError: if a figure is unknown or needs something that `tx` does not have, if
+        it needs parameters and update() is called without them, or if the state holds
+        other figures.
       TypeError: at the first trace, if the state is not a `RecordState`.
 
     Example: of two bfloat16 parameters, 1.0 is too large for a step of 1e-3.
@@ -92,7 +98,9 @@ def record(
       swallowed 0.50
       swallowed/w 0.50
     """
-    inner = optax.with_extra_args_support(tx or optax.identity())
+    inner = optax.identity() if tx is None else tx
+    expect_optimizer(inner, "record")
+    inner = optax.with_extra_args_support(inner)
     chosen = _choose(figures)
     if learning_rate is not None:
         learning_rate = check_non_negative(
@@ -142,6 +150,13 @@ def record(
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, "record")
         expect_state(state, RecordState, "record")
+        named = set() if figures is None else {*chosen}
+        if not named <= {*state.figures} <= {*chosen}:
+            raise ValueError(
+                f"record() keeps {', '.join(chosen)}, but its state holds "
+                f"{', '.join(state.figures) or 'no figures'}: name the same ones, or "
+                "start from tx.init(params) and keep inner_state."
+            )
         grads, before = updates, state.inner_state
         count = jnp.asarray(optax.safe_increment(state.count))
 

@@ -28,7 +28,12 @@ from adam_jax import numerics
 from adam_jax.checks import check_inexact, check_like
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Rounding
-from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
+from adam_jax.stages.flow import (
+    expect_optimizer,
+    expect_state,
+    expect_updates,
+    expect_whole,
+)
 
 
 class RoundToParamsState(NamedTuple):
@@ -75,7 +80,9 @@ def round_to_params(
 
     Reference: Zamirai et al. 2020 (arXiv:2010.06192), section 3.
     """
-    inner = optax.with_extra_args_support(tx or optax.identity())
+    tx = optax.identity() if tx is None else tx
+    expect_optimizer(tx, "round_to_params")
+    inner = optax.with_extra_args_support(tx)
 
     def init_fn(params):
         _check_params(params, "round_to_params")
@@ -163,7 +170,9 @@ def compensate_params(
 
     Reference: Kahan 1965, compensated summation; here nothing is lost.
     """
-    inner = optax.with_extra_args_support(tx or optax.identity())
+    tx = optax.identity() if tx is None else tx
+    expect_optimizer(tx, "compensate_params")
+    inner = optax.with_extra_args_support(tx)
 
     def is_half(param):
         return numerics.dtype_of(param) == jnp.bfloat16

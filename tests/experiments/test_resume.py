@@ -140,6 +140,7 @@ def saved_steps(path):
     return sorted(file.name for file in (path / "checkpoints").iterdir())
 
 
+@pytest.mark.crossing
 def test_20_kills_change_nothing(tmp_path):
     quiet = {
         "OPENBLAS_NUM_THREADS": "1",  # a process with threads must not be forked

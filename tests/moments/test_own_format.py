@@ -219,3 +219,51 @@ def test_a_format_that_shares_and_flows_what_was_computed():
     assert [x.shape for x in jax.tree.leaves(state[0].nu)] == [(4, 1)]
     mu, nu = adam_jax.load_moments(state)
     assert mu is None and nu.shape == (4, 5)
+
+
+@pytest.mark.parametrize("nu_dtype", [OWN, adam_jax.mean_over(-1)])
+def test_packed_moments_in_a_mask_are_converted(nu_dtype):
+    """Leaf numbers in a packed state count the leaves that the mask selects."""
+    mask = {"b": False, "w": True}
+    tx = optax.masked(adam_jax.packed(adam_jax.adam(1e-2, nu_dtype=nu_dtype)), mask)
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    wide = adam_jax.convert_state(state, nu_dtype="float32", params=PARAMS)
+    _, expected = adam_jax.load_moments(state, PARAMS)
+    np.testing.assert_array_equal(adam_jax.load_moments(wide)[1]["w"], expected["w"])
+    after = optax.masked(adam_jax.packed(adam_jax.adam(1e-2, nu_dtype="float32")), mask)
+    after.update(GRADS, wide, PARAMS)
+
+
+@pytest.mark.parametrize("nu_dtype", [None, adam_jax.mean_over(-1)])
+def test_moments_in_nnx_are_read_with_the_parameters(nu_dtype):
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    tx = adam_jax.adam(1e-2, nu_dtype=nu_dtype)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    grads = nnx.grad(lambda m: m(jnp.ones((1, 3))).sum())(model)
+    optimizer.update(model, grads)
+    params = nnx.state(model, nnx.Param)
+    _, nu = adam_jax.load_moments(optimizer.opt_state, params)
+    assert [x.shape for x in jax.tree.leaves(nu)] == [(2,), (3, 2)]
+    wide = adam_jax.convert_state(
+        optimizer.opt_state, nu_dtype="float32", params=params
+    )
+    np.testing.assert_array_equal(
+        *(jax.tree.leaves(x)[1] for x in (adam_jax.load_moments(wide)[1], nu))
+    )
+
+
+def test_parameters_that_do_not_fit_are_refused():
+    tx = adam_jax.adam(1e-2, nu_dtype=adam_jax.mean_over(-1))
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match=r"\['w'\] has shape \(9, 4\), and its moment"):
+        adam_jax.load_moments(state, PARAMS | {"w": jnp.ones((9, 4))})
+    with pytest.raises(ValueError, match=r"\['w'\] is not in them"):
+        adam_jax.load_moments(state, {"b": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("nu_dtype", ["8bit", adam_jax.factored(2), OWN])
+def test_optax_maps_the_state_of_a_recorded_optimizer(nu_dtype):
+    tx = adam_jax.record(adam_jax.adam(1e-2, nu_dtype=nu_dtype))
+    state = tx.init(PARAMS)
+    mapped = optax.tree.map_params(tx, lambda x: x + 1, state)
+    np.testing.assert_array_equal(optax.tree.get(mapped, "mu")["w"], 1.0)

@@ -199,3 +199,15 @@ def test_errors():
     alone = adam_jax.scale_by_moments(None, 0.9, nu_dtype=mean_over(0))
     with pytest.raises(AssertionError, match=r"shape \(2, 4\), not \(1, 3\)"):
         alone.update(jnp.ones((2, 4)), alone.init(jnp.ones((2, 3))))
+
+
+@pytest.mark.parametrize("format", [adam_jax.mean_over(), adam_jax.factored(2)])
+def test_the_mean_of_large_squares_is_finite(format):
+    """2^60 squared, which every gradient is bounded to, over 2^12 elements."""
+    grads = jnp.full((64, 64), 1e19)
+    tx = adam_jax.adam(1.0, b1=0.0, b2=0.0, nu_dtype=format)
+    updates, state = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(updates, -1.0, rtol=1e-6)
+    assert jnp.isfinite(optax.tree.get(state, "nu")).all()
+    tiny = format.init(jnp.full((64, 64), 1e-37), False)
+    np.testing.assert_allclose(tiny.decode(jnp.ones((64, 64))), 1e-37, rtol=1e-6)

@@ -102,7 +102,14 @@ CASES = [
     if storage in ("as it comes", "bfloat16", "8bit")
     or "nu_dtype" in inspect.signature(MAKERS[name]).parameters
 ]
-every_case = pytest.mark.parametrize(("name", "storage"), CASES)
+OFTEN = ("adamw", "amsgrad", "rmsprop")
+every_case = pytest.mark.parametrize(
+    ("name", "storage"),
+    [
+        pytest.param(*case, marks=() if case[0] in OFTEN else pytest.mark.crossing)
+        for case in CASES
+    ],
+)
 
 
 @every_case

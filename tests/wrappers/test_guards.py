@@ -43,6 +43,24 @@ def stream(faults, seed=0):
     return grads, np.setdiff1d(np.arange(STEPS), bad)
 
 
+def test_spikes_are_told_in_a_run_that_went_on_without():
+    """The average that the other guard does not keep is not one of 0."""
+    before, tx = (guard(adam_jax.sgd(0.1)) for guard in (skip_nonfinite, skip_spikes))
+    param = jnp.ones(3)
+    state = before.init(param)._replace(taken=jnp.int32(150))
+    for scale, skipped in ((1.0, 0), (2.0, 0), (100.0, 1), (1.0, 1)):
+        _, state = tx.update(scale * param, state, param)
+        assert state.skipped == skipped
+
+
+def test_the_first_gradient_that_is_not_zero_is_no_spike():
+    tx, param = skip_spikes(adam_jax.sgd(0.1), warmup=2), jnp.ones(3)
+    state = tx.init(param)
+    for _ in range(5):
+        _, state = tx.update(0 * param, state, param)
+    assert tx.update(param, state, param)[1].skipped == 0
+
+
 @pytest.mark.parametrize(
     ("guard", "faults"),
     [
