@@ -67,7 +67,9 @@ if __name__ == "__main__":
             setattr(alias, name, factory)
             setattr(optax, name, factory)
     root = pathlib.Path(optax.__file__).parent
+    # Without our own options, which would run the examples in docstrings, too.
     options = ["-q", "-p", "no:cacheprovider", f"--rootdir={root}", "-W", "default"]
+    options += ["-o", "addopts="]
     sys.exit(
         pytest.main(
             [*options, *sys.argv[1:], *(str(root / f) for f in FILES)],
