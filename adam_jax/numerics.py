@@ -6,10 +6,12 @@ float32 or wider (`compute_dtype`).
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 
@@ -54,6 +56,24 @@ def cast(x: jax.Array, dtype: DTypeLike) -> jax.Array:
 def widen(x: ArrayLike) -> jax.Array:
     """Convert `x` to its compute dtype."""
     return jnp.asarray(x, compute_dtype(dtype_of(x)))
+
+
+def full_like(x: Any, value: Any, dtype: DTypeLike) -> jax.Array:
+    """Return an array of the shape of `x` filled with `value`, also sharded like `x`.
+
+    Where `x` is traced, `jnp.full_like` makes a constant, which XLA replicates. This
+    array depends on `x`, in a way that XLA neither sees through nor folds.
+
+    Args:
+      x: an array, perhaps abstract; its values do not matter.
+      value: the value of all elements, a number.
+      dtype: the dtype of the result.
+    """
+    if not isinstance(x, Tracer):
+        return jnp.full_like(x, value, dtype=dtype)
+    x = lax.stop_gradient(x).real
+    zero = jnp.clip(jnp.where(x == x, x, 0), 0, 0)  # of infinities and NaN, too
+    return zero.astype(dtype) + jnp.asarray(value, dtype)
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
@@ -195,22 +215,53 @@ def sma_length_above(
     return jnp.where(t * y < 1, (t - level) - missing, late)
 
 
-def random_bits(shape: tuple[int, ...], words: Sequence[ArrayLike]) -> jax.Array:
+def random_bits(
+    shape: tuple[int, ...], words: Sequence[ArrayLike], like: ArrayLike | None = None
+) -> jax.Array:
     """Return uint32s of `shape`: hashes of the words and each element's index.
 
     The finalizer of MurmurHash3 mixes in the words one by one. An element's bits depend
     on its position in the whole array, not on the shard that holds it. On two CPU cores
     this takes 1 ns per element; `jax.random.bits` takes 11.
+
+    Args:
+      shape: the shape of the result.
+      words: numbers, of which the lowest 32 bits count.
+      like: an array that the result is sharded like, if it has the same shape. Without
+        it, on explicit mesh axes, every device computes the whole result.
+    """
+    sharding = None
+    if like is not None and jnp.shape(like) == shape:
+        sharding = jax.typeof(like).sharding
+        sharding = None if sharding.mesh.empty else sharding
+    index, stride = jnp.uint32(0), 1
+    for axis in reversed(range(len(shape))):
+        iota = lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
+        index = index + iota * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return hash_index(jnp.broadcast_to(index, shape), hash_words(words))
+
+
+def hash_words(words: Sequence[ArrayLike]) -> jax.Array:
+    """Return the part of `random_bits` that all elements share, a uint32 scalar.
+
+    Args:
+      words: as in `random_bits`.
     """
     bits = jnp.uint32(0)
     for word in words:
         bits = _mix(bits + jnp.asarray(word).astype(jnp.uint32))
-    index, stride = jnp.uint32(0), 1
-    for axis in reversed(range(len(shape))):
-        iota = lax.broadcasted_iota(jnp.uint32, shape, axis)
-        index = index + iota * jnp.uint32(stride % 2**32)
-        stride *= shape[axis]
-    return _mix(jnp.broadcast_to(index + bits, shape))
+    return bits
+
+
+def hash_index(index: jax.Array, words: jax.Array) -> jax.Array:
+    """Return the random bits of elements.
+
+    Args:
+      index: uint32s, the positions of the elements in the whole array.
+      words: what `hash_words` returned.
+    """
+    return _mix(index + words)
 
 
 def _mix(x: jax.Array) -> jax.Array:
@@ -227,9 +278,11 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
       x: float32.
       bits: uint32s of the same shape; 16 bits of each are used.
     """
+    # Masked and converted, not shifted into 16 bits: on TPU a bitcast between widths
+    # ends XLA's fusion, and everything is read twice.
     raw = lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)
-    rounded = lax.bitcast_convert_type((raw >> 16).astype(jnp.uint16), jnp.bfloat16)
-    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+    rounded = lax.bitcast_convert_type(raw & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
 def split_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -239,17 +292,15 @@ def split_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     >>> print(half, residual, join_float32(half, residual) == jnp.float32(1.001))
     1 8389 True
     """
+    # The half is made from the residual: on TPU, XLA fuses two outputs of which one
+    # leads to the other, but not two that have only their operands in common.
     bits = lax.bitcast_convert_type(x, jnp.int32)
-    upper = (bits + 0x8000) >> 16
-    half = lax.bitcast_convert_type(upper.astype(jnp.int16), jnp.bfloat16)
-    residual = (bits - (upper << 16)).astype(jnp.int16)
-    finite = jnp.isfinite(x)
-    return jnp.where(finite, half, x.astype(jnp.bfloat16)), jnp.where(
-        finite, residual, 0
-    )
+    residual = jnp.where(jnp.isfinite(x), bits, 0).astype(jnp.int16)  # the lower half
+    upper = lax.bitcast_convert_type(bits - residual.astype(jnp.int32), jnp.float32)
+    return upper.astype(jnp.bfloat16), residual
 
 
 def join_float32(half: jax.Array, residual: jax.Array) -> jax.Array:
     """Invert `split_float32`: return the float32 of `half` and `residual`."""
-    upper = lax.bitcast_convert_type(half, jnp.int16).astype(jnp.int32) << 16
+    upper = lax.bitcast_convert_type(half.astype(jnp.float32), jnp.int32)
     return lax.bitcast_convert_type(upper + residual.astype(jnp.int32), jnp.float32)

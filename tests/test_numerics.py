@@ -81,3 +81,25 @@ def test_dtypes_without_x64():
     assert numerics.dtype_of(True) == "bool"
     assert numerics.real_dtype("complex64") == "float32"
     assert numerics.cast(jnp.array([1 + 2j]), "bfloat16").dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_a_traced_constant_depends_on_nothing_but_the_shape(dtype):
+    x = jnp.array([0, -0.0, jnp.inf, -jnp.inf, jnp.nan, 3], dtype)
+    full = jax.jit(lambda x: numerics.full_like(x, 0.25, "float32"))
+    np.testing.assert_array_equal(full(x), np.full(6, 0.25, np.float32))
+    if dtype == "float32":
+        slope = jax.grad(lambda x: numerics.full_like(x, 0.25, dtype).sum())(x)
+        np.testing.assert_array_equal(slope, 0)
+
+
+def test_random_bits_are_made_where_they_are_used():
+    """On explicit axes each device makes its own, the same as without them."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P(None, "x"))
+    x = jax.device_put(jnp.ones((3, 16)), sharding)
+    draw = jax.jit(lambda x: numerics.random_bits(x.shape, (1, 2), x))
+    bits = draw(x)
+    assert bits.sharding.is_equivalent_to(sharding, 2)
+    assert "u32[3,16]" not in draw.lower(x).compile().as_text()
+    np.testing.assert_array_equal(bits, numerics.random_bits((3, 16), (1, 2)))

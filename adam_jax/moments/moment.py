@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike, DTypeLike
 
@@ -200,13 +199,7 @@ class Moment:
         """Return the moment of one leaf before the first value."""
         dtype = numerics.compute_dtype(numerics.dtype_of(param))
         dtype = dtype if self.order == 1 else numerics.real_dtype(dtype)
-        initial: Any = self.accumulator.initial
-        if isinstance(param, Tracer):
-            # A constant would be replicated. This value depends on the parameter, so
-            # the partitioner shards it alike (XLA then folds the comparison).
-            value = jnp.asarray(initial, dtype)
-            return jnp.where(param == param, value, value)
-        return jnp.full_like(param, initial, dtype=dtype)
+        return numerics.full_like(param, self.accumulator.initial, dtype)
 
     def _encode(self, moment: Any, stored: Stored, past: ArrayLike) -> Stored:
         """Store `moment` in place of `stored`."""
@@ -214,7 +207,7 @@ class Moment:
         encoded = []
         for i, old in enumerate(as_leaves(stored, structure)):
             words = (self.format.seed, past, self.order == 1, i)
-            noise = functools.partial(numerics.random_bits, words=words)
+            noise = functools.partial(numerics.random_bits, words=words, like=leaves[i])
             new = self.format.encode(leaves[i], old, noise)
             encoded.append(_check_stored(new, self.format, old))
         return _as_tree(encoded, structure, self.format.reader)

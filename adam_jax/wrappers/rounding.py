@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
@@ -103,7 +102,8 @@ def round_to_params(
         def round_leaf(update, param, old, i):
             if numerics.dtype_of(param) != jnp.bfloat16:
                 return numerics.cast(update, numerics.dtype_of(param))
-            bits = numerics.random_bits(param.shape, (seed, state.count, i))
+            words = seed, state.count, i
+            bits = numerics.random_bits(param.shape, words, param)
             new = (old + update).astype(jnp.float32)
             return numerics.round_to_bfloat16(new, bits).astype(jnp.float32) - old
 
@@ -183,9 +183,7 @@ def compensate_params(
         def start(param):
             if not is_half(param):
                 return optax.MaskedNode()
-            if isinstance(param, Tracer):  # no constant: it is sharded like param
-                return jnp.where(param == param, 0, 0).astype(jnp.int16)
-            return jnp.zeros_like(param, dtype=jnp.int16)
+            return numerics.full_like(param, 0, jnp.int16)
 
         return CompensateParamsState(
             inner.init(jax.tree.map(_widen, params)), jax.tree.map(start, params)
