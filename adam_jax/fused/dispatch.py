@@ -1,27 +1,42 @@
-"""The choice between two ways to compute the same: the native kernel, and XLA."""
+"""The choice between ways to compute the same: the kernels, and XLA."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType
 
+from adam_jax.fused.cpu import native
 
-def choose(fused: Callable[..., Any], composed: Callable[..., Any]) -> Any:
-    """Make a function that runs `fused` on CPU and `composed` everywhere else.
+
+def kernels() -> dict[str, ModuleType]:
+    """Return the modules of the kernels by the platform that they run on."""
+    found = {"cpu": native} if native.available() else {}
+    try:  # Pallas takes a moment to import, and is not for every system
+        from adam_jax.fused.gpu import triton
+    except ImportError:
+        return found
+    return found | {"cuda": triton}
+
+
+def choose(
+    fused: Mapping[str, Callable[..., Any]], composed: Callable[..., Any]
+) -> Any:
+    """Make a function that runs one of `fused` on its platform, `composed` elsewhere.
 
     It also runs `composed` under vmap and when it is differentiated.
 
     Args:
-      fused: a function from arrays to a list of arrays, which calls the kernel. It must
-        not close over tracers.
-      composed: the same function without the kernel; the reference.
+      fused: by platform, functions from arrays to a list of arrays that call a kernel.
+        They must not close over tracers.
+      composed: the same function without a kernel; the reference.
     """
 
     @custom_vmap
     def switch(*values):
-        return jax.lax.platform_dependent(*values, cpu=fused, default=composed)
+        return jax.lax.platform_dependent(*values, default=composed, **fused)
 
     @switch.def_vmap
     def vectorise(axis_size, batched, *values):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import choose, is_sharded
+from adam_jax.fused.kernels import Counts, Group, Options, Scalars, Seeds
 from adam_jax.fused.members import Arrays, Member, find_members, key_of, leaves_like
 from adam_jax.hyperparams import at
 from adam_jax.moments.accumulators import look_ahead
@@ -31,8 +32,8 @@ class Operands(NamedTuple):
     """
 
     groups: list[tuple[list[Any], list[Any], Arrays]]
-    scalars: native.Scalars
-    counts: native.Counts
+    scalars: Scalars
+    counts: Counts
     take: Any
 
 
@@ -53,7 +54,7 @@ class Call:
     keys: list[list[int]]
     numbers: list[list[int]]
     slots: list[Arrays]
-    options: native.Options
+    options: Options
 
     def replaces(self, params: int) -> list[int]:
         """Return the numbers of the leaves that `step` replaces, in its order.
@@ -65,10 +66,20 @@ class Call:
         slots = [i for group in self.slots for i in group if i is not None]
         return [*numbers, *(params + i for i in slots)]
 
-    def step(self, operands: Operands, params: int) -> dict[int, Any]:
+    def fits(self, kernel: Any, operands: Operands) -> bool:
+        """Return whether a kernel takes all of these leaves.
+
+        Args:
+          kernel: the module of a kernel.
+          operands: the arrays of this call, or their types.
+        """
+        return all(map(kernel.takes, self._groups(operands)))
+
+    def step(self, kernel: Any, operands: Operands, params: int) -> dict[int, Any]:
         """Take the step.
 
         Args:
+          kernel: the module of the kernel.
           operands: the arrays of this call.
           params: the number of parameters.
 
@@ -78,7 +89,7 @@ class Call:
         """
         scalars, counts, take = operands[1:]
         groups = self._groups(operands)
-        stepped = native.step(groups, scalars, counts, self.options, take)
+        stepped = kernel.step(groups, scalars, counts, self.options, take)
         moments = [x for group in stepped for x in group[1:] if x is not None]
         made = [*(x for group in stepped for x in group.params), *moments]
         return dict(zip(self.replaces(params), made, strict=True))
@@ -93,9 +104,9 @@ class Call:
         groups = self._groups(operands)
         return ~take | native.are_finite(groups, scalars, counts, self.options)
 
-    def _groups(self, operands: Operands) -> list[native.Group]:
+    def _groups(self, operands: Operands) -> list[Group]:
         return [
-            native.Group(place, keys, params, grads, *moments)
+            Group(place, keys, params, grads, *moments)
             for place, keys, (params, grads, moments) in zip(
                 self.places, self.keys, operands.groups, strict=True
             )
@@ -155,7 +166,7 @@ def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
     def composed(*values):
         return [are_finite(values[:number])]
 
-    return rest & choose(fused, composed)(*made, *jax.tree.leaves(operands))[0]
+    return rest & choose({"cpu": fused}, composed)(*made, *jax.tree.leaves(operands))[0]
 
 
 def _find_places(notes: Notes, member: Member, slots: dict[int, int]) -> Arrays | None:
@@ -184,7 +195,8 @@ def _make_calls(
     """Return the calls that step these leaves, and the arrays of each call."""
     by_key: dict[Any, list[tuple[Member, Arrays]]] = {}
     for member, places in found:
-        by_key.setdefault(key_of(member.recipe), []).append((member, places))
+        coded = [member.before.mu_exponents, member.before.nu_exponents] != [None] * 2
+        by_key.setdefault((key_of(member.recipe), coded), []).append((member, places))
     calls, operands = [], []
     for alike in by_key.values():
         members = [member for member, _ in alike]
@@ -200,25 +212,25 @@ def _make_calls(
         )
         groups = [(member.params, member.grads, member.before) for member in members]
         past, rounding = recipe.origin.state.count, recipe.rounding
-        counts = native.Counts(past, rounding.count if rounding else past)
+        counts = Counts(past, rounding.count if rounding else past)
         take = jnp.all(jnp.array([True, *recipe.gates]))
         operands.append(Operands(groups, _scalars(recipe), counts, take))
     return calls, operands
 
 
-def _options(recipe: Recipe) -> native.Options:
+def _options(recipe: Recipe) -> Options:
     """Return the options of the kernel for a recipe."""
     first, second = recipe.origin.first, recipe.origin.second
     seed = recipe.rounding.seed if recipe.rounding else 0
-    return native.Options(
+    return Options(
         decays=recipe.decay is not None,
         rounding="stochastic" if recipe.rounding else "nearest",
-        seeds=native.Seeds(first.format.seed, second.format.seed, seed),
+        seeds=Seeds(first.format.seed, second.format.seed, seed),
         nesterov=first.accumulator.read is look_ahead,
     )
 
 
-def _scalars(recipe: Recipe) -> native.Scalars:
+def _scalars(recipe: Recipe) -> Scalars:
     """Return the scalars of a step for a recipe, computed as the stages do."""
     origin, past = recipe.origin, recipe.origin.state.count
     b1, b2 = (
@@ -226,7 +238,7 @@ def _scalars(recipe: Recipe) -> native.Scalars:
         for moment in (origin.first, origin.second)
     )
     seen, one = origin.mu.seen, jnp.ones([], jnp.float32)
-    return native.Scalars(
+    return Scalars(
         b1=b1,
         one_minus_b1=1 - b1,
         b2=b2,

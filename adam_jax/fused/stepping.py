@@ -13,12 +13,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
+from jax.extend.backend import get_backend
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
-from adam_jax.fused.dispatch import choose, is_sharded
+from adam_jax.fused.dispatch import choose, is_sharded, kernels
 from adam_jax.fused.plan import Call, all_finite, make_plan
 from adam_jax.recipes.notes import collecting
 from adam_jax.stages.flow import expect_optimizer
@@ -32,7 +33,9 @@ def step(tx: optax.GradientTransformation) -> Step:
     It is `tx.update` followed by `optax.apply_updates`, with the same state. On CPU,
     native code steps Adam and AdamW (also `nadam`, `nadamw`, `simplified_adam`, and the
     same stages in your own chain). Parameters may be float32 or bfloat16; moments may
-    be stored in float32, bfloat16 or 8 bits. All other leaves go through XLA.
+    be stored in float32, bfloat16 or 8 bits. On NVIDIA GPUs, a Pallas kernel steps the
+    leaves of these optimizers that have 8-bit moments; the others XLA fuses by itself.
+    All other leaves, and all on other platforms, go through XLA.
 
     Anything may come before the optimizer: clipping, zero_nans, L2. Wrappers around it
     must pass updates and new moments on unchanged, as do `optax.chain`, `masked`,
@@ -84,14 +87,16 @@ def step(tx: optax.GradientTransformation) -> Step:
     return run
 
 
-def backend() -> Literal["native", "xla"]:
-    """Return which code computes fused steps here: "native" or "xla".
+def backend() -> Literal["native", "pallas", "xla"]:
+    """Return which code computes fused steps here: "native", "pallas" or "xla".
 
-    It is "xla" on platforms other than CPU, and if the package was installed without a
-    C++ compiler.
+    It is "native" on CPU, unless the package was installed without a C++ compiler;
+    "pallas" on NVIDIA GPUs, for 8-bit moments; and "xla" elsewhere.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    return "native" if on_cpu and native.available() else "xla"
+    version = get_backend().platform_version
+    platform = "cuda" if "cuda" in version else jax.default_backend()
+    names: Any = {"cpu": "native", "cuda": "pallas"}
+    return names[platform] if platform in kernels() else "xla"
 
 
 def _is_array(x: Any) -> bool:
@@ -129,36 +134,50 @@ def _run(
             updates, after = update(grads, state, params, **extra_args)
         made = optax.apply_updates(params, updates), after
         calls, operands = [], []
-        if native.available() and not any(map(is_sharded, given)):
+        if not any(map(is_sharded, given)):
             calls, operands = make_plan(notes, params, updates, after)
         return made, operands
 
     calls: list[Call] = []
-    jaxpr, shapes = jax.make_jaxpr(trace, return_shape=True)(*given)
-    made, operands = (jax.tree.structure(part) for part in shapes)
-    number = len(jax.tree.leaves(params))
+    jaxpr, (made, operands) = jax.make_jaxpr(trace, return_shape=True)(*given)
+    number, made = len(jax.tree.leaves(params)), jax.tree.structure(made)
 
-    def fused(*values):
+    def fuse(kernel, chosen):
+        """Return the function that leaves these calls to a kernel."""
         kept = [True] * made.num_leaves
-        for call in calls:
-            for i in call.replaces(number):
-                kept[i] = False
-        results = _compute(jaxpr, [*kept, *[True] * operands.num_leaves], values)
-        last = len(results) - operands.num_leaves
-        left, flat = iter(results[:last]), results[last:]
-        leaves = [next(left) if keep else None for keep in kept]
-        for call, own in zip(calls, operands.unflatten(flat), strict=True):
-            for i, value in call.step(own, number).items():
-                leaves[i] = value
-        return leaves
+        for i in chosen:
+            for leaf in calls[i].replaces(number):
+                kept[leaf] = False
+        wanted = [
+            i in chosen for i, own in enumerate(operands) for _ in jax.tree.leaves(own)
+        ]
+        structure = jax.tree.structure([operands[i] for i in chosen])
+
+        def fused(*values):
+            results = _compute(jaxpr, [*kept, *wanted], values)
+            last = len(results) - structure.num_leaves
+            left, flat = iter(results[:last]), results[last:]
+            leaves = [next(left) if keep else None for keep in kept]
+            for i, own in zip(chosen, structure.unflatten(flat), strict=True):
+                for leaf, value in calls[i].step(kernel, own, number).items():
+                    leaves[leaf] = value
+            return leaves
+
+        return fused
 
     def composed(*values):
-        kept = [True] * made.num_leaves + [False] * operands.num_leaves
-        return _compute(jaxpr, kept, values)
+        kept = [True] * made.num_leaves
+        return _compute(jaxpr, kept + [False] * len(jax.tree.leaves(operands)), values)
 
+    fused = {}
+    if calls and not _needs_its_trace(jaxpr):
+        for platform, kernel in kernels().items():
+            fitting = zip(calls, operands, strict=True)
+            chosen = [i for i, (c, own) in enumerate(fitting) if c.fits(kernel, own)]
+            if chosen:
+                fused[platform] = fuse(kernel, chosen)
     values = [*jaxpr.consts, *given]  # `fused` must not close over tracers
-    takes = calls and not _needs_its_trace(jaxpr)
-    results = (choose(fused, composed) if takes else composed)(*values)
+    results = (choose(fused, composed) if fused else composed)(*values)
     return made.unflatten(results)
 
 

@@ -28,7 +28,8 @@ class EightBit(NamedTuple):
         del leaf
         if isinstance(self.exponents, optax.MaskedNode):
             return values
-        return _decode_blocks(values, self.exponents)
+        exponents = _spread(self.exponents.astype(jnp.int32), values.shape)
+        return decode_values(values, exponents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,20 +117,43 @@ def encode_blocks(x: jax.Array, blocks: int, signed: bool, noise: Noise) -> Stor
     Returns:
       The codes, of the shape of x, with the exponents of their blocks.
     """
+    x = x.astype(jnp.float32)
+    exponents = find_exponents(_block_max(jnp.abs(x), blocks))
+    codes = encode_values(x, _spread(exponents, x.shape), noise(x.shape), signed)
+    return Stored(codes, EightBit(exponents.astype(jnp.uint8)))
+
+
+def find_exponents(peaks: jax.Array) -> jax.Array:
+    """Return the exponents that blocks share, int32.
+
+    Args:
+      peaks: float32, the size of the largest element of each block.
+    """
+    # Room above the largest element, so that rounding it up stays in range.
+    room = 1 + 2.0 ** -(_MANTISSA_BITS + 1)
+    return jnp.maximum(_biased_exponent(peaks * room), _LEAST_EXPONENT)
+
+
+def encode_values(
+    x: jax.Array, exponents: jax.Array, bits: jax.Array, signed: bool
+) -> jax.Array:
+    """Round each element stochastically to its code, int8 or uint8.
+
+    Args:
+      x: float32.
+      exponents: int32, of each element's block; it broadcasts to the shape of x.
+      bits: random uint32s.
+      signed: as in `encode_blocks`.
+    """
     dtype = jnp.int8 if signed else jnp.uint8
     top_field = (1 << _EXPONENT_BITS[jnp.dtype(dtype).name]) - 1
     largest = ((top_field + 1) << _MANTISSA_BITS) - 1
-    x = x.astype(jnp.float32)
     size = jnp.abs(x)
-    # Room above the largest element, so that rounding it up stays in range.
-    room = 1 + 2.0 ** -(_MANTISSA_BITS + 1)
-    peaks = _block_max(size, blocks) * room
-    exponents = jnp.maximum(_biased_exponent(peaks), _LEAST_EXPONENT)
-    lowest = _spread(exponents, x.shape) - top_field
+    lowest = exponents - top_field
     field = jnp.clip(_biased_exponent(size) - lowest, 1, top_field)
     # Exact: a power of two scales the last mantissa bit to 1.
     steps = size * _power_of_two(254 - (lowest + field - _MANTISSA_BITS))
-    uniform = (noise(x.shape) >> 8).astype(jnp.float32) * 2.0**-24
+    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
     mantissa = jnp.floor(steps + uniform).astype(jnp.int32)
     codes = jnp.minimum(((field - 1) << _MANTISSA_BITS) + mantissa, largest)
     if signed:
@@ -139,15 +163,19 @@ def encode_blocks(x: jax.Array, blocks: int, signed: bool, noise: Noise) -> Stor
         codes = jnp.where(x < 0, -codes, codes)
     else:
         codes = jnp.where(size > 0, jnp.maximum(codes, 1), 0)
-    return Stored(codes.astype(dtype), EightBit(exponents.astype(jnp.uint8)))
+    return codes.astype(dtype)
 
 
-def _decode_blocks(codes: jax.Array, exponents: jax.Array) -> jax.Array:
-    """Return the float32 array that codes stand for."""
+def decode_values(codes: jax.Array, exponents: jax.Array) -> jax.Array:
+    """Return the float32 array that codes stand for.
+
+    Args:
+      codes: int8 or uint8.
+      exponents: int32, of each element's block; it broadcasts to the shape of codes.
+    """
     top_field = (1 << _EXPONENT_BITS[codes.dtype.name]) - 1
     codes = codes.astype(jnp.int32)
     size = jnp.abs(codes)
-    exponents = _spread(exponents.astype(jnp.int32), codes.shape)
     field = jnp.maximum(size >> _MANTISSA_BITS, 1)
     mantissa = size - ((field - 1) << _MANTISSA_BITS)
     scale = _power_of_two(exponents - top_field + field - _MANTISSA_BITS)

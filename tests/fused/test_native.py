@@ -13,6 +13,7 @@ import pytest
 
 import adam_jax
 from adam_jax import EightBit, Stored, dense, eight_bit
+from adam_jax.fused import kernels
 from adam_jax.fused.cpu import native
 from adam_jax.hyperparams import at
 
@@ -26,7 +27,7 @@ FORMATS = {
     "8bit": eight_bit(min_size=64, seed=5),
     "8bit, odd blocks": eight_bit(block=7, min_size=0, seed=6),
 }
-NO_SEEDS = native.Seeds(0, 0, 0)
+NO_SEEDS = kernels.Seeds(0, 0, 0)
 SHAPES = [(), (3, 0), (7,), (65,), (3, 2, 100), (2, 5003)]
 
 
@@ -47,10 +48,10 @@ def call(leaves, scalars, counts, decays, rounding, seeds=NO_SEEDS, **options):
     for decay in (False, True):
         chosen = [i for i, x in enumerate(decays) if x == decay]
         groups = [
-            native.Group(i, [i], [leaves[i].param], [leaves[i].grad], *leaves[i][2:])
+            kernels.Group(i, [i], [leaves[i].param], [leaves[i].grad], *leaves[i][2:])
             for i in chosen
         ]
-        kind = native.Options(decay, rounding, seeds, **options)
+        kind = kernels.Options(decay, rounding, seeds, **options)
         after = native.step(groups, scalars, counts, kind) if groups else []
         for i, group in zip(chosen, after, strict=True):
             stepped[i] = Leaf(*group.params, leaves[i].grad, *group[1:])
@@ -72,7 +73,7 @@ STEPS = 3
 def scalars(count, seen, b1, b2, learning_rate, weight_decay, eps, eps_root, corrects):
     """Return what the composed chain computes with, as it rounds it."""
     b1, b2 = (at(b, count, "float32") for b in (b1, b2))
-    return native.Scalars(
+    return kernels.Scalars(
         b1=b1,
         one_minus_b1=1 - b1,
         b2=b2,
@@ -178,11 +179,11 @@ def run(
         return call(
             leaves_of(params, grads, m),
             scalars(m.count, seen, eps=eps, eps_root=eps_root, corrects=corrects, **h),
-            native.Counts(m.count, m.count),
+            kernels.Counts(m.count, m.count),
             decays,
             rounding=rounding,
             nesterov=nesterov,
-            seeds=native.Seeds(FORMATS[mu].seed, FORMATS[nu].seed, PARAM_SEED),
+            seeds=kernels.Seeds(FORMATS[mu].seed, FORMATS[nu].seed, PARAM_SEED),
         )
 
     p = random_tree(0, params, False)
@@ -311,7 +312,7 @@ def test_zero_gradients_move_nothing():
     [stepped] = call(
         [leaf],
         scalars(0, (0.1, 0.001), **USUAL, eps=0.0, eps_root=0.0, corrects=True),
-        native.Counts(0, 0),
+        kernels.Counts(0, 0),
         [True],
         rounding="nearest",
     )
@@ -342,14 +343,14 @@ def step_group(group, rounding="nearest"):
     [stepped] = native.step(
         [group],
         scalars(0, (0.1, 0.001), **USUAL, eps=1e-8, eps_root=0.0, corrects=True),
-        native.Counts(0, 0),
-        native.Options(False, rounding, NO_SEEDS),
+        kernels.Counts(0, 0),
+        kernels.Options(False, rounding, NO_SEEDS),
     )
     return stepped
 
 
 def one_step(leaf, **options):
-    group = native.Group(17, [17], [leaf.param], [leaf.grad], *leaf[2:])
+    group = kernels.Group(17, [17], [leaf.param], [leaf.grad], *leaf[2:])
     after = step_group(group, **options)
     return Leaf(*after.params, leaf.grad, *after[1:])
 
@@ -398,14 +399,14 @@ def test_leaves_in_a_group_share_moments():
         return jnp.concatenate([x.ravel() for x in arrays])
 
     mu, nu = (x.astype("bfloat16") for x in (flat(grads) / 4, flat(params) ** 2))
-    stepped = step_group(native.Group(17, [4, 9, 2, 7], params, grads, mu, nu))
+    stepped = step_group(kernels.Group(17, [4, 9, 2, 7], params, grads, mu, nu))
     whole = one_step(Leaf(flat(params), flat(grads), mu, nu))
     np.testing.assert_array_equal(bits(stepped.mu), bits(whole.mu))
     np.testing.assert_array_equal(bits(stepped.nu), bits(whole.nu))
     np.testing.assert_array_equal(bits(flat(stepped.params)), bits(whole.param))
     # Parameters are rounded by their own places in the tree.
     narrow = [p.astype("bfloat16") for p in params]
-    group = native.Group(0, [4, 17, 2, 7], narrow, grads, mu, nu)
+    group = kernels.Group(0, [4, 17, 2, 7], narrow, grads, mu, nu)
     stepped = step_group(group, rounding="stochastic")
     leaf = Leaf(
         narrow[1], grads[1], mu[3:1403].reshape(2, 700), nu[3:1403].reshape(2, 700)
@@ -415,7 +416,7 @@ def test_leaves_in_a_group_share_moments():
 
 
 def test_moments_that_do_not_fit_their_group_are_errors():
-    group = native.Group(0, [3, 5], *[[jnp.zeros(4)] * 2] * 2, *[jnp.zeros(8)] * 2)
+    group = kernels.Group(0, [3, 5], *[[jnp.zeros(4)] * 2] * 2, *[jnp.zeros(8)] * 2)
     wrong = {
         "leaf 3: mu is F32.7., expected .8., the elements of its group": {
             "mu": jnp.zeros(7)

@@ -19,7 +19,6 @@ from adam_jax.experiments.bench.steppers import (
     TorchStepper,
     find_compiler,
 )
-from adam_jax.fused.cpu import native
 
 
 class Format(NamedTuple):
@@ -147,7 +146,7 @@ def _clipped(format: Format) -> Any:
 
 
 def _why_not_built() -> str | None:
-    return None if native.available() else "the native library was not built"
+    return "there is no kernel for it here" if fused.backend() == "xla" else None
 
 
 def _why_not_compiled() -> str | None:

@@ -5,13 +5,12 @@ to use it, and what to do under vmap or on a mesh.
 """
 
 import ctypes
-import dataclasses
 import functools
 import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import adam_jax.fused.cpu
+from adam_jax.fused.kernels import Counts, Group, Options, Scalars, Stepped, result_type
 
 _STEP, _CHECK = "adam_jax_fused_step", "adam_jax_fused_check"
 # 1,000 leaves of 64 elements compile in 1.2 s in calls of 224 arrays, in 1.5 s with one
@@ -27,91 +27,6 @@ _STEP, _CHECK = "adam_jax_fused_step", "adam_jax_fused_check"
 _ARRAYS_IN_A_CALL = 224
 # XLA runs calls in parallel. In a single call, GPT-2's large leaves take 10% longer.
 _ELEMENTS_IN_A_CALL = 2**20
-
-
-class Group(NamedTuple):
-    """Leaves whose moments share arrays: one leaf, or several, concatenated.
-
-    Attributes:
-      place: the number of this group among the leaves of the moments' tree; random bits
-        of moments are a hash of it.
-      numbers: the numbers of the leaves in the tree of parameters; random bits of
-        parameters are a hash of them.
-      params: the parameter of each leaf, float32 or bfloat16.
-      grads: the gradient of each leaf, float32 or bfloat16, in its parameter's shape.
-      mu: the stored first moment: float32, bfloat16 or int8 codes. It has the shape of
-        its leaf; for several leaves it is flat, and not coded.
-      nu: the stored second moment: float32, bfloat16 or uint8 codes, like mu.
-      mu_exponents: uint8, the exponents of the blocks of codes; None if mu is not
-        coded.
-      nu_exponents: the same for nu.
-    """
-
-    place: int
-    numbers: Sequence[int]
-    params: Sequence[Any]
-    grads: Sequence[Any]
-    mu: Any
-    nu: Any
-    mu_exponents: Any = None
-    nu_exponents: Any = None
-
-
-class Stepped(NamedTuple):
-    """A group after the step.
-
-    Attributes:
-      params: the new parameters.
-      mu, nu, mu_exponents, nu_exponents: the new moments, stored as in `Group`.
-    """
-
-    params: list[Any]
-    mu: Any
-    nu: Any
-    mu_exponents: Any = None
-    nu_exponents: Any = None
-
-
-class Scalars(NamedTuple):
-    """The scalars of one step, each a float or a float32 scalar.
-
-    The complements are passed separately: 1 - b1 is rounded once if b1 is a float, but
-    twice if it is an array. Weights are 1 where the bias is not corrected. With
-    nesterov, `look_ahead` is the weight of mu divided by its weight after one more
-    step.
-    """
-
-    b1: ArrayLike
-    one_minus_b1: ArrayLike
-    b2: ArrayLike
-    one_minus_b2: ArrayLike
-    learning_rate: ArrayLike
-    eps: ArrayLike
-    eps_root: ArrayLike
-    weight_decay: ArrayLike
-    mu_weight: ArrayLike
-    nu_weight: ArrayLike
-    look_ahead: ArrayLike = 1.0
-
-
-class Counts(NamedTuple):
-    """The number of steps before this one, as int32 scalars.
-
-    Attributes:
-      moments: the count of `scale_by_moments`.
-      params: the count of `round_to_params`.
-    """
-
-    moments: ArrayLike
-    params: ArrayLike
-
-
-class Seeds(NamedTuple):
-    """The seeds of the random bits that round moments and parameters."""
-
-    mu: int = 0
-    nu: int = 0
-    params: int = 0
 
 
 def available() -> bool:
@@ -148,39 +63,14 @@ def _ffi_minor_version() -> int:
     return int(version)
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The options of a step, fixed when it is traced.
+def takes(group: Group) -> bool:
+    """Return whether the library steps a group: it does whatever members.py finds.
 
-    Attributes:
-      decays: whether `weight_decay * param` is added to the updates.
-      rounding: how new bfloat16 parameters are rounded. "nearest" rounds the update to
-        bfloat16 and adds it; "stochastic" rounds the sum as `round_to_params` does.
-      seeds: the seeds of the random bits.
-      nesterov: whether mu looks one step ahead.
+    Args:
+      group: the leaves.
     """
-
-    decays: bool
-    rounding: Literal["nearest", "stochastic"]
-    seeds: Seeds
-    nesterov: bool = False
-
-    def attributes(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """Return the attributes of an XLA call for these groups."""
-        numbers = [n for group in groups for n in group.numbers]
-        return {
-            "group_sizes": _integers(len(group.numbers) for group in groups),
-            "leaf_numbers": _integers(numbers),
-            "places": _integers(group.place for group in groups),
-            "decays": _integers(self.decays for _ in groups),
-            "mu_coded": _integers(group.mu_exponents is not None for group in groups),
-            "nu_coded": _integers(group.nu_exponents is not None for group in groups),
-            "nesterov": self.nesterov,
-            "rounding": self.rounding,
-            "mu_seed": self.seeds.mu,
-            "nu_seed": self.seeds.nu,
-            "param_seed": self.seeds.params,
-        }
+    del group
+    return True
 
 
 def step(
@@ -236,7 +126,7 @@ def are_finite(
         )
         call = jax.ffi.ffi_call(_CHECK, finite)
         leading = _stack(scalars, counts)
-        found.append(call(*leading, *operands, **options.attributes(some)))
+        found.append(call(*leading, *operands, **_attributes(options, some)))
     return functools.reduce(jnp.logical_and, found, jnp.asarray(True))
 
 
@@ -281,11 +171,11 @@ def _step(
                 continue
             sources = [group.mu, group.nu, *group.grads]
             aliases[len(operands) + i] = len(results)
-            results.append(_type(operand, [operand, *sources], leading[-1]))
+            results.append(result_type(operand, [operand, *sources], leading[-1]))
         operands += arrays
     flat = iter(
         jax.ffi.ffi_call(_STEP, results, input_output_aliases=aliases)(
-            *operands, **options.attributes(groups)
+            *operands, **_attributes(options, groups)
         )
     )
     return [
@@ -297,19 +187,26 @@ def _step(
     ]
 
 
+def _attributes(options: Options, groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the attributes of an XLA call for these groups."""
+    numbers = [n for group in groups for n in group.numbers]
+    return {
+        "group_sizes": _integers(len(group.numbers) for group in groups),
+        "leaf_numbers": _integers(numbers),
+        "places": _integers(group.place for group in groups),
+        "decays": _integers(options.decays for _ in groups),
+        "mu_coded": _integers(group.mu_exponents is not None for group in groups),
+        "nu_coded": _integers(group.nu_exponents is not None for group in groups),
+        "nesterov": options.nesterov,
+        "rounding": options.rounding,
+        "mu_seed": options.seeds.mu,
+        "nu_seed": options.seeds.nu,
+        "param_seed": options.seeds.params,
+    }
+
+
 def _integers(values: Iterable[int]) -> np.ndarray:
     return np.array([*values], np.int32)
-
-
-def _type(like: jax.Array, sources: Sequence[jax.Array], take: jax.Array) -> Any:
-    """Return the type of a result; in a shard_map it varies over its sources' axes."""
-    if jax.typeof(like).sharding.mesh.empty:
-        return jax.ShapeDtypeStruct(like.shape, like.dtype)
-    # Sources of other shapes (exponents, leaves of a group) vary in the same way.
-    wide = [x.astype(jnp.float32) for x in sources if x.shape == like.shape]
-    return jax.eval_shape(
-        lambda *xs: functools.reduce(jnp.add, xs).astype(like.dtype), take, *wide
-    )
 
 
 def _stored(group: Group) -> list[str]:

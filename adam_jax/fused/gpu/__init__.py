@@ -1,0 +1,1 @@
+"""The fused step on GPU, in Pallas."""

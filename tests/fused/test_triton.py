@@ -1,0 +1,189 @@
+"""The GPU's kernel, interpreted on CPU, beside the chain."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax import eight_bit, fused
+from adam_jax.fused import stepping
+from adam_jax.fused.gpu import triton
+
+# Whole blocks; short last blocks of stacked layers; blocks of 25, in one row; one axis.
+SHAPES = [(8, 64), (2, 3, 70), (1, 50), (130,)]
+CODED = {"mu_dtype": eight_bit(min_size=16), "nu_dtype": eight_bit(min_size=16)}
+
+
+def half(count):
+    """Return 1/2, without XLA's knowing: products with it are exact."""
+    return jnp.where(count < 1000, 0.5, 0.9)
+
+
+# With powers of two every bit is defined, whatever XLA contracts.
+EXACT = {"b1": half, "b2": half, "weight_decay": 0.25}
+PLAIN = {"weight_decay": 0.01}
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """Let the CPU interpret the kernel; give the leaves that it has stepped."""
+    stepped = []
+
+    def step(groups, *args):
+        stepped.extend(groups)
+        return triton.step(groups, *args, interpret=True)
+
+    kernel = SimpleNamespace(takes=triton.takes, step=step)
+    monkeypatch.setattr(stepping, "kernels", lambda: {"cpu": kernel})
+    return stepped
+
+
+def draw(step, dtype, shapes=SHAPES, decades=6):
+    rng = np.random.default_rng(step)
+    return [
+        jnp.asarray(rng.normal(size=s) * 10 ** rng.uniform(-decades, 1, s), dtype)
+        for s in shapes
+    ]
+
+
+def update_and_apply(tx, params, grads, state):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def assert_same(tx, dtype, interpreted, rtol, codes, steps=3, shapes=SHAPES):
+    """Compare the codes, all but a share of them, and parameters."""
+    params = [x + 1 for x in draw(99, dtype, shapes, decades=0)]
+    state = tx.init(params)
+    expect = jax.jit(functools.partial(update_and_apply, tx))
+    step = jax.jit(fused.step(tx))
+    for number in range(steps):
+        grads = draw(number, dtype, shapes)
+        moved, after = step(params, grads, state)
+        landed, expected = expect(params, grads, state)
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, expected)
+        pairs = zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True)
+        for x, y in pairs:
+            if x.dtype in ("int8", "uint8", "bfloat16"):
+                different = np.float32(x) != np.float32(y)
+                assert different.sum() <= codes * x.size
+            else:
+                np.testing.assert_allclose(x, y, rtol=1e-6)
+        for x, y in zip(moved, landed, strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=rtol)
+        params, state = landed, expected
+    assert {group.place for group in interpreted} == set(range(len(shapes)))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "dtype", "nesterov"),
+    [
+        (False, "float32", False),
+        (False, "float32", True),
+        (False, "bfloat16", False),
+        (True, "bfloat16", False),
+    ],
+)
+def test_every_code_where_products_are_exact(rounds, dtype, nesterov, interpreted):
+    wrap = adam_jax.round_to_params if rounds else lambda tx: tx
+    tx = wrap(adam_jax.adamw(2.0**-7, nesterov=nesterov, **EXACT, **CODED))
+    # Where XLA rounds otherwise in a quotient or root, a bfloat16 may go the other way.
+    rtol = 1e-6 if dtype == "float32" else 2.0**-7
+    assert_same(tx, jnp.dtype(dtype), interpreted, rtol, codes=0)
+
+
+@pytest.mark.parametrize(
+    "formats",
+    [
+        CODED,
+        {"mu_dtype": "bfloat16", "nu_dtype": eight_bit(min_size=16)},
+        {"mu_dtype": eight_bit(min_size=16), "nu_dtype": None},
+        {k: eight_bit(block=12, min_size=16, seed=5) for k in CODED},
+    ],
+)
+def test_other_formats_and_rates(formats, interpreted):
+    """XLA may contract products and sums: then a few values go the other way."""
+    tx = adam_jax.adamw(1e-2, **PLAIN, **formats)
+    assert_same(tx, jnp.float32, interpreted, 1e-3, codes=0.02)
+
+
+def test_without_weights_or_decay(interpreted):
+    tx = optax.chain(
+        adam_jax.scale_by_moments(half, half, **CODED),
+        adam_jax.precondition(eps=1e-3, eps_root=1e-4),
+        adam_jax.scale_by_lr(1e-2),
+    )
+    assert_same(tx, jnp.float32, interpreted, 1e-6, codes=0)
+
+
+def test_infinities_and_nan_show_in_their_block():
+    tx = adam_jax.adamw(1e-2, **EXACT, **CODED)
+    params = jnp.ones((4, 64))
+    grads = params.at[0, 3].set(jnp.inf).at[1, 40].set(jnp.nan)
+    step, expect = fused.step(tx), functools.partial(update_and_apply, tx)
+    _, state = jax.jit(step)(params, grads, tx.init(params))
+    _, expected = jax.jit(expect)(params, grads, tx.init(params))
+    assert jnp.isnan(adam_jax.load_moments(state)[1]).sum() == 64
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_a_step_that_is_not_taken_leaves_every_bit():
+    tx = adam_jax.skip_nonfinite(adam_jax.adamw(1e-2, **CODED))
+    params = jnp.ones((4, 64))
+    _, state = jax.jit(fused.step(tx))(params, params, tx.init(params))
+    bad = params.at[0, 0].set(jnp.inf)
+    kept, after = jax.jit(fused.step(tx))(params, bad, state)
+    np.testing.assert_array_equal(kept, params)
+    assert after.skipped == 1
+    jax.tree.map(np.testing.assert_array_equal, after.inner_state, state.inner_state)
+
+
+def test_other_leaves_go_through_xla(interpreted):
+    """Small ones, what shares a buffer, blocks of two sizes, moments without codes."""
+    params = {"w": jnp.ones((4, 64)), "b": jnp.ones(7)}
+    for tx, taken in (
+        (adam_jax.adamw(1e-2, **CODED), 1),
+        (adam_jax.adamw(1e-2, mu_dtype="bfloat16"), 0),
+        (adam_jax.packed(adam_jax.adamw(1e-2)), 0),
+        (adam_jax.adamw(1e-2, **CODED | {"mu_dtype": eight_bit(16, 16)}), 0),
+    ):
+        interpreted.clear()
+        moved, _ = fused.step(tx)(params, params, tx.init(params))
+        assert len(interpreted) == taken
+        landed, _ = update_and_apply(tx, params, params, tx.init(params))
+        np.testing.assert_allclose(moved["b"], landed["b"], rtol=1e-6)
+
+
+def test_each_shard_of_a_shard_map(interpreted):
+    """Without JAX's check of what varies, which the interpreter does not pass."""
+    tx = adam_jax.adamw(2.0**-7, **EXACT, **CODED)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    params, grads = (
+        draw(0, jnp.float32, [(4, 64)])[0] + 1,
+        draw(1, jnp.float32, [(4, 64)])[0],
+    )
+
+    def run(step):
+        def shard(params, grads):
+            moved, state = step(params, grads, tx.init(params))
+            return moved, optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
+
+        return jax.jit(
+            jax.shard_map(
+                shard, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False
+            )
+        )(params, grads)
+
+    found = run(fused.step(tx))
+    assert interpreted
+    expected = run(functools.partial(update_and_apply, tx))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, found[1:], expected[1:])
