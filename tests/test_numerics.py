@@ -97,8 +97,8 @@ def test_random_bits_are_made_where_they_are_used():
     """On explicit axes each device makes its own, the same as without them."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = jax.sharding.NamedSharding(mesh, jax.P(None, "x"))
-    x = jax.device_put(jnp.ones((3, 16)), sharding)
-    draw = jax.jit(lambda x: numerics.random_bits(x.shape, (1, 2), x))
+    x = jax.device_put(jnp.zeros((3, 16), "uint32"), sharding)
+    draw = jax.jit(lambda x: x + numerics.random_bits(x.shape, (1, 2), x))
     bits = draw(x)
     assert bits.sharding.is_equivalent_to(sharding, 2)
     assert "u32[3,16]" not in draw.lower(x).compile().as_text()
