@@ -1,7 +1,7 @@
-"""Which leaves the native kernel can step.
+"""Which leaves a kernel can step.
 
-While `update` is traced, stages note how they computed each update (see `recipes`). The
-kernel steps the leaves whose notes are complete and whose operations it knows.
+While `update` is traced, stages note how they computed each update (see `recipes`).
+Kernels are offered the leaves whose notes are complete and whose operations they know.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class Member:
 
 
 def find_members(notes: Notes, params: Any, updates: Any) -> list[Member]:
-    """Return the leaves whose updates the kernel can compute.
+    """Return the leaves whose updates a kernel can compute.
 
     Args:
       notes: the notes taken while `update` was traced.
@@ -91,7 +91,7 @@ def leaves_like(tree: Any, params: Any) -> list[Any]:
 
 
 def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
-    """Return whether the kernel knows every line of a recipe, for this parameter."""
+    """Return whether kernels know every line of a recipe, for this parameter."""
     origin, rounding = recipe.origin, recipe.rounding
     if recipe.learning_rate is None:
         return False
@@ -151,7 +151,7 @@ def _join(
     leaves: list[tuple[Any, Arrays, Arrays]],
     params: list[Any],
 ) -> Member | None:
-    """Join the leaves of one moment, if all are there and the kernel can step them."""
+    """Join the leaves of one moment, if all are there and a kernel can step them."""
     found = sorted(found, key=lambda one: _position(one[1]))
     recipe = found[0][1]
     grad, before, after = leaves[recipe.leaf]
@@ -176,7 +176,7 @@ def _position(recipe: Recipe) -> int:
 
 
 def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
-    """Return whether the kernel supports the shapes and dtypes of a group."""
+    """Return whether kernels support the shapes and dtypes of a group."""
     mu, nu, mu_exponents, nu_exponents = moments
     shapes = [jnp.shape(param) for param in params]
     alone = len(shapes) == 1
@@ -191,7 +191,7 @@ def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
 
 
 def key_of(recipe: Recipe) -> Any:
-    """Return a key that is the same for all recipes in one call of the kernel.
+    """Return a key that is the same for all recipes in one call of a kernel.
 
     Args:
       recipe: the recipe of a leaf.

@@ -195,7 +195,7 @@ def _make_calls(
     """Return the calls that step these leaves, and the arrays of each call."""
     by_key: dict[Any, list[tuple[Member, Arrays]]] = {}
     for member, places in found:
-        coded = [member.before.mu_exponents, member.before.nu_exponents] != [None] * 2
+        coded = any(x is not None for x in member.before[2:])
         by_key.setdefault((key_of(member.recipe), coded), []).append((member, places))
     calls, operands = [], []
     for alike in by_key.values():
