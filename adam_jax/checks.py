@@ -69,23 +69,25 @@ def check_like(tree: Any, reference: Any, what: str, reference_what: str) -> Non
         ) from None
 
 
-def check_mask(mask: Any, params: Any) -> None:
-    """Refuse a mask that is not a pytree of booleans, a prefix of the parameters.
+def resolve_mask(mask: Any, params: Any) -> Any:
+    """Return the value of a mask for these parameters: a prefix of them, of booleans.
 
     Args:
-      mask: the pytree, or a function from params to it.
+      mask: the pytree, or a function from params to it. (A tree that can be called,
+        such as an Equinox module, is a tree.)
       params: the parameters.
 
     Raises:
       TypeError: if a leaf of it is not a boolean; the message names its path.
       ValueError: if it is not a prefix.
     """
-    mask = mask(params) if callable(mask) else mask
+    is_function = callable(mask) and all(map(callable, jax.tree.leaves(mask)))
+    mask = mask(params) if is_function else mask
     for path, leaf in tree_leaves_with_path(mask):
-        is_boolean = isinstance(leaf, bool) or getattr(leaf, "dtype", None) == np.dtype(
-            bool
-        )
-        if not is_boolean or np.ndim(leaf):
+        is_boolean = isinstance(leaf, bool)
+        if not is_boolean and getattr(leaf, "dtype", None) == np.dtype(bool):
+            is_boolean = np.ndim(leaf) == 0
+        if not is_boolean:
             raise TypeError(
                 "mask must be a pytree of booleans, or a function from params to one, "
                 f"got {leaf!r}" + (f" at {keystr(path)}." if path else ".")
@@ -94,6 +96,7 @@ def check_mask(mask: Any, params: Any) -> None:
         jax.tree.map(lambda *_: None, mask, params)
     except ValueError as error:
         raise ValueError(f"mask is not a prefix of the parameters: {error}") from None
+    return mask
 
 
 def _differences(tree: Any, reference: Any, reference_what: str) -> list[str]:

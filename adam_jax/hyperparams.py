@@ -145,12 +145,12 @@ def check_number(name: str, value: Any) -> Any:
     return _checked(name, value, check_range)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Schedule:
-    """A schedule whose values are checked; equal if it is the same function."""
+    """A schedule whose values are checked."""
 
     function: Callable[..., Any]
-    check: Callable[..., Any] = dataclasses.field(compare=False)
+    check: Callable[..., Any]
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         return jnp.asarray(self.check(value=self.function(count)))
@@ -161,11 +161,33 @@ def is_same(value: Any, other: Any) -> bool:
 
     Args:
       value: a float, a 0-d array or a schedule.
-      other: the same. Arrays are equal only if they are the same object.
+      other: the same. Arrays and schedules are equal only if they are the same object.
     """
-    if isinstance(value, jax.Array) or isinstance(other, jax.Array):
-        return value is other
-    return value == other
+    if isinstance(value, float) and isinstance(other, float):
+        return value == other
+    return _unchecked(value) is _unchecked(other)
+
+
+def _unchecked(value: Any) -> Any:
+    """Return the function behind a schedule, however often it was checked."""
+    while isinstance(value, _Schedule):
+        value = value.function
+    return value
+
+
+def check_seed(seed: Any) -> int:
+    """Return `seed` if it is a valid seed.
+
+    Args:
+      seed: an integer in [0, 2^32).
+
+    Raises:
+      ValueError: if it is not.
+    """
+    is_integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not is_integer or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer in [0, 2^32), got {seed!r}.")
+    return int(seed)
 
 
 def _checked(

@@ -250,7 +250,8 @@ def hash_words(words: Sequence[ArrayLike]) -> jax.Array:
     """
     bits = jnp.uint32(0)
     for word in words:
-        bits = _mix(bits + jnp.asarray(word).astype(jnp.uint32))
+        word = word % 2**32 if isinstance(word, int) else jnp.asarray(word)
+        bits = _mix(bits + jnp.asarray(word, jnp.uint32))
     return bits
 
 

@@ -1,8 +1,10 @@
 """Every documented error: raised at construction or at the first trace, with a cure."""
 
+import functools
 import math
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -285,6 +287,7 @@ def test_masks_are_booleans(mask, message):
             r"^seed must be an integer in",
         ),
         (lambda: adam_jax.eight_bit(seed="a"), r"^seed must be an integer in"),
+        (lambda: adam_jax.round_to_params(seed=-1), r"^seed must be an integer in"),
         (
             lambda: adam_jax.skip_spikes(adam_jax.adam(1.0), "5"),
             "^threshold must be a n",
@@ -348,3 +351,30 @@ def test_formats_that_return_something_else():
     tx = adam_jax.adam(1e-3, nu_dtype=Drifting())
     with pytest.raises(TypeError, match=r"held float32.3., it returned bfloat16.3."):
         tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("seed", [2**32 - 1, np.int64(2**31)])
+def test_seeds_of_32_bits(seed):
+    tx = adam_jax.round_to_params(
+        adam_jax.adam(1e-3, nu_dtype=adam_jax.dense("bfloat16", seed)), seed=seed
+    )
+    params = jnp.ones(3, jnp.bfloat16)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert jnp.isfinite(updates).all()
+
+
+def test_masks_that_optax_takes():
+    """A tree that can be called; and what tree.map_params asks with."""
+    model = eqx.filter(eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)), eqx.is_array)
+    mask = jax.tree.map(lambda p: p.ndim > 1, model)
+    assert callable(mask)
+    for tx in (
+        adam_jax.adamw(1e-3, mask=mask),
+        adam_jax.packed(functools.partial(adam_jax.adamw, 1e-3), mask=mask),
+    ):
+        tx.update(model, tx.init(model), model)
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    for mask in ({"w": True, "b": False}, lambda p: {k: k == "w" for k in p}):
+        tx = adam_jax.adamw(1e-3, mask=mask)
+        mapped = optax.tree.map_params(tx, lambda x: x + 1, tx.init(params))
+        np.testing.assert_array_equal(optax.tree.get(mapped, "nu")["w"], 1.0)

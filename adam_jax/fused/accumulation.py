@@ -37,7 +37,9 @@ def take_apart(update: Callable[..., Any]) -> Callable[..., Any]:
         grads, after = gathering.update(updates, outside, params, **extra_args)
         complete = after.inner_opt_state
         stepped, new = multi.inner_opt.update(grads, before, params, **extra_args)
-        emitted = jax.tree.map(lambda u: complete * u, stepped)
+        emitted = jax.tree.map(
+            lambda u: jnp.where(complete, u, jnp.zeros_like(u)), stepped
+        )
         kept = jax.tree.map(
             lambda n, o: jnp.where(complete, n, o).astype(o.dtype), new, before
         )

@@ -1,6 +1,6 @@
-"""The calls of the native kernel in a traced step, and their arrays.
+"""The calls of kernels in a traced step, and their arrays.
 
-For a leaf whose recipe is complete and whose moments the kernel knows, the kernel
+For a leaf whose recipe is complete and whose moments a kernel knows, the kernel
 replaces the traced computation. It computes the new parameter, and the new moments in
 the new state.
 """
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax.fused.cpu import native
-from adam_jax.fused.dispatch import choose, is_sharded
+from adam_jax.fused.dispatch import choose, is_sharded, kernels
 from adam_jax.fused.kernels import Counts, Group, Options, Scalars, Seeds
 from adam_jax.fused.members import Arrays, Member, find_members, key_of, leaves_like
 from adam_jax.hyperparams import at
@@ -48,6 +48,7 @@ class Call:
       slots: for each group, the numbers of its moments among the leaves of the new
         state.
       options: the options of the kernel.
+      platforms: those whose kernels take all of these leaves.
     """
 
     places: list[int]
@@ -55,6 +56,7 @@ class Call:
     numbers: list[list[int]]
     slots: list[Arrays]
     options: Options
+    platforms: tuple[str, ...]
 
     def replaces(self, params: int) -> list[int]:
         """Return the numbers of the leaves that `step` replaces, in its order.
@@ -65,15 +67,6 @@ class Call:
         numbers = [i for group in self.numbers for i in group]
         slots = [i for group in self.slots for i in group if i is not None]
         return [*numbers, *(params + i for i in slots)]
-
-    def fits(self, kernel: Any, operands: Operands) -> bool:
-        """Return whether a kernel takes all of these leaves.
-
-        Args:
-          kernel: the module of a kernel.
-          operands: the arrays of this call, or their types.
-        """
-        return all(map(kernel.takes, self._groups(operands)))
 
     def step(self, kernel: Any, operands: Operands, params: int) -> dict[int, Any]:
         """Take the step.
@@ -150,8 +143,12 @@ def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
     if not native.available() or any(map(is_sharded, leaves)):
         return are_finite(leaves)
     members = find_members(notes, params, updates)
-    calls, operands = _make_calls([(member, Arrays(*[None] * 4)) for member in members])
-    ours = {i for member in members for i in member.numbers}
+    made_calls = _make_calls([(member, Arrays(*[None] * 4)) for member in members])
+    pairs = [
+        pair for pair in zip(*made_calls, strict=True) if "cpu" in pair[0].platforms
+    ]
+    calls, operands = [call for call, _ in pairs], [own for _, own in pairs]
+    ours = {i for call in calls for group in call.numbers for i in group}
     rest = are_finite([x for i, x in enumerate(leaves) if i not in ours])
     if not calls:
         return rest
@@ -195,10 +192,13 @@ def _make_calls(
     """Return the calls that step these leaves, and the arrays of each call."""
     by_key: dict[Any, list[tuple[Member, Arrays]]] = {}
     for member, places in found:
-        coded = any(x is not None for x in member.before[2:])
-        by_key.setdefault((key_of(member.recipe), coded), []).append((member, places))
+        arrays = member.params, member.grads, *member.before
+        group = Group(member.recipe.leaf, member.keys, *arrays)
+        takers = tuple(name for name, k in kernels().items() if k.takes(group))
+        key = takers, key_of(member.recipe)
+        by_key.setdefault(key, []).append((member, places))
     calls, operands = [], []
-    for alike in by_key.values():
+    for (platforms, _), alike in by_key.items():
         members = [member for member, _ in alike]
         recipe = members[0].recipe
         calls.append(
@@ -208,6 +208,7 @@ def _make_calls(
                 numbers=[member.numbers for member in members],
                 slots=[places for _, places in alike],
                 options=_options(recipe),
+                platforms=platforms,
             )
         )
         groups = [(member.params, member.grads, member.before) for member in members]

@@ -1,4 +1,4 @@
-"""The step: which programs use the native kernel, and what the others do.
+"""The step: which programs use a kernel, and what the others do.
 
 The reference is the optimizer's own `update`, followed by `optax.apply_updates`. It is
 also the fallback: on other platforms, under vmap, in derivatives, on a mesh, and for
@@ -34,8 +34,9 @@ def step(tx: optax.GradientTransformation) -> Step:
     native code steps Adam and AdamW (also `nadam`, `nadamw`, `simplified_adam`, and the
     same stages in your own chain). Parameters may be float32 or bfloat16; moments may
     be stored in float32, bfloat16 or 8 bits. On NVIDIA GPUs, a Pallas kernel steps the
-    leaves of these optimizers that have 8-bit moments; the others XLA fuses by itself.
-    All other leaves, and all on other platforms, go through XLA.
+    leaves of these optimizers that have 8-bit moments (if both have, in blocks of one
+    size); the others XLA fuses by itself. All other leaves, and all on other platforms,
+    go through XLA. (To `jax.export` a step of 8-bit moments, name one platform.)
 
     Anything may come before the optimizer: clipping, zero_nans, L2. Wrappers around it
     must pass updates and new moments on unchanged, as do `optax.chain`, `masked`,
@@ -172,8 +173,7 @@ def _run(
     fused = {}
     if calls and not _needs_its_trace(jaxpr):
         for platform, kernel in kernels().items():
-            fitting = zip(calls, operands, strict=True)
-            chosen = [i for i, (c, own) in enumerate(fitting) if c.fits(kernel, own)]
+            chosen = [i for i, call in enumerate(calls) if platform in call.platforms]
             if chosen:
                 fused[platform] = fuse(kernel, chosen)
     values = [*jaxpr.consts, *given]  # `fused` must not close over tracers

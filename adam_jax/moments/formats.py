@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from typing_extensions import TypeAliasType
 
 from adam_jax import numerics
+from adam_jax.hyperparams import check_seed
 
 Noise = TypeAliasType("Noise", Callable[[tuple[int, ...]], jax.Array])
 """A function from a shape to random uint32s of that shape."""
@@ -104,10 +105,7 @@ class Format(abc.ABC):
 
     def __post_init__(self):
         """Check the seed."""
-        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
-            raise ValueError(
-                f"seed must be an integer in [0, 2^32), got {self.seed!r}."
-            )
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
     @abc.abstractmethod
     def init(self, x: jax.Array, signed: bool) -> Stored:

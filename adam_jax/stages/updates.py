@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from typing_extensions import TypeAliasType
 
 from adam_jax import numerics
-from adam_jax.checks import check_inexact, check_like, check_mask
+from adam_jax.checks import check_inexact, check_like, resolve_mask
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
 from adam_jax.moments.accumulators import trace
 from adam_jax.moments.formats import Stored
@@ -172,7 +172,7 @@ def add_decayed_weights(
         expect_updates(updates, "add_decayed_weights")
         check_like(updates, params, "updates", "params")
         if mask is not None:
-            check_mask(mask, params)
+            resolve_mask(mask, params)
             expect_state(state, optax.MaskedState, "add_decayed_weights")
         return inner.update(updates, state, params)
 
@@ -181,8 +181,9 @@ def add_decayed_weights(
         inner = optax.masked(inner, mask)
 
     def init_fn(params):
-        if mask is not None:
-            check_mask(mask, params)
+        # optax.tree.map_params asks with a tree of its own, without leaves.
+        if mask is not None and jax.tree.leaves(params):
+            resolve_mask(mask, params)
         return inner.init(params)
 
     return optax.GradientTransformation(init_fn, update_fn)

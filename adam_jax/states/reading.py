@@ -64,13 +64,8 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
     def read(values, format):
         own = cut_to(values, like)
         moment = decode(Stored(values, format), own)
-        leaves = jax.tree_util.tree_leaves_with_path(moment)
-        for (path, leaf), param in zip(leaves, jax.tree.leaves(own), strict=False):
-            if jnp.shape(leaf) != jnp.shape(param):
-                raise ValueError(
-                    f"params do not fit the state: {jax.tree_util.keystr(path)} has "
-                    f"shape {jnp.shape(param)}, and its moment {jnp.shape(leaf)}."
-                )
+        if own is not None:
+            jax.tree_util.tree_map_with_path(_expect_shape, moment, own)
         return moment
 
     def read_node(node):
@@ -155,6 +150,15 @@ def cut_to(tree: Any, like: Any) -> Any:
             for (_, leaf), other in zip(leaves, found, strict=True)
         ]
     )
+
+
+def _expect_shape(path: Any, moment: Any, param: Any) -> None:
+    if jnp.shape(moment) != getattr(param, "shape", None):
+        found = getattr(param, "shape", None) or type(param).__name__
+        raise ValueError(
+            f"params do not fit the state: {jax.tree_util.keystr(path)} is {found}, "
+            f"its moment has shape {jnp.shape(moment)}."
+        )
 
 
 def _is_end(node: Any) -> bool:

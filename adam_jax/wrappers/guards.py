@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adam_jax import numerics
@@ -111,7 +112,7 @@ def skip_spikes(
       -0.2
     """
     for name, value in (("threshold", threshold), ("decay", decay)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(f"{name} must be a number, got {value!r}.")
     if not threshold > 1:
         raise ValueError(f"threshold must be greater than 1, got {threshold}.")

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from adam_jax import numerics
-from adam_jax.checks import check_like
+from adam_jax.checks import check_like, resolve_mask
 from adam_jax.moments.formats import is_elementwise
 from adam_jax.moments.moment import as_leaves
 from adam_jax.recipes.notes import note_parts
@@ -111,8 +111,8 @@ def packed(
     def marks_of(tree):  # the value of the mask for each leaf
         if mask is None:
             return [True] * len(jax.tree.leaves(tree))
-        given = mask(tree) if callable(mask) else mask
-        return [bool(m) for m in jax.tree.leaves(jax.tree.broadcast(given, tree))]
+        given = jax.tree.broadcast(resolve_mask(mask, tree), tree)
+        return [bool(m) for m in jax.tree.leaves(given)]
 
     def inner_of(groups, tree):
         """Return the optimizer for these buffers."""

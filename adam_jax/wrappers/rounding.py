@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 
 from adam_jax import numerics
 from adam_jax.checks import check_inexact, check_like
+from adam_jax.hyperparams import check_seed
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Rounding
 from adam_jax.stages.flow import (
@@ -57,7 +58,7 @@ def round_to_params(
 
     Args:
       tx: the optimizer whose updates to round; None rounds the updates that arrive.
-      seed: seed of the random bits, which are a hash of (seed, step, leaf, element).
+      seed: in [0, 2^32); random bits are a hash of (seed, step, leaf, element).
 
     Raises:
       ValueError: if update() is called without params.
@@ -79,6 +80,7 @@ def round_to_params(
 
     Reference: Zamirai et al. 2020 (arXiv:2010.06192), section 3.
     """
+    seed = check_seed(seed)
     tx = optax.identity() if tx is None else tx
     expect_optimizer(tx, "round_to_params")
     inner = optax.with_extra_args_support(tx)

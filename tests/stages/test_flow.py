@@ -249,6 +249,8 @@ def test_center_takes_what_can_be_subtracted():
     for decay in (rate, jnp.float32(0.9)):
         tx = optax.chain(scale_by_moments(decay, decay), center(), scale_by_lr(0.1))
         np.testing.assert_allclose(update(tx)["b"], update(raw)["b"], rtol=1e-6)
+    pair = scale_by_moments(adam_jax.ema(rate), rate)  # checked twice, and once
+    update(optax.chain(pair, center(), scale_by_lr(0.1)))
     tx = optax.inject_hyperparams(adam_jax.rmsprop)(0.1, decay=0.9, centered=True)
     assert (update(tx)["b"] < 0).all()
 

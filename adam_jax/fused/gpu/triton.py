@@ -22,22 +22,20 @@ from adam_jax.moments.blocks import decode_values, encode_values, find_exponents
 
 # Measured on an H100 at 2^27: the fastest of 512 to 4,096 elements and 1 to 8 warps.
 _ELEMENTS, _WARPS = 1024, 4
-_LARGEST = 2**31  # indices are int32
+_LARGEST = 2**31 - _ELEMENTS  # indices are int32
 _STORED = ("mu", "nu", "mu_exponents", "nu_exponents")
 
 
 def takes(group: Group) -> bool:
-    """Return whether the kernel steps a leaf.
+    """Return whether the kernel steps a leaf: it has codes, in blocks of one size.
 
     Args:
       group: the leaf.
     """
     exponents = [x for x in (group.mu_exponents, group.nu_exponents) if x is not None]
-    return (
-        len(exponents) > 0
-        and len({x.shape for x in exponents}) == 1
-        and 0 < group.mu.size < _LARGEST
-    )
+    if len({x.shape for x in exponents}) != 1 or not 0 < group.mu.size < _LARGEST:
+        return False
+    return -(-group.mu.shape[-1] // exponents[0].shape[-1]) <= _ELEMENTS
 
 
 def step(
@@ -132,7 +130,9 @@ def _step(
     written = [name for name in flat if name != "grad"]
     sources = [flat[name] for name in ("grad", "param", "mu", "nu")]
     call = pl.pallas_call(
-        functools.partial(_kernel, leaf, options, tuple(flat), tuple(written)),
+        functools.partial(
+            _kernel, leaf, options, interpret, tuple(flat), tuple(written)
+        ),
         out_shape=[
             result_type(flat[name], [flat[name], *sources], take[0]) for name in written
         ],
@@ -152,6 +152,7 @@ def _step(
 def _kernel(
     leaf: _Leaf,
     options: Options,
+    interpret: bool,
     names: tuple[str, ...],
     written: tuple[str, ...],
     scalars: Any,
@@ -220,6 +221,8 @@ def _kernel(
     else:
         chosen = numerics.round_to_bfloat16(param + update, bits(2))
         moved = param + (chosen.astype(jnp.float32) - param)
+    if not interpret:
+        plgpu.debug_barrier()  # what is stored below, another warp may have to load
     store("mu", mu, 0)
     store("nu", nu, 1)
     moved = moved.astype(write["param"].dtype)
