@@ -65,8 +65,7 @@ def _ffi_minor_version() -> int:
 
 
 def takes(group: Group) -> bool:
-    """Return whether the library steps a group: whatever members.py finds, but for
-    enormous blocks.
+    """Return whether the library steps a group: any, but for enormous blocks.
 
     Args:
       group: the leaves.
