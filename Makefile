@@ -15,7 +15,7 @@ train: .venv/ready  ## Train an MLP on real digits with Adam; ends with a table 
 test: .venv/ready  ## Run the tests and the doctests.
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-crossings: .venv/ready  ## Run the tests that cross everything with everything (5 min).
+crossings: .venv/ready  ## Run the tests that cross everything with everything (3 min).
 	$(BIN)/python -m pytest -n auto -m crossing $(ARGS)
 
 sanitize: .venv/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).

@@ -148,7 +148,7 @@ class Model(nnx.Module):
 @pytest.mark.parametrize(
     "storage",
     [
-        pytest.param(k, marks=() if k in ("8bit", "shared") else pytest.mark.crossing)
+        pytest.param(k, marks=() if k == "8bit" else pytest.mark.crossing)
         for k in STORED
     ],
 )
