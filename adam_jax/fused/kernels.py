@@ -113,6 +113,16 @@ class Options:
     nesterov: bool = False
 
 
+def stored_in(group: Group) -> list[str]:
+    """Return the names of a group's stored moments, in order.
+
+    Args:
+      group: the leaves.
+    """
+    names = ("mu", "nu", "mu_exponents", "nu_exponents")
+    return [name for name in names if getattr(group, name) is not None]
+
+
 def result_type(
     like: jax.Array, sources: Sequence[jax.Array], take: jax.Array
 ) -> jax.ShapeDtypeStruct:

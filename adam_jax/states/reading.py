@@ -135,15 +135,13 @@ def cut_to(tree: Any, like: Any) -> Any:
         found = structure.flatten_up_to(like)
     except ValueError:  # such as variables of Flax, of another class
         by_path = dict(jax.tree_util.tree_leaves_with_path(like))
-        found = [
-            leaf if _is_hole(leaf) else by_path.get(path, leaf) for path, leaf in leaves
-        ]
-        for (path, leaf), other in zip(leaves, found, strict=True):
-            if other is leaf and not _is_hole(leaf):
+        for path, leaf in leaves:
+            if path not in by_path and not _is_hole(leaf):
                 raise ValueError(
                     f"params do not fit the state: {jax.tree_util.keystr(path)} is not "
                     "in them. Pass the parameters that the state was made for."
                 ) from None
+        found = [by_path.get(path) for path, _ in leaves]
     return structure.unflatten(
         [
             leaf if _is_hole(leaf) else other

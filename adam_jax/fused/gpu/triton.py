@@ -17,13 +17,20 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
-from adam_jax.fused.kernels import Counts, Group, Options, Scalars, Stepped, result_type
+from adam_jax.fused.kernels import (
+    Counts,
+    Group,
+    Options,
+    Scalars,
+    Stepped,
+    result_type,
+    stored_in,
+)
 from adam_jax.moments.blocks import decode_values, encode_values, find_exponents
 
 # Measured on an H100 at 2^27: the fastest of 512 to 4,096 elements and 1 to 8 warps.
 _ELEMENTS, _WARPS = 1024, 4
 _LARGEST = 2**31 - _ELEMENTS  # indices are int32
-_STORED = ("mu", "nu", "mu_exponents", "nu_exponents")
 
 
 def takes(group: Group) -> bool:
@@ -66,9 +73,7 @@ def step(
     for group in groups:
         [grad], [param] = group.grads, group.params
         arrays = {"grad": grad, "param": param}
-        arrays |= {
-            name: x for name in _STORED if (x := getattr(group, name)) is not None
-        }
+        arrays |= {name: getattr(group, name) for name in stored_in(group)}
         places = jnp.array([group.place, group.numbers[0]], jnp.int32)
         made = _step(numbers, counts, places, take, arrays, options, interpret)
         stepped.append(Stepped([made.pop("param")], **made))
@@ -123,7 +128,7 @@ def _step(
     ]
     words = jax.lax.bitcast_convert_type(jnp.stack(words), jnp.int32)
     leading = scalars, words, take
-    exponents = next(arrays[name] for name in _STORED[2:] if name in arrays)
+    exponents = next(x for name, x in arrays.items() if name.endswith("_exponents"))
     columns, blocks = arrays["mu"].shape[-1], exponents.shape[-1]
     leaf = _Leaf(columns, blocks, exponents.size)
     flat = {name: x.reshape(-1) for name, x in arrays.items()}
@@ -172,6 +177,7 @@ def _kernel(
     index = row[:, None] * leaf.columns + column
     exists = block_exists[:, None] & (lane < leaf.block) & (column < leaf.columns)
     taken = take[0] != 0
+    kept = exists & taken
 
     def load(name: str) -> jax.Array:
         values = plgpu.load(read[name].at[index], mask=exists, other=0)
@@ -187,7 +193,7 @@ def _kernel(
         return numerics.hash_index(unsigned(index), unsigned(words[i]))
 
     def store(name: str, x: jax.Array, i: int) -> None:
-        ref, kept = write[name], exists & taken
+        ref = write[name]
         if f"{name}_exponents" in write:
             sizes = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
             peaks = jnp.max(jnp.where(exists, sizes, 0), axis=1)
@@ -226,7 +232,7 @@ def _kernel(
     store("mu", mu, 0)
     store("nu", nu, 1)
     moved = moved.astype(write["param"].dtype)
-    plgpu.store(write["param"].at[index], moved, mask=exists & taken)
+    plgpu.store(write["param"].at[index], moved, mask=kept)
 
 
 def _some_gpu() -> Any:
