@@ -15,6 +15,15 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 
+def is_narrow(dtype: DTypeLike) -> bool:
+    """Return whether a dtype is a float of less than 16 bits.
+
+    >>> is_narrow("float8_e5m2"), is_narrow("bfloat16"), is_narrow("int8")
+    (True, False, False)
+    """
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
+
+
 def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """Return the dtype to compute in: the widest of `dtypes` and float32.
 
@@ -26,7 +35,8 @@ def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     dtype = jnp.dtype("float32")
     with jax.numpy_dtype_promotion("standard"):  # users may have set "strict"
         for other in dtypes:
-            dtype = jnp.promote_types(dtype, other)
+            if not is_narrow(other):  # which JAX promotes to nothing
+                dtype = jnp.promote_types(dtype, other)
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
@@ -146,8 +156,10 @@ def constant_weight(decay: float, count: ArrayLike, dtype: DTypeLike) -> jax.Arr
     >>> print(f"{w:.9f} {1 - jnp.float32(0.999):.9f}")
     0.001000000 0.000999987
     """
-    log_decay = math.log(decay) if decay > 0 else -math.inf
-    return -jnp.expm1(jnp.asarray(count, dtype) * jnp.asarray(log_decay, dtype))
+    count = jnp.asarray(count, dtype)
+    if decay == 0:
+        return jnp.minimum(count, 1)
+    return -jnp.expm1(count * jnp.asarray(math.log(decay), dtype))
 
 
 def running_weight(weight: jax.Array, decay: jax.Array) -> jax.Array:
@@ -195,12 +207,12 @@ def sma_length_above(
     -4.0002e-04
     """
     t, level = jnp.asarray(count, dtype), jnp.asarray(level, dtype)
+    least = 1e-6  # log(0) is infinite, and rho_t is 1 for all decays that small
     if isinstance(decay, float):
-        rate = -math.log(decay) / 2 if decay > 0 else math.inf
-        y = jnp.asarray(rate, dtype)
+        y = jnp.asarray(-math.log(max(decay, least)) / 2, dtype)
         longest = jnp.asarray(2 / (1 - decay) - 1, dtype)
     else:
-        y = -jnp.log1p(decay - 1) / 2
+        y = -jnp.log1p(jnp.maximum(decay, least) - 1) / 2
         longest = (1 + decay) / (1 - decay)
 
     def over_square(x):
@@ -211,8 +223,14 @@ def sma_length_above(
         return 1 / fraction
 
     missing = jnp.minimum(y, 1) * (t * t * over_square(t * y) - over_square(y))
-    late = (longest - level) - 2 * t / jnp.expm1(2 * t * y)
+    # 1 / expm1(2 t y), without its overflow.
+    reciprocal = jnp.exp(-2 * t * y) / -jnp.expm1(-2 * t * y)
+    late = (longest - level) - 2 * t * reciprocal
     return jnp.where(t * y < 1, (t - level) - missing, late)
+
+
+POSITIONS = 2**32
+"""The number of elements whose positions a uint32 can tell apart."""
 
 
 def random_bits(
@@ -224,8 +242,12 @@ def random_bits(
     on its position in the whole array, not on the shard that holds it. On two CPU cores
     this takes 1 ns per element; `jax.random.bits` takes 11.
 
+    A position is counted in 32 bits. In larger arrays, such as stacked layers, it is
+    counted along the last axes, as many as fit; the position along the others is
+    another word.
+
     Args:
-      shape: the shape of the result.
+      shape: the shape of the result; no axis may be longer than 2^32.
       words: numbers, of which the lowest 32 bits count.
       like: an array that the result is sharded like, if it has the same shape. Without
         it, on explicit mesh axes, every device computes the whole result.
@@ -234,12 +256,17 @@ def random_bits(
     if like is not None and jnp.shape(like) == shape:
         sharding = jax.typeof(like).sharding
         sharding = None if sharding.mesh.empty else sharding
+    hashed = hash_words(words)
+    axes = list(range(len(shape)))
+    while len(axes) > 1 and math.prod(shape[axis] for axis in axes) > POSITIONS:
+        iota = lax.broadcasted_iota(jnp.uint32, shape, axes.pop(0), out_sharding=sharding)
+        hashed = hash_index(iota, hashed)
     index, stride = jnp.uint32(0), 1
-    for axis in reversed(range(len(shape))):
+    for axis in reversed(axes):
         iota = lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
-        index = index + iota * jnp.uint32(stride % 2**32)
+        index = index + iota * jnp.uint32(stride % POSITIONS)
         stride *= shape[axis]
-    return hash_index(jnp.broadcast_to(index, shape), hash_words(words))
+    return hash_index(jnp.broadcast_to(index, shape), hashed)
 
 
 def hash_words(words: Sequence[ArrayLike]) -> jax.Array:

@@ -184,6 +184,7 @@ def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
     return (
         shapes == [jnp.shape(grad) for grad in grads]
         and jnp.shape(mu) == jnp.shape(nu) == stored
+        and math.prod(stored) <= numerics.POSITIONS  # kernels count in 32 bits
         and all(numerics.dtype_of(x) in _FLOATS for x in (*params, *grads))
         and (mu.dtype in _FLOATS if mu_exponents is None else alone)
         and (nu.dtype in _FLOATS if nu_exponents is None else alone)
