@@ -201,7 +201,14 @@ def dense(dtype: DTypeLike | None = None, seed: int = 0) -> Format:
       ValueError: for a dtype that cannot hold a moment.
     """
     if dtype is not None:
-        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        asked, dtype = dtype, jax.dtypes.canonicalize_dtype(dtype)
+        by_class = asked is float or asked is complex  # whatever JAX makes of them
+        if not by_class and dtype != jnp.dtype(asked):
+            raise ValueError(
+                f"a moment cannot be stored as {jnp.dtype(asked)} unless 64-bit types "
+                "are enabled: call jax.config.update('jax_enable_x64', True) first, or "
+                f"choose {str(dtype)!r}."
+            )
         if not jnp.issubdtype(dtype, jnp.inexact) or (
             jnp.finfo(dtype).bits not in (32, 64) and dtype != jnp.bfloat16
         ):

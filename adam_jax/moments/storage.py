@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 from jax.typing import DTypeLike
 from typing_extensions import TypeAliasType
 
@@ -35,6 +37,13 @@ def as_format(name: str, value: Any) -> Format:
         return value
     if isinstance(value, str) and value in FORMATS:
         return FORMATS[value]()
+    if isinstance(value, jax.Array | np.ndarray):
+        raise ValueError(
+            f"{name} must be a dtype, a format or one of {', '.join(FORMATS)}, got an "
+            "array. Under optax.inject_hyperparams, which calls a class such as "
+            "jnp.bfloat16 as if it were a schedule, write the name: "
+            f"{name}={value.dtype.name!r}."
+        )
     if callable(value) and not isinstance(value, type):
         raise ValueError(f"{name} must be a format, got a function: call {value!r}.")
     try:
