@@ -7,6 +7,7 @@ a number of skipped steps; these guards have no such limit.) `check_skips` raise
 host when a run is stuck.
 """
 
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 from adam_jax import numerics
+from adam_jax.checks import prune
 from adam_jax.recipes.notes import all_finite, note_gate
 from adam_jax.stages.flow import (
     expect_optimizer,
@@ -50,11 +52,14 @@ def skip_nonfinite(
 ) -> optax.GradientTransformationExtraArgs:
     """Skip every step whose gradients or updates are not all finite.
 
+    Around `optax.MultiSteps` it leaves out single gradients, and gathers others instead.
+
     Args:
       tx: the optimizer to guard; it receives the extra arguments of `update`.
 
     Raises:
       TypeError: at the first trace, if the state is not a `SkipState`.
+      ValueError: at init, inside an `optax.MultiSteps` that gathers infinities and NaN.
 
     Example: the second of three gradients is infinite.
 
@@ -94,7 +99,8 @@ def skip_spikes(
       decay: decay rate of the average, in [0, 1); 0.98 averages about 50 steps.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range; at init, inside an `optax.MultiSteps`
+        that gathers infinities and NaN.
       TypeError: if an argument is not a number; at the first trace, if the state is not
         a `SkipState`.
 
@@ -134,6 +140,7 @@ def _guard(
     inner = optax.with_extra_args_support(tx)
 
     def init_fn(params):
+        _expect_finite_sums(name)
         # Three arrays instead of one: a buffer cannot be donated twice.
         skipped, in_a_row, taken = (jnp.zeros([], jnp.int32) for _ in range(3))
         return SkipState(inner.init(params), skipped, in_a_row, taken, jnp.zeros([]))
@@ -141,6 +148,7 @@ def _guard(
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, name)
         expect_state(state, SkipState, name)
+        params = prune(params, updates)
         norm = _global_norm(updates)
         sane = all_finite(updates)
         mean = state.mean_norm
@@ -172,6 +180,32 @@ def _guard(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _expect_finite_sums(name: str) -> None:
+    """Refuse to be initialized by an `optax.MultiSteps` that gathers everything.
+
+    It clears its sum of gradients with a product by zero, which leaves a NaN in it for
+    ever. The guard inside cannot mend that, and would skip every later step.
+
+    Args:
+      name: the guard's name, for the message.
+
+    Raises:
+      ValueError: if that is so.
+    """
+    frame = inspect.currentframe()
+    while frame and frame.f_code is not optax.MultiSteps.init.__code__:
+        frame = frame.f_back
+    if frame is None:
+        return
+    skips = getattr(frame.f_locals["self"], "_should_skip_update_fn", None)
+    if getattr(skips, "__qualname__", "MultiSteps").startswith("MultiSteps"):
+        raise ValueError(
+            f"{name}() inside optax.MultiSteps comes too late: one NaN stays in the sum "
+            f"of the gradients for ever. Write {name}(optax.MultiSteps(tx, n)), or give "
+            "MultiSteps should_skip_update_fn=optax.skip_not_finite."
+        )
 
 
 def check_skips(state: Any, limit: int) -> None:
