@@ -38,6 +38,50 @@ def check_inexact(tree: Any, what: str) -> None:
                 "updates only floating-point (or complex) leaves. Convert it, or leave "
                 "it out with optax.masked or optax.multi_transform."
             )
+        if numerics.is_narrow(dtype):
+            raise TypeError(
+                f"{what}{keystr(path)} has dtype {dtype}, too narrow for an optimizer: "
+                "keep parameters in bfloat16 or float32, cast them where the model uses "
+                "them, and cast gradients to float32."
+            )
+
+
+def prune(params: Any, updates: Any) -> Any:
+    """Return `params` with None wherever `updates` has None.
+
+    Nobody reads what stands there. In an Equinox model it may be a function.
+
+    Args:
+      params: a pytree, or None.
+      updates: a pytree of arrays and None. If its structure is another one, `params`
+        are returned as they are, for `check_like` to tell where they differ.
+    """
+    if params is None or jax.tree.structure(params) == jax.tree.structure(updates):
+        return params
+    leaves, structure = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    try:
+        given = structure.flatten_up_to(params)
+    except ValueError:
+        return params
+    pairs = zip(leaves, given, strict=True)
+    return structure.unflatten([None if x is None else p for x, p in pairs])
+
+
+def fit_params(params: Any, updates: Any) -> Any:
+    """Return the parameters that have updates, if an optimizer can step them.
+
+    Args:
+      params: a pytree of arrays; where `updates` has None, anything.
+      updates: a pytree of arrays and None.
+
+    Raises:
+      TypeError: if a parameter is neither floating-point nor complex.
+      AssertionError: (from chex) if structures or shapes differ.
+    """
+    params = prune(params, updates)
+    check_like(updates, params, "updates", "params")
+    check_inexact(params, "params")
+    return params
 
 
 def check_like(tree: Any, reference: Any, what: str, reference_what: str) -> None:

@@ -17,12 +17,13 @@ from jax.extend.backend import get_backend
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from adam_jax.checks import prune
 from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import choose, is_sharded, kernels
 from adam_jax.fused.plan import Call, all_finite, make_plan
 from adam_jax.recipes.notes import collecting
-from adam_jax.stages.flow import expect_optimizer
+from adam_jax.stages.flow import expect_optimizer, expect_whole
 
 Step = Callable[..., tuple[Any, Any]]
 
@@ -54,6 +55,7 @@ def step(tx: optax.GradientTransformation) -> Step:
       (params, grads, state, **extra_args) -> (params, state). It works in place if you
       donate params and state to the jitted function that calls it. It passes extra
       arguments to `tx`. Those that are not arrays compile the step for each new value.
+      Where grads has None, params stay as they are, whatever they are.
 
     Warns:
       UserWarning: on CPU, if the package was installed without its native library.
@@ -83,7 +85,9 @@ def step(tx: optax.GradientTransformation) -> Step:
         leaves, structure = jax.tree.flatten(extra_args)
         arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
         others = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
-        return _run(update, (structure, others), params, grads, state, arrays)
+        stepped = prune(params, grads)
+        made, state = _run(update, (structure, others), stepped, grads, state, arrays)
+        return (made if stepped is params else _graft(made, params)), state
 
     return run
 
@@ -98,6 +102,13 @@ def backend() -> Literal["native", "pallas", "xla"]:
     platform = "cuda" if "cuda" in version else jax.default_backend()
     names: Any = {"cpu": "native", "cuda": "pallas"}
     return names[platform] if platform in kernels() else "xla"
+
+
+def _graft(params: Any, whole: Any) -> Any:
+    """Return `whole` with the leaves of `params`; where these have None, its own."""
+    leaves, structure = jax.tree.flatten(params, is_leaf=lambda x: x is None)
+    pairs = zip(leaves, structure.flatten_up_to(whole), strict=True)
+    return structure.unflatten([old if new is None else new for new, old in pairs])
 
 
 def _is_array(x: Any) -> bool:
@@ -133,6 +144,7 @@ def _run(
         params, grads, state = structure.unflatten(given)
         with collecting(all_finite) as notes:
             updates, after = update(grads, state, params, **extra_args)
+        expect_whole(updates, "fused.step")
         made = optax.apply_updates(params, updates), after
         calls, operands = [], []
         if not any(map(is_sharded, given)):

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from typing_extensions import TypeAliasType
 
 from adam_jax import numerics
-from adam_jax.checks import check_inexact, check_like, resolve_mask
+from adam_jax.checks import check_inexact, fit_params, resolve_mask
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
 from adam_jax.moments.accumulators import trace
 from adam_jax.moments.formats import Stored
@@ -170,7 +170,7 @@ def add_decayed_weights(
                 "tx.update(grads, state, params), not tx.update(grads, state)."
             )
         expect_updates(updates, "add_decayed_weights")
-        check_like(updates, params, "updates", "params")
+        params = fit_params(params, updates)
         if mask is not None:
             resolve_mask(mask, params)
             expect_state(state, optax.MaskedState, "add_decayed_weights")
@@ -242,8 +242,7 @@ def scale_by_lr(
             updates = divide_moments(updates, eps=1e-8, eps_root=0.0)
         check_inexact(updates, "updates")
         if params is not None:
-            check_like(updates, params, "updates", "params")
-            emitted = params
+            emitted = fit_params(params, updates)
 
         def scale(update):
             update = numerics.widen(update)
@@ -272,6 +271,8 @@ def cast_to_params() -> optax.GradientTransformation:
     """
 
     def cast(updates, params=None):
-        return updates if params is None else cast_like(updates, params)
+        if params is None:
+            return updates
+        return cast_like(updates, fit_params(params, updates))
 
     return optax.stateless(cast)

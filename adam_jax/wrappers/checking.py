@@ -8,7 +8,7 @@ import optax
 from jax.experimental import checkify
 
 from adam_jax import numerics
-from adam_jax.checks import check_like
+from adam_jax.checks import check_like, prune
 from adam_jax.stages.flow import expect_optimizer, expect_updates, expect_whole
 from adam_jax.states.reading import read_moments
 
@@ -46,6 +46,7 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
 
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, "checked")
+        params = prune(params, updates)
         updates, new_state = inner.update(updates, state, params, **extra_args)
         expect_whole(updates, "checked")
         if params is not None:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from adam_jax.checks import prune
 from adam_jax.figures.definitions import (
     FIGURES,
     QUANTILES,
@@ -150,6 +151,7 @@ def record(
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, "record")
         expect_state(state, RecordState, "record")
+        params = prune(params, updates)
         named = set() if figures is None else {*chosen}
         if not named <= {*state.figures} <= {*chosen}:
             raise ValueError(

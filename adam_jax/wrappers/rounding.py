@@ -24,7 +24,7 @@ import optax
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
-from adam_jax.checks import check_inexact, check_like
+from adam_jax.checks import check_inexact, fit_params
 from adam_jax.hyperparams import check_seed
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Rounding
@@ -249,5 +249,6 @@ def _expect_params(updates: Any, params: Any, name: str) -> Any:
             "tx.update(grads, state, params)."
         )
     expect_updates(updates, name)
-    check_like(updates, params, "updates", "params")
+    params = fit_params(params, updates)
+    _check_params(params, name)
     return params
