@@ -44,7 +44,7 @@ from adam_jax.moments.accumulators import (
     yogi_average,
 )
 from adam_jax.moments.blocks import EightBit, eight_bit
-from adam_jax.moments.formats import Dense, Format, Stored, dense
+from adam_jax.moments.formats import Dense, Format, Noise, Stored, dense
 from adam_jax.moments.moment import Gathered, Moment
 from adam_jax.moments.sharing import Factored, MeanOver, factored, mean_over
 from adam_jax.moments.storage import FORMATS, Storage
@@ -115,6 +115,7 @@ __all__ = [
     "Moment",
     "Moments",
     "MomentsState",
+    "Noise",
     "Packed",
     "PackedState",
     "RecordState",

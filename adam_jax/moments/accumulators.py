@@ -82,7 +82,7 @@ class Accumulator:
     read: Callable[[Array, Array, Array, Array, SimpleNamespace], Array] | None = None
     order: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check everything that does not need gradients."""
         if self.averages and "decay" not in self.hyperparams:
             raise ValueError(

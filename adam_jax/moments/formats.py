@@ -103,7 +103,7 @@ class Format(abc.ABC):
     reader: ClassVar[Any]
     flows_stored: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the seed."""
         object.__setattr__(self, "seed", check_seed(self.seed))
 

@@ -64,7 +64,7 @@ class Moment:
     name: str
     argument: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that the accumulator can be used for a moment of this order."""
         orders = {1: "first", 2: "second"}
         if self.order not in orders:

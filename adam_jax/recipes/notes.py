@@ -34,7 +34,7 @@ Check = Callable[["Notes", Any, Any], Any]
 class ByArray:
     """Notes on array objects, by their identity."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Start empty."""
         self._notes: dict[int, tuple[Any, Any]] = {}
 
@@ -60,7 +60,9 @@ class Notes:
     def __init__(self, check: Check):
         """Start empty."""
         self.check = check
-        self.recipes, self.moments, self.choices = ByArray(), ByArray(), ByArray()
+        self.recipes: ByArray = ByArray()
+        self.moments: ByArray = ByArray()
+        self.choices: ByArray = ByArray()
 
 
 _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
