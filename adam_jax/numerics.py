@@ -4,12 +4,14 @@ Everything here computes in the dtype that it is given. Callers make sure that i
 float32 or wider (`compute_dtype`).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
@@ -71,6 +73,8 @@ def widen(x: ArrayLike) -> jax.Array:
 def full_like(x: Any, value: Any, dtype: DTypeLike) -> jax.Array:
     """Return an array of the shape of `x` filled with `value`, also sharded like `x`.
 
+    It is in the device's memory, even if `x` is in the host's.
+
     Where `x` is traced, `jnp.full_like` makes a constant, which XLA replicates. This
     array depends on `x`, in a way that XLA neither sees through nor folds.
 
@@ -80,10 +84,77 @@ def full_like(x: Any, value: Any, dtype: DTypeLike) -> jax.Array:
       dtype: the dtype of the result.
     """
     if not isinstance(x, Tracer):
-        return jnp.full_like(x, value, dtype=dtype)
-    x = lax.stop_gradient(x).real
+        in_host = _memory_space(x) != _DEVICE
+        sharding = x.sharding.with_memory_kind(None) if in_host else None
+        return jnp.full_like(x, value, dtype=dtype, device=sharding)
+    x = lax.stop_gradient(on_device(x)).real
     zero = jnp.clip(jnp.where(x == x, x, 0), 0, 0)  # of infinities and NaN, too
     return zero.astype(dtype) + jnp.asarray(value, dtype)
+
+
+_DEVICE = jax.memory.Space.Device
+
+
+def on_device(x: Any) -> Any:
+    """Return an array in the device's memory, where it may be computed with.
+
+    Args:
+      x: an array, perhaps in the host's memory.
+    """
+    return x if _memory_space(x) == _DEVICE else jax.device_put(x, _DEVICE)
+
+
+def beside(x: Any, like: Any) -> Any:
+    """Return `x` in the memory that `like` is in.
+
+    Args:
+      x: a pytree of arrays in the device's memory.
+      like: an array, perhaps abstract.
+    """
+    space = _memory_space(like)
+    return x if space == _DEVICE else jax.device_put(x, space)
+
+
+def _memory_space(x: Any) -> jax.memory.Space:
+    return jax.typeof(x).memory_space if isinstance(x, jax.Array) else _DEVICE
+
+
+def shard_length(x: jax.Array) -> int:
+    """Return the length of the last axis of a shard of `x`, for explicit axes.
+
+    Automatic axes do not count.
+
+    Args:
+      x: an array with at least one axis.
+    """
+    sharding = jax.typeof(x).sharding
+    last = jax.sharding.NamedSharding(sharding.mesh, jax.P(sharding.spec[-1]))
+    return x.shape[-1] // count_shards(last)
+
+
+def count_shards(sharding: jax.sharding.NamedSharding) -> int:
+    """Return into how many pieces a sharding cuts an array.
+
+    Args:
+      sharding: the sharding.
+    """
+    axes = [axis if isinstance(axis, tuple) else (axis,) for axis in sharding.spec]
+    names = [name for axis in axes for name in axis if name is not None]
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def whole_size(x: jax.Array) -> int:
+    """Return the number of elements of the array of which `x` is a shard.
+
+    In a shard_map, `x` is taken for a shard over all axes over which it varies. (With
+    check_vma=False, JAX does not know these.) Elsewhere `x` is the whole array.
+
+    Args:
+      x: an array.
+    """
+    aval = jax.typeof(x)
+    names = aval.manual_axis_type.varying
+    return x.size * math.prod(aval.sharding.mesh.shape[name] for name in names)
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
@@ -256,6 +327,12 @@ def random_bits(
     if like is not None and jnp.shape(like) == shape:
         sharding = jax.typeof(like).sharding
         sharding = None if sharding.mesh.empty else sharding
+    words = [np.uint32(w % 2**32) if isinstance(w, int) else w for w in words]
+    return _random_bits(words, shape, sharding)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))  # one call, without jit as well
+def _random_bits(words: list[Any], shape: tuple[int, ...], sharding: Any) -> jax.Array:
     hashed = hash_words(words)
     axes = list(range(len(shape)))
     while len(axes) > 1 and math.prod(shape[axis] for axis in axes) > POSITIONS:

@@ -251,7 +251,7 @@ def quantiles(value: Callable[[Leaf], jax.Array]) -> Figure:
         del leaf
         present, below = sums[0], sums[0] - sums[1:]
         ranks = jnp.asarray(list(QUANTILES.values()), sums.dtype) * present
-        upper = jnp.sum(below[:, None] <= ranks, axis=0).clip(1, len(_EDGES) - 1)
+        upper = jnp.sum(below[:, None] <= ranks[None], axis=0).clip(1, len(_EDGES) - 1)
         start = below[upper - 1]
         part = numerics.divide_or_zero(ranks - start, below[upper] - start).clip(0, 1)
         part = jnp.where(ranks >= below[-1], 1, part)  # above the last edge

@@ -114,21 +114,40 @@ def _by_path(tree: Any) -> dict[Any, Any]:
 
 def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
     none = np.zeros([0], np.float32)
-    raw = {
-        name: jnp.asarray(tree[path] if tree else none) for name, tree in trees.items()
+    raw = {name: tree[path] if tree else none for name, tree in trees.items()}
+    weights = {}
+    for name, found in moments.items():  # masked leaves have none: as if it were 0
+        zeros = jnp.zeros(jnp.shape(next(iter(raw.values()), none)))
+        moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
+        raw[name] = moment[name]
+        weights[f"{name}_weight"] = numerics.widen(moment[f"{name}_weight"])
+    raw = _shard_alike(raw)
+    parts = {
+        name: numerics.widen(x) if name in moments else _as_stored(x)
+        for name, x in raw.items()
     }
-    parts = {name: _as_stored(x) for name, x in raw.items()}
+    parts |= weights
     if "update" in raw and "param" in raw:
         landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
         parts["landed"] = _as_stored(landed)
-    for name, found in moments.items():  # masked leaves have none: as if it were 0
-        zeros = jnp.zeros(jnp.shape(next(iter(parts.values()), none)))
-        moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
-        parts |= {key: numerics.widen(x) for key, x in moment.items()}
     if step.learning_rate is not None:
         parts["learning_rate"] = jnp.asarray(step.learning_rate)
     size = next((x.size for x in parts.values()), 0)
     return Leaf(size=size, bound=step.bound, **parts)
+
+
+def _shard_alike(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    """Return the arrays of a leaf in the device's memory, all sharded in the same way.
+
+    On explicit axes, moments may be sharded over more of them than parameters. Then all
+    are sharded as those in the smallest pieces: no device needs to send anything.
+    """
+    arrays = {k: numerics.on_device(jnp.asarray(x)) for k, x in parts.items()}
+    shardings = {k: jax.typeof(x).sharding for k, x in arrays.items()}
+    if len(set(shardings.values())) <= 1:
+        return arrays
+    finest = max(shardings.values(), key=numerics.count_shards)
+    return {k: jax.sharding.reshard(x, finest) for k, x in arrays.items()}
 
 
 def _as_stored(x: jax.Array) -> jax.Array:

@@ -1,12 +1,15 @@
 """Eight-bit moments: floating-point codes that share an exponent in each block."""
 
 import dataclasses
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.core import Tracer
 
 from adam_jax import numerics
 from adam_jax.moments.formats import Format, Noise, Stored
@@ -28,8 +31,8 @@ class EightBit(NamedTuple):
         del leaf
         if isinstance(self.exponents, optax.MaskedNode):
             return values
-        exponents = _spread(self.exponents.astype(jnp.int32), values.shape)
-        return decode_values(values, exponents)
+        _expect_whole_blocks(values, self.exponents.shape[-1])
+        return _decode(values, self.exponents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,11 @@ class EightBitFormat(Format):
 
     def init(self, x: jax.Array, signed: bool) -> Stored:
         """Return the codes of `x`, or `x` itself if it is not to be coded."""
-        if x.size < max(self.min_size, 1) or x.ndim == 0 or jnp.iscomplexobj(x):
+        small = numerics.whole_size(x) < self.min_size
+        if small or x.size == 0 or x.ndim == 0 or jnp.iscomplexobj(x):
             return Stored(x, EightBit(optax.MaskedNode()))
         half = jnp.uint32(1 << 31)  # no noise at the start: round to nearest
-        blocks = -(-x.shape[-1] // self.block)
+        blocks = -(-x.shape[-1] // _fit_block(x, self.block))
         return encode_blocks(x, blocks, signed, lambda shape: jnp.full(shape, half))
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
@@ -76,20 +80,27 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     1.000, 9.9%. Coding takes only shifts and adds, no logarithm or search.
 
     The format handles gradients whose scales span 2.5 decades within a block; even
-    smaller elements take steps that are too small, or none. If a shard of the last axis
-    is not a whole number of blocks, a step exchanges elements between shards (with
-    explicit sharding, JAX refuses this). A state made with another block or min_size
-    keeps its own.
+    smaller elements take steps that are too small, or none.
+
+    If the last axis is sharded, each shard is a whole number of blocks: `init` makes
+    them smaller where it must, provided that it sees how the parameters are sharded.
+    It does if it is given arrays, or axes are explicit. Where it does not, as in
+    `jax.jit(tx.init)` with automatic axes, choose a block that divides the shards. If
+    blocks do not fit the shards, a step exchanges elements between devices; with
+    explicit axes it raises an error.
+
+    A state made with another block or min_size keeps its own.
 
     Args:
-      block: the number of elements that share an exponent, at least 1; 32 costs 1.03
-        bytes per element, or 1 + 1/n bytes if the last axis has only n elements.
+      block: the largest number of elements that share an exponent, at least 1; 32 costs
+        1.03 bytes per element, or 1 + 1/n bytes if the last axis has only n elements.
       min_size: arrays with fewer elements stay as they are, and so do scalars and
-        complex arrays.
+        complex arrays. In a shard_map the elements of all shards count.
       seed: the seed of the stochastic rounding.
 
     Raises:
-      ValueError: if block or min_size is out of range.
+      ValueError: if block or min_size is out of range; at the first trace, if a shard
+        of an explicit axis is not a whole number of the state's blocks.
     """
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
         raise ValueError(f"block must be a positive integer, got {block!r}.")
@@ -117,10 +128,25 @@ def encode_blocks(x: jax.Array, blocks: int, signed: bool, noise: Noise) -> Stor
     Returns:
       The codes, of the shape of x, with the exponents of their blocks.
     """
+    _expect_whole_blocks(x, blocks)
+    codes, exponents = _encode(x, noise(x.shape), blocks, signed)
+    return Stored(codes, EightBit(exponents))
+
+
+# Both are one call, without jit as well.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _encode(
+    x: jax.Array, bits: jax.Array, blocks: int, signed: bool
+) -> tuple[jax.Array, jax.Array]:
     x = x.astype(jnp.float32)
     exponents = find_exponents(_block_max(jnp.abs(x), blocks))
-    codes = encode_values(x, _spread(exponents, x.shape), noise(x.shape), signed)
-    return Stored(codes, EightBit(exponents.astype(jnp.uint8)))
+    codes = encode_values(x, _spread(exponents, x.shape), bits, signed)
+    return codes, exponents.astype(jnp.uint8)
+
+
+@jax.jit
+def _decode(codes: jax.Array, exponents: jax.Array) -> jax.Array:
+    return decode_values(codes, _spread(exponents.astype(jnp.int32), codes.shape))
 
 
 def find_exponents(peaks: jax.Array) -> jax.Array:
@@ -182,6 +208,39 @@ def decode_values(codes: jax.Array, exponents: jax.Array) -> jax.Array:
     value = jnp.sign(codes).astype(jnp.float32) * mantissa.astype(jnp.float32) * scale
     # A block that held an infinity or NaN decodes to NaN.
     return jnp.where(exponents == 255, jnp.nan, value)
+
+
+def _fit_block(x: jax.Array, block: int) -> int:
+    """Return the largest block, up to `block`, of which each shard is a whole number."""
+    if isinstance(x, Tracer):
+        length = numerics.shard_length(x)
+    else:
+        length = x.sharding.shard_shape(x.shape)[-1]
+    if length == x.shape[-1] or length % block == 0:
+        return block
+    return max(n for n in range(1, min(block, length) + 1) if length % n == 0)
+
+
+def _expect_whole_blocks(x: jax.Array, blocks: int) -> None:
+    """Refuse explicit shards that are not whole numbers of blocks.
+
+    Args:
+      x: the moment or its codes.
+      blocks: the number of blocks in its last axis.
+
+    Raises:
+      ValueError: if they are not.
+    """
+    length = numerics.shard_length(x)
+    shards = x.shape[-1] // max(length, 1)
+    if shards > 1 and (blocks % shards or x.shape[-1] % blocks):
+        block = -(-x.shape[-1] // blocks)
+        fits = math.gcd(length, block)
+        raise ValueError(
+            f"8-bit moments of shape {x.shape} were stored in blocks of {block}, but the "
+            f"last axis is sharded in pieces of {length}: start from tx.init of params "
+            f"that are sharded so, or use eight_bit(block={fits})."
+        )
 
 
 def _block_max(x: jax.Array, blocks: int) -> jax.Array:

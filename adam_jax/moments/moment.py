@@ -80,9 +80,14 @@ class Moment:
 
         Args:
           params: a pytree of arrays (or of `jax.ShapeDtypeStruct`); the moment is
-            sharded like it.
+            sharded like it, and in the same memory.
         """
-        return store(self.format, jax.tree.map(self._start, params), self.order == 1)
+        started = jax.tree.map(self._start, params)
+        stored = store(self.format, started, self.order == 1)
+        leaves, structure = jax.tree.flatten(params)
+        own = zip(as_leaves(stored, structure), leaves, strict=True)
+        placed = [numerics.beside(one, param) for one, param in own]
+        return _as_tree(placed, structure, self.format.reader)
 
     def read(self, stored: Stored, like: Any) -> Any:
         """Return the moment that `stored` holds, a pytree like the parameters.

@@ -185,7 +185,7 @@ def compensate_params(
         def start(param):
             if not is_half(param):
                 return optax.MaskedNode()
-            return numerics.full_like(param, 0, jnp.int16)
+            return numerics.beside(numerics.full_like(param, 0, jnp.int16), param)
 
         return CompensateParamsState(
             inner.init(jax.tree.map(_widen, params)), jax.tree.map(start, params)

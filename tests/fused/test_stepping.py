@@ -269,7 +269,9 @@ CHAINS = {
     ),
     "every second": lambda: optax.MultiSteps(adam_jax.adamw(1e-2), 2),
     "every second, guarded": lambda: optax.MultiSteps(
-        adam_jax.skip_nonfinite(adam_jax.adamw(1e-2)), 2
+        adam_jax.skip_nonfinite(adam_jax.adamw(1e-2)),
+        2,
+        should_skip_update_fn=optax.skip_not_finite,
     ).gradient_transformation(),
     "wrapped": lambda: optax.with_extra_args_support(adam_jax.adam(1e-2)),
 }

@@ -143,7 +143,7 @@ def test_where_an_optimizer_may_stand(guard):
     updates, _ = masked.update(params, masked.init(params), params)
     np.testing.assert_allclose(updates["a"], plain["a"], rtol=1e-6)
 
-    steps = optax.MultiSteps(tx, 2)
+    steps = optax.MultiSteps(tx, 2, should_skip_update_fn=optax.skip_not_finite)
     state = steps.init(params)
     for _ in range(2):
         updates, state = jax.jit(steps.update)(params, state, params)
@@ -151,6 +151,42 @@ def test_where_an_optimizer_may_stand(guard):
 
     updates, _ = tx.update(params, tx.init(params), params, loss=1.0)
     np.testing.assert_allclose(updates["a"], plain["a"], rtol=1e-6)
+
+
+@GUARDS
+def test_around_multi_steps_it_leaves_out_single_gradients(guard):
+    """The sums are of the good gradients alone, in the composed and the fused step."""
+
+    def run(tx, grads, step):
+        params = jnp.ones(3)
+        state, step = tx.init(params), jax.jit(step(tx))
+        for grad in grads:
+            params, state = step(params, jnp.full(3, grad), state)
+        return params
+
+    def compose(tx):
+        def step(params, grads, state):
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        return step
+
+    grads = [1.0, jnp.inf, 2.0, 3.0, -1.0, jnp.nan]
+    steps = optax.MultiSteps(adam_jax.adam(0.1), 2)
+    expected = run(steps, [1.0, 2.0, 3.0, -1.0], compose)
+    for step in (compose, adam_jax.fused.step):
+        np.testing.assert_array_equal(run(guard(steps), grads, step), expected)
+
+
+@GUARDS
+@pytest.mark.parametrize("between", [lambda tx: tx, adam_jax.record])
+def test_inside_multi_steps_it_comes_too_late(guard, between):
+    tx = between(guard(adam_jax.adam(1e-2)))
+    message = f"{guard.__name__}.* inside optax.MultiSteps comes too late"
+    steps = optax.MultiSteps(tx, 2).gradient_transformation()
+    for init in (steps.init, jax.jit(steps.init)):
+        with pytest.raises(ValueError, match=message):
+            init(jnp.ones(3))
 
 
 @GUARDS
