@@ -145,6 +145,51 @@ def test_integer_and_boolean_leaves(name, dtype):
         jax.jit(tx.update)(params, tx.init(floats), floats)
 
 
+NARROW = [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float4_e2m1fn]
+WRAPPERS = {
+    "none": lambda tx: tx,
+    "packed": adam_jax.packed,
+    "record": adam_jax.record,
+    "skip_nonfinite": adam_jax.skip_nonfinite,
+    "round_to_params": adam_jax.round_to_params,
+    "compensate_params": adam_jax.compensate_params,
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, *NARROW])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_parameters_are_checked_at_every_update(wrapper, dtype):
+    """They may have another dtype than at init."""
+    tx = WRAPPERS[wrapper](adam_jax.adamw(1e-3))
+    params = {"w": jnp.ones(2), "n": jnp.ones(2)}
+    state, wrong = tx.init(params), {"w": jnp.ones(2), "n": jnp.ones(2, dtype)}
+    with pytest.raises(TypeError, match=r"params\['n'\] has dtype"):
+        jax.jit(tx.update)(params, state, wrong)
+    with pytest.raises(TypeError, match=r"params\['n'\] has dtype"):
+        adam_jax.fused.step(tx)(wrong, params, state)
+    with pytest.raises(TypeError, match=r"grads\['n'\] has dtype"):
+        jax.jit(tx.update)(wrong, state, params)
+    with pytest.raises(TypeError, match=r"params\['n'\] has dtype"):
+        tx.init(wrong)
+
+
+@pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
+def test_every_optimizer_checks_its_parameters(name):
+    tx = adam_jax.OPTIMIZERS[name](0.1)
+    state = tx.init({"w": 3.0})
+    with pytest.raises(TypeError, match=r"params\['w'\] has dtype int32"):
+        tx.update({"w": 1.0}, state, {"w": jnp.int32(3)})
+
+
+def test_narrow_floats_are_refused_with_a_cure():
+    cure = r"float8_e5m2, too narrow for an optimizer: keep .* bfloat16 or float32"
+    with pytest.raises(TypeError, match=cure):
+        scale_by_moments().init(jnp.ones(2, jnp.float8_e5m2))
+    tx = optax.chain(scale_by_moments(), precondition(), adam_jax.cast_to_params())
+    with pytest.raises(TypeError, match=cure):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2, jnp.float8_e5m2))
+
+
 @pytest.mark.parametrize("give_params", [False, True])
 @pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
 def test_mismatched_trees(name, give_params):
@@ -180,6 +225,34 @@ def test_storage(value):
         adam_jax.adam(1e-3, mu_dtype=value)
     with pytest.raises(ValueError, match=r"^accumulator_dtype must be a dtype"):
         adam_jax.sgd(1e-3, 0.9, accumulator_dtype=value)
+
+
+@pytest.mark.parametrize("dtype", ["float64", jnp.float64, np.dtype("float64")])
+def test_64_bits_need_x64(dtype):
+    message = "mu_dtype .* cannot be stored as float64 unless .*jax_enable_x64"
+    with pytest.raises(ValueError, match=message):
+        adam_jax.adam(1e-3, mu_dtype=dtype)
+    with pytest.raises(ValueError, match="stored as complex128 unless"):
+        adam_jax.sgd(1e-3, 0.9, accumulator_dtype="complex128")
+    with pytest.raises(ValueError, match=message):
+        state = adam_jax.adam(1e-3).init(jnp.ones(2))
+        adam_jax.convert_state(state, mu_dtype=dtype)
+    with jax.enable_x64(True):
+        state = adam_jax.adam(1e-3, mu_dtype=dtype).init(jnp.ones(2))
+        assert state[0].mu.dtype == "float64"
+    # The class is whatever JAX makes of Python's floats.
+    assert adam_jax.adam(1e-3, mu_dtype=float).init(jnp.ones(2))[0].mu.dtype == "float32"
+
+
+@pytest.mark.parametrize("make", [adam_jax.adamw, adam_jax.lion])
+def test_a_dtype_that_inject_hyperparams_calls(make):
+    """A class can be called, so Optax takes it for a schedule."""
+    tx = optax.inject_hyperparams(make)(1e-3, mu_dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match="got an array.*write .*mu_dtype='bfloat16'"):
+        tx.init(jnp.ones(2))
+    tx = optax.inject_hyperparams(make)(1e-3, mu_dtype="bfloat16")
+    state = tx.init(jnp.ones(2))
+    assert optax.tree.get(state, "mu").dtype == "bfloat16"
 
 
 def test_a_second_moment_is_real():

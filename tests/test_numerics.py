@@ -31,6 +31,23 @@ def test_constant_weight_is_accurate_in_float32(decay):
     assert error < 4e-7
 
 
+def test_a_weight_before_the_first_step():
+    for decay in DECAYS:
+        assert numerics.constant_weight(decay, 0, "float32") == 0
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999, 0.999999])
+def test_no_length_is_computed_through_an_infinity(decay):
+    """Not at decay 0, nor at steps whose exponential overflows."""
+    for as_given in (float, jnp.float32):
+        with jax.debug_infs(True), jax.debug_nans(True):
+            for count in (1, 5, 1000, 10**8):
+                above = numerics.sma_length_above(as_given(decay), count, 4, "float32")
+                assert above >= -3 - 1e-5
+    late = numerics.sma_length_above(decay, 10**9, 4, "float32")
+    np.testing.assert_allclose(late, 2 / (1 - decay) - 5, rtol=1e-6)
+
+
 @pytest.mark.parametrize("decay", DECAYS)
 def test_running_weight_is_accurate_in_float32(decay):
     decay = np.float32(decay)
@@ -91,6 +108,18 @@ def test_a_traced_constant_depends_on_nothing_but_the_shape(dtype):
     if dtype == "float32":
         slope = jax.grad(lambda x: numerics.full_like(x, 0.25, dtype).sum())(x)
         np.testing.assert_array_equal(slope, 0)
+
+
+def test_random_bits_of_more_than_2_32_elements():
+    """Stacked layers, of which only a few elements are computed."""
+    corner = jax.jit(
+        lambda: numerics.random_bits((3, 2**16, 2**16), (1, 2))[:, :: 2**15, 5:9]
+    )
+    bits = np.asarray(corner())
+    assert len(np.unique(bits)) == bits.size
+    flat = jax.jit(lambda: numerics.random_bits((2**16, 2**16), (1, 2))[:2, :3])
+    small = jax.jit(lambda: numerics.random_bits((2, 2**16), (1, 2))[:, :3])
+    np.testing.assert_array_equal(flat(), small())  # up to there, as it always was
 
 
 def test_random_bits_are_made_where_they_are_used():

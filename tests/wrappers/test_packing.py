@@ -167,6 +167,40 @@ def test_masks_and_labels_inside_are_refused():
             packed(tx).init(params)
 
 
+ALIKE = {
+    "clip": optax.chain(optax.clip(1.0), adam_jax.adam(0.1)),
+    "norm of all": optax.chain(optax.clip_by_global_norm(1.0), adam_jax.adam(0.1)),
+    "narrow": adam_jax.adamw(0.1, mu_dtype="bfloat16", nu_dtype="bfloat16"),
+    "rprop": optax.rprop(0.1),
+    "wants more": optax.polyak_sgd(),  # cannot be tried without the value of the loss
+}
+UNLIKE = {
+    "lamb": optax.lamb(1e-3),
+    "lamb, warm": optax.lamb(optax.linear_schedule(0.0, 1e-3, 1000)),
+    "block_rms": optax.clip_by_block_rms(1.0),
+    "block_rms, adam": optax.chain(optax.clip_by_block_rms(1.0), adam_jax.adam(0.1)),
+    "adaptive clip": optax.adaptive_grad_clip(0.01),
+    "adafactor": optax.adafactor(1e-3),
+    "sm3": optax.sm3(0.1),
+    "novograd": optax.novograd(0.1),
+    "centralize": optax.centralize(),
+}
+
+
+def test_what_does_not_treat_all_elements_alike_is_refused():
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(4), "large": jnp.ones((99, 99))}
+    message = "does not treat all elements alike: .*optax.chain.*packed"
+    for name, tx in UNLIKE.items():
+        with pytest.raises(ValueError, match=message):
+            packed(tx).init(params)
+            pytest.fail(name)
+    with pytest.raises(ValueError, match=message):  # also while init is traced
+        jax.jit(packed(optax.lamb(1e-3)).init)(params)
+    packed(optax.lamb(1e-3), max_size=0).init(params)  # nothing shares a buffer
+    for tx in ALIKE.values():
+        jax.jit(packed(tx).init)(params)
+
+
 def test_other_errors():
     params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
     with pytest.raises(ValueError, match="with a mask it takes a function"):

@@ -803,3 +803,40 @@ def test_packed_moments_have_the_figures_of_unpacked_ones():
     _, state = record(masked).update(grads, record(masked).init(params), params)
     ratios = state.figures["signal_to_noise"].leaves
     np.testing.assert_allclose(ratios, [1, 0, 1], rtol=1e-6)
+
+
+def test_moments_sharded_over_more_axes_than_parameters():
+    """As in ZeRO, on explicit axes. Nothing but sums is exchanged."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    with jax.set_mesh(mesh):
+        plain = {"w": jnp.linspace(-1, 1, 128).reshape(16, 8)}
+        tx = record(adam_jax.adam(1e-2), FIGURES, learning_rate=1e-2)
+        params = jax.device_put(plain, NamedSharding(mesh, P(None, "model")))
+        finer = NamedSharding(mesh, P("data", "model"))
+        grads = jax.device_put(plain, finer)
+        state = tx.init(grads)
+        _, after = jax.jit(tx.update)(grads, state, params)
+    _, expected = jax.jit(tx.update)(plain, tx.init(plain), plain)
+    assert recorded(after).inner_state[0].nu["w"].sharding.is_equivalent_to(finer, 2)
+    for name, measured in recorded(expected).figures.items():
+        actual = recorded(after).figures[name]
+        np.testing.assert_allclose(actual.total, measured.total, rtol=1e-5)
+
+
+def test_figures_are_compiled_once_without_jit():
+    tx = record(adam_jax.adam(1e-3), ["gradient_norm", "effective_step"], learning_rate=1)
+    state = tx.init(PARAMS)
+    for _ in range(2):
+        _, state = tx.update(GRADS, state, PARAMS)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        logged = []
+        patch.setattr("jax._src.interpreters.pxla.logger.log", lambda *a: logged.append(a))
+        tx.update(GRADS, state, PARAMS)
+    assert not [message for message in logged if "Compiling" in str(message)]
+
+
+def test_ranks_are_never_promoted():
+    with jax.numpy_rank_promotion("raise"):
+        tx = record(adam_jax.adamw(1e-3), FIGURES, learning_rate=1e-3)
+        _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert recorded(state).figures["effective_step_quantiles"].total[2] > 0
