@@ -9,8 +9,9 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
 import jax
 import toml
@@ -77,16 +78,57 @@ class _ConfigFile(ActionConfigFile):
             table = tomllib.loads(Path(values).read_text("utf-8"))
             if "config" in table:
                 raise ValueError("'config' is no option of a file")
+            before = {key: cfg.get(key) for key in table}
             super().__call__(parser, cfg, values, option_string)
+            for key, old in before.items():
+                if isinstance(old, dict):
+                    cfg[key] = _merge(old, cfg[key])
         except OSError as error:
             raise argparse.ArgumentError(None, f"{values}: {error.strerror}") from error
         except (ValueError, argparse.ArgumentError) as error:
             raise argparse.ArgumentError(None, f"{values}: {error}") from error
 
 
-def new_parser(description: str, epilog: str, **options: Any) -> ArgumentParser:
+class _ConfigParser(ArgumentParser):
+    """Read files first, and keep all that is given of a table whose keys are free.
+
+    Its parent class lets a file override the options that stand before it. Of
+    `--settings.adam.b1 0.5 --settings.adam.b2 0.3` it keeps only the last, and nothing
+    of such a table in a file. So each is read alone here, and put together.
+    """
+
+    free_tables: tuple[str, ...] = ()
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Namespace:
+        words, files, parts, others = list(args), [], [], []
+        while words:
+            name, equals, _ = words[0].partition("=")
+            table = name.split(".")[0].removeprefix("--")
+            found = {"config": files, **dict.fromkeys(self.free_tables, parts)}
+            is_known = name.startswith("--") and table in found
+            length = 2 if is_known and not equals else 1
+            (found[table] if is_known else others).append(words[:length])
+            del words[:length]
+        given = super().parse_args([*chain(*files, *others)], *rest, **options)
+        for part in parts:
+            alone = super().parse_args(part, *rest, **options)
+            for table in self.free_tables:
+                given[table] = _merge(given[table], alone[table])
+        return given
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Put two tables together; where both have a value, the new one holds."""
+    merged = old | new
+    for key in old.keys() & new.keys():
+        if isinstance(old[key], dict) and isinstance(new[key], dict):
+            merged[key] = _merge(old[key], new[key])
+    return merged
+
+
+def new_parser(description: str, epilog: str, **options: Any) -> _ConfigParser:
     """Start the parser of a command, or of them all."""
-    return ArgumentParser(
+    return _ConfigParser(
         description=description,
         epilog=epilog,
         formatter_class=_HelpFormatter,
@@ -152,6 +194,9 @@ def new_config_parser(
         help="TOML file with any of the options below; the command line overrides it.",
     )
     parser.add_class_arguments(config)
+    parser.free_tables = tuple(
+        key for key, hint in get_type_hints(config).items() if get_origin(hint) is dict
+    )
     return parser
 
 

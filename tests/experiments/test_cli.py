@@ -13,6 +13,7 @@ import pytest
 
 from adam_jax import OPTIMIZERS
 from adam_jax.experiments import cli, progress, training
+from adam_jax.experiments.arguments import parse
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.commands import COMMANDS
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -342,3 +343,15 @@ def test_config_files_may_be_relative(train, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train("--config=mine.toml") == 0
     assert (tmp_path / "runs" / "mine").is_dir()
+
+
+@pytest.mark.parametrize("file_first", [True, False])
+def test_the_command_line_overrides_a_file(file_first, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("epochs = 7\nseed = 7\n[optimizer]\nb1 = 0.7\nb2 = 0.7")
+    options = ["--epochs", "3", "--optimizer.b1=0.3", "--optimizer.eps=0.1"]
+    options[0 if file_first else 4 : 0] = ["--config", str(file)]
+    read = parse(COMMANDS["train"].build_parser(), options)
+    assert (read.epochs, read.seed) == (3, 7)
+    optimizer = read.optimizer
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.3, 0.7, 0.1)

@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from PIL import Image
 
+from adam_jax.experiments.arguments import parse
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.config import OptimizerConfig
 from adam_jax.experiments.trace import command
@@ -363,6 +364,39 @@ def test_a_run_can_be_repeated(trace, runs_dir):
     path = json.loads((again / "trace.json").read_text())["paths"]["adam"]
     assert path["points"][0] == [0, 1]
     assert path["settings"]["b1"] == 0.5
+
+
+SETTINGS = {
+    "two of one table": (["adam.b1=0.5", "adam.b2=0.3"], {"b1": 0.5, "b2": 0.3}),
+    "two words each": (["adam.b1", "0.5", "adam.b2", "0.3"], {"b1": 0.5, "b2": 0.3}),
+    "across another table": (
+        ["adam.b1=0.5", "sgd.momentum=0.1", "adam.b2=0.3"],
+        {"b1": 0.5, "b2": 0.3},
+    ),
+    "one twice": (["adam.b1=0.5", "adam.b1=0.6"], {"b1": 0.6}),
+    "a table": (['adam={"b1": 0.5}', "adam.b2=0.3"], {"b1": 0.5, "b2": 0.3}),
+    "over a file": (["FILE", "adam.b1=0.5"], {"b1": 0.5, "eps": 0.001}),
+    "before a file": (["adam.b1=0.5", "FILE"], {"b1": 0.5, "eps": 0.001}),
+    "a table over a file": (
+        ["FILE", 'adam={"b2": 0.3}'],
+        {"b1": 0.1, "eps": 0.001, "b2": 0.3},
+    ),
+    "two files": (["FILE", "FILE2"], {"b1": 0.2, "eps": 0.001, "b2": 0.4}),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), SETTINGS.values(), ids=SETTINGS)
+def test_all_settings_that_are_given_are_kept(given, expected, tmp_path):
+    files = {"FILE": tmp_path / "one.toml", "FILE2": tmp_path / "two.toml"}
+    files["FILE"].write_text("[settings.adam]\nb1 = 0.1\neps = 0.001")
+    files["FILE2"].write_text("[settings.adam]\nb1 = 0.2\nb2 = 0.4")
+    given = [f"--config={files[x]}" if x in files else x for x in given]
+    options = [f"--settings.{x}" if x[0].islower() else x for x in given]
+    parser = command.COMMAND.build_parser()
+    settings = parse(parser, ["--settings.lion.b1=0.7", *options]).settings
+    assert settings["adam"] == expected
+    assert settings["lion"] == {"b1": 0.7}
+    assert ("sgd" in settings) == ("sgd.momentum=0.1" in given)
 
 
 def test_a_path_that_diverges_is_said_and_drawn(trace, runs_dir, capfd):
