@@ -5,6 +5,7 @@ its state. `named_figures` turns them into plain floats for a logger.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -197,7 +198,7 @@ def named_figures(state: Any, params: Any) -> dict[str, float]:
 
     Call it on the host: it waits for the step to finish. The key of a figure of the
     whole tree is its name alone. The keys of quantiles are "name/q50" and
-    "name/q50/path".
+    "name/q50/path". Boxes of Flax are left out: `kernel.value` is "kernel".
 
     Args:
       state: a state that contains one `RecordState`, at any depth.
@@ -275,7 +276,6 @@ def _recorded(state: Any) -> RecordState:
 
 
 def _paths(params: Any, recorded: RecordState) -> list[str]:
-    name = jax.tree_util.keystr
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for measured in recorded.figures.values():
         if len(measured.leaves) != len(leaves):
@@ -284,7 +284,23 @@ def _paths(params: Any, recorded: RecordState) -> list[str]:
                 f"{len(leaves)}: pass the tree that it saw. Inside a mask, replace the "
                 "masked leaves by optax.MaskedNode()."
             )
-    return [name(path, simple=True, separator="/") for path, _ in leaves]
+    kept = _drop_boxes([path for path, _ in leaves])
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in kept]
+
+
+def _drop_boxes(paths: Sequence[Any]) -> list[Any]:
+    """Drop the last key of a path if it is an attribute `value` with none beside it.
+
+    Flax keeps each parameter in such a box, an nnx.Param or linen's Partitioned. The
+    key "value" of a dict is no attribute, and the field `value` of an attention layer
+    has others beside it.
+    """
+    value = jax.tree_util.GetAttrKey("value")
+    leaves = Counter(path[:n] for path in paths for n in range(len(path)))
+    return [
+        path[:-1] if path[-1:] == (value,) and leaves[path[:-1]] == 1 else path
+        for path in paths
+    ]
 
 
 def _choose(figures: Any) -> Mapping[str, Figure]:

@@ -2,14 +2,16 @@
 
 import functools
 import re
+from typing import Any, NamedTuple
 
 import figure_oracle
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import serialization
+from flax import nnx, serialization
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -624,6 +626,49 @@ def test_names_of_figures_for_a_logger():
     assert flat["effective_step_quantiles/q05"] == pytest.approx(2**-0.45, rel=1e-4)
     with pytest.raises(ValueError, match=r"expected one RecordState in .*, found 0"):
         named_figures(ADAM.init(params), params)
+
+
+class Attention(NamedTuple):
+    """Have a parameter that is called `value` itself."""
+
+    query: Any
+    value: Any
+
+
+def named_leaves(params):
+    """Give the paths by which figures name the leaves."""
+    tx = record(ADAM, ["update_norm", "nonfinite"])
+    _, state = tx.update(params, tx.init(params), params)
+    assert first_nonfinite(state, jax.tree.map(jnp.zeros_like, params)) is None
+    names = named_figures(state, params)
+    return [x.removeprefix("update_norm/") for x in names if "update_norm/" in x]
+
+
+def test_boxes_of_flax_are_no_part_of_a_name():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    for tree in (nnx.state(model, nnx.Param), {"value": nnx.state(model)}):
+        before = "value/" if "value" in tree else ""
+        assert named_leaves(tree) == [f"{before}bias", f"{before}kernel"]
+    split = nn.with_partitioning(nn.initializers.ones, (None, "x"))
+    linen = nn.Dense(3, kernel_init=split)
+    variables = linen.init(jax.random.key(0), jnp.ones((1, 2)))
+    assert named_leaves(variables) == ["params/bias", "params/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("params", "names"),
+    [
+        ({"value": jnp.ones(2)}, ["value"]),
+        ({"a": {"value": jnp.ones(2)}}, ["a/value"]),
+        (Attention(jnp.ones(2), jnp.ones(2)), ["query", "value"]),
+        (Attention({"w": jnp.ones(2)}, jnp.ones(2)), ["query/w", "value"]),
+        (nnx.Param(jnp.ones(2)), [""]),
+        (jnp.ones(2), [""]),
+        (({"value": nnx.Param(jnp.ones(2))},), ["0/value"]),
+    ],
+)
+def test_a_parameter_called_value_keeps_its_name(params, names):
+    assert named_leaves(params) == names
 
 
 def test_the_first_leaf_that_is_not_finite():
