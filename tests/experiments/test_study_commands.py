@@ -1,5 +1,6 @@
 """`adam-jax compare` and `adam-jax sweep`: what they leave, and what they say."""
 
+import dataclasses
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from adam_jax.experiments.study.maps import draw_sweep
 from adam_jax.experiments.study.members import Member, from_json
 from adam_jax.experiments.study.outcomes import find_border, group_members
 from adam_jax.experiments.study.report import StudyReport
-from adam_jax.experiments.study.sweep import find_best
+from adam_jax.experiments.study.sweep import find_best, tabulate
 
 TINY = """\
 batch_size = 718
@@ -394,6 +395,58 @@ def test_a_heat_map_shows_the_best_and_the_lost():
     (frame,) = panel.patches
     assert frame.get_xy() == (-0.5, 0.5)  # of the row of 1e-2
     assert [text.get_position() for text in panel.texts] == [(0, 3), (1, 3)]
+
+
+DECAYS = [0.9, 0.99, 0.999, 0.9999]
+
+
+def make_decays():
+    """Make a sweep over decays, of which the largest is the best, and its members."""
+    grid = GridConfig(learning_rate=[1e-3, 1e-2], b2=DECAYS)
+    settings = [{"learning_rate": x, "b2": y} for x in (1e-3, 1e-2) for y in DECAYS]
+    members = [
+        member._replace(test_loss=[3.0, 2 - member.setting["b2"]])
+        for member in make_members(settings)
+    ]
+    return SweepConfig(grid=grid, seeds=2, optimizers=OPTIMIZERS), members
+
+
+def test_a_heat_map_tells_decays_apart():
+    panel = draw_sweep(*make_decays()).axes[0]
+    labels = [text.get_text() for text in panel.get_xticklabels()]
+    assert labels == ["0.9", "0.99", "0.999", "0.9999"]
+
+
+def test_the_table_and_the_note_name_the_decay():
+    config, members = make_decays()
+    cells = dict.fromkeys(tabulate(config, members).columns[2].cells)
+    assert list(cells) == ["0.9999"]
+    assert find_border({"b2": 0.9999999}, {"b2": [0.9, 0.9999999]}) == [
+        "b2 0.9999999 is the largest that was tried"
+    ]
+
+
+def test_the_curves_of_a_sweep_name_the_decay():
+    config, members = make_decays()
+    figure = draw_sweep(dataclasses.replace(config, lines=True), members)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles == ["b2 = 0.9", "b2 = 0.99", "b2 = 0.999", "b2 = 0.9999"]
+    over = dataclasses.replace(config, grid=GridConfig(b2=DECAYS))
+    figure = draw_sweep(over, members)
+    assert figure.axes[0].lines[0].get_label() == "adam (best at 0.9999)"
+
+
+def test_curves_that_coincide_can_be_told_apart():
+    names = ("adam", "adamw", "sgd", "lion", "nadam", "radam", "amsgrad", "adamax")
+    members = make_members([{"learning_rate": 1e-2}], names)
+    optimizers = tuple(SweptCandidate(name=name) for name in names)
+    config = CompareConfig(seeds=2, epochs=2, optimizers=optimizers)
+    for panel in draw_curves(config, members).axes:
+        looks = {(x.get_color(), x.get_linestyle()) for x in panel.lines}
+        marks = {x.get_marker() for x in panel.lines}
+        widths = [x.get_linewidth() for x in panel.lines]
+        assert len(looks) == len(marks) == len(names)
+        assert widths == sorted(set(widths), reverse=True)
 
 
 def test_lines_have_a_panel_for_each_setting_and_epoch():

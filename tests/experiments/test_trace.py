@@ -18,6 +18,7 @@ from PIL import Image
 from adam_jax.experiments.arguments import parse
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.config import OptimizerConfig
+from adam_jax.experiments.drawing import COLORS
 from adam_jax.experiments.trace import command
 from adam_jax.experiments.trace import config as trace_config
 from adam_jax.experiments.trace.animation import choose_steps
@@ -28,7 +29,7 @@ from adam_jax.experiments.trace.paths import (
     measure,
     place_surface,
 )
-from adam_jax.experiments.trace.picture import COLORS, draw_traces
+from adam_jax.experiments.trace.picture import draw_traces
 from adam_jax.experiments.trace.report import TraceReport
 from adam_jax.experiments.trace.surfaces import SURFACES
 
@@ -436,6 +437,15 @@ def test_the_picture_shows_the_paths(tmp_path):
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["sgd (0.001)", "adam (0.05)", "start", "minimum"]
     figure.savefig(tmp_path / "trace.png")
+
+
+def test_rates_are_told_apart():
+    rates = {"sgd": 0.99999999, "adam": 1.0}
+    settings = {name: {"learning_rate": rate} for name, rate in rates.items()}
+    traces = walk(optimizers=("sgd", "adam"), steps=3, settings=settings)
+    (legend,) = draw_traces("", SURFACES["rosenbrock"], traces).legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[:2] == ["sgd (0.99999999)", "adam (1)"]
 
 
 def test_the_picture_of_the_counterexample_shows_x_and_regret(counterexample):

@@ -6,6 +6,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adam_jax.experiments.drawing import label_log
+
 LIMIT = "bare_loop"
 COLORS = {
     "optax": "0.45",
@@ -80,7 +82,7 @@ def _draw_times(panel: Axes, rows: Sequence[dict[str, Any]]) -> None:
             if is_limit:
                 sizes, times = zip(*points, strict=True)
                 panel.fill_between(sizes, times, alpha=0.08, color=color)
-    panel.yaxis.set_major_formatter("{x:g}")
+    label_log(panel.yaxis)
     panel.grid(alpha=0.3, which="both")
     # Below the panel: lines cross all of it.
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08)}

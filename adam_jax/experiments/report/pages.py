@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import starmap
 from typing import Any
 
 from adam_jax.experiments.machine import describe_machine
@@ -13,9 +12,9 @@ from adam_jax.experiments.report.study import (
     CURVES,
     Member,
     Trial,
+    describe_setting,
     gather,
     label,
-    name_value,
 )
 from adam_jax.experiments.report.study_charts import (
     SHOWN,
@@ -156,7 +155,7 @@ def _tabulate_trials(trials: Sequence[Trial]) -> Element:
         curves, heads = CURVES, [*heads, "accuracy"]
     rows = []
     for trial in trials[:SHOWN]:
-        setting = ", ".join(starmap(name_value, trial.setting.items()))
+        setting = describe_setting(trial, trials, trial.setting)
         results = [
             _spread(trial, curve, _share if curve == CURVES[2] else _number)
             for curve in curves

@@ -1,11 +1,12 @@
 """The members of a study: one line of JSON for each, gathered over their seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from adam_jax.experiments.drawing import name_values
 from adam_jax.experiments.study.members import CURVES, Member
 from adam_jax.experiments.study.outcomes import group_members
 
@@ -62,16 +63,20 @@ def varied(trials: Sequence[Trial], optimizer: str) -> list[str]:
 def label(trial: Trial, trials: Sequence[Trial]) -> str:
     """Name a trial by what tells it from the others: optimizer, hyperparameters."""
     keys = varied(trials, trial.optimizer)
-    parts = [name_value(key, trial.setting.get(key)) for key in keys]
-    alone = parts and all(other.optimizer == trial.optimizer for other in trials)
-    return ", ".join(parts if alone else [trial.optimizer, *parts])
+    settings = describe_setting(trial, trials, keys)
+    alone = settings and all(other.optimizer == trial.optimizer for other in trials)
+    return settings if alone else ", ".join(filter(None, [trial.optimizer, settings]))
 
 
-def name_value(key: str, value: Any) -> str:
-    """Write a hyperparameter with its name."""
-    return f"{key}={to_word(value)}"
+def describe_setting(trial: Trial, trials: Sequence[Trial], keys: Iterable[str]) -> str:
+    """Write hyperparameters of a trial, so that they differ from those of others."""
+    value = trial.setting.get
+    words = {key: to_words(other.setting.get(key) for other in trials) for key in keys}
+    return ", ".join(f"{key}={words[key][value(key)]}" for key in keys)
 
 
-def to_word(value: Any) -> str:
-    """Write a hyperparameter: of a float four digits, or fewer if they do."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def to_words(values: Iterable[Any]) -> dict[Any, str]:
+    """Write the values of a hyperparameter: as many digits as tell them apart."""
+    kept = list(values)
+    floats = name_values(value for value in kept if isinstance(value, float))
+    return {value: floats.get(value, str(value)) for value in kept}

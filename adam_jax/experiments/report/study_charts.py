@@ -16,7 +16,7 @@ from adam_jax.experiments.report.charts import (
     style,
     to_plotly,
 )
-from adam_jax.experiments.report.study import Trial, label, to_word, varied
+from adam_jax.experiments.report.study import Trial, label, to_words, varied
 
 SHOWN = 12  # lines that can be told apart in one chart
 DECADES = 2  # that the colours of a heat map span, from the best loss on
@@ -131,8 +131,8 @@ def _draw_heat_map(trials: Sequence[Trial], keys: Sequence[str], curve: str) -> 
     log = all(loss > 0 for loss in finite.values())
     figure = go.Figure()
     figure.add_heatmap(
-        x=[to_word(x) for x in across],
-        y=[to_word(y) for y in up],
+        x=[*to_words(across).values()],
+        y=[*to_words(up).values()],
         z=[[math.log10(z) if log and z > 0 else z for z in row] for row in cells],
         text=[
             [f"{losses[x, y]:.4g}" if (x, y) in losses else "" for x in across]
@@ -176,8 +176,9 @@ def _choose_axis(places: Sequence[Any]) -> tuple[dict[str, Any], Callable[[Any],
     if places[0] > 0 and places[-1] >= 10 * places[0]:
         return {"type": "log", "exponentformat": "power"}, float
     if len(places) <= SHOWN:  # 0, or 0.9 beside 0.999: evenly spaced they can be told
-        names = [to_word(place) for place in places]
-        return {"type": "category", "categoryarray": names}, to_word
+        names = to_words(places)
+        axis = {"type": "category", "categoryarray": [*names.values()]}
+        return axis, names.__getitem__
     return {"type": "linear"}, float
 
 

@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib import color_sequences
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from adam_jax.experiments.drawing import choose_looks, label_log
 from adam_jax.experiments.study.config import CompareConfig
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import Outcome, group_members, has_accuracy
 
-COLOURS = color_sequences["petroff10"]  # told apart by the colour-blind, too
-STYLES = ("-", "--", ":")
 MARKERS = "os^DvP*X"
 MARKED = 8  # markers along a curve
 RESOLUTION = 1e-8  # of a loss in float32: what is below is rounding
@@ -39,9 +37,11 @@ def draw_curves(
     seeds = len(config.seed_list)
     over = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     figure.suptitle(f"{config.heading}, {over}", weight="bold")
-    for number, outcome in enumerate(outcomes):
+    looks = choose_looks(len(outcomes))
+    for number, (outcome, look) in enumerate(zip(outcomes, looks, strict=True)):
+        look["marker"] = MARKERS[number % len(MARKERS)]
         for name, panel in panels.items():
-            _draw_band(panel, outcome, name, number, number / len(outcomes))
+            _draw_band(panel, outcome, name, look, number / len(outcomes))
     for name, title in LOSSES.items():
         panels[name].set(title=title, ylabel="loss")
         _scale_loss(panels[name], outcomes, name)
@@ -63,27 +63,23 @@ def draw_curves(
 
 
 def _draw_band(
-    panel: Axes, outcome: Outcome, name: str, number: int, shift: float
+    panel: Axes, outcome: Outcome, name: str, look: dict[str, Any], shift: float
 ) -> None:
     curves = np.array([getattr(member, name) for member in outcome.members])
     epochs = np.arange(1, curves.shape[1] + 1)
-    colour = COLOURS[number % len(COLOURS)]
-    style = STYLES[number // len(COLOURS) % len(STYLES)]
     every = max(1, round(len(epochs) / MARKED))
     diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
     panel.plot(
         epochs,
         curves.mean(axis=0),
-        style,
-        color=colour,
-        marker=MARKERS[number % len(MARKERS)],
+        **look,
         markersize=5,
         # Curves that coincide are told apart by where they are marked.
         markevery=(int(shift * every), every),
         label=outcome.optimizer + diverged,
     )
     low, high = curves.min(axis=0), curves.max(axis=0)
-    panel.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
+    panel.fill_between(epochs, low, high, color=look["color"], alpha=0.2, lw=0)
 
 
 def _scale_loss(panel: Axes, outcomes: Sequence[Outcome], name: str) -> None:
@@ -97,14 +93,4 @@ def _scale_loss(panel: Axes, outcomes: Sequence[Outcome], name: str) -> None:
     high = min(max(shown), 10 * float(np.median(starts or shown)))
     low = max(min(shown), high * RESOLUTION)
     panel.set_ylim(low / 1.1, max(high, 1.1 * low) * 1.1)
-    label_decades(panel.yaxis, low, high)
-
-
-def label_decades(axis: Axis, low: float, high: float) -> None:
-    """Label a log scale: its decades, and what is between if there are few."""
-    if high < 3 * low:
-        axis.set_major_locator(MaxNLocator(5))
-    elif high < 100 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:.4g}")
-    axis.set_minor_formatter(NullFormatter())
+    label_log(panel.yaxis)

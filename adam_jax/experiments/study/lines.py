@@ -3,14 +3,15 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from adam_jax.experiments.drawing import choose_looks, label_log, name_values
 from adam_jax.experiments.study.config import MEASURES, SweepConfig
-from adam_jax.experiments.study.curves import COLOURS, STYLES, label_decades
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import (
     Outcome,
@@ -28,6 +29,7 @@ def draw_lines(config: SweepConfig, members: Sequence[Member], title: str) -> Fi
     """
     key, *others = config.grid.axes
     values = [sorted(list_values(config.grid.axes[other])) for other in others]
+    names = dict(zip(others, map(name_values, values), strict=True))
     combinations = [
         dict(zip(others, chosen, strict=True)) for chosen in itertools.product(*values)
     ]
@@ -44,21 +46,23 @@ def draw_lines(config: SweepConfig, members: Sequence[Member], title: str) -> Fi
     )
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     figure.suptitle(title, weight="bold")
+    looks = choose_looks(len(config.optimizers))
     low, high = find_limits([x.score for outcomes in shown for x in outcomes])
     cells = itertools.product(zip(epochs, shown, strict=True), combinations)
     for panel, ((epoch, outcomes), fixed) in zip(panels.flat, cells, strict=True):
         here = [x for x in outcomes if fixed.items() <= x.setting.items()]
         for number, group in enumerate(split_by_optimizer(here).items()):
-            _draw_line(panel, key, *group, number, high, not fixed)
-        words = [f"{other} = {value:g}" for other, value in fixed.items()]
+            _draw_line(panel, key, *group, number, looks[number], high, not fixed)
+        words = [f"{other} = {names[other][value]}" for other, value in fixed.items()]
         words += [f"after {epoch} epochs"] if config.epochs_shown else []
         panel.set_title(", ".join(words), fontsize="medium")
         panel.grid(alpha=0.3)
     panel = panels.flat[0]
     if _spans_decades([x.setting[key] for outcomes in shown for x in outcomes]):
         panel.set_xscale("log")
+        label_log(panel.xaxis)
     panel.set(yscale="log", ylim=(low / 1.1, high * 1.3))
-    label_decades(panel.yaxis, low, high)
+    label_log(panel.yaxis)
     for row in panels:
         row[0].set_ylabel(MEASURES[config.measure])
     for panel in panels[-1]:
@@ -84,6 +88,7 @@ def _draw_line(
     name: str,
     group: list[Outcome],
     number: int,
+    look: dict[str, Any],
     high: float,
     alone: bool,
 ) -> None:
@@ -92,11 +97,12 @@ def _draw_line(
         best.setdefault(outcome.setting[key], outcome)
     values = sorted(best)
     spreads = np.array([best[value].final(group[0].measure) for value in values])
-    colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+    colour = look["color"]
     top = min(group, key=lambda outcome: outcome.score)
     marked = alone and not top.diverged
-    label = f"{name} (best at {top.setting[key]:.3g})" if marked else name
-    panel.plot(values, spreads[:, 0], style, marker=".", color=colour, label=label)
+    words = name_values(values, 3)[top.setting[key]]
+    label = f"{name} (best at {words})" if marked else name
+    panel.plot(values, spreads[:, 0], **look, marker=".", label=label)
     panel.fill_between(values, *spreads[:, 1:].T, color=colour, alpha=0.2, lw=0)
     if marked:
         star = {"color": colour, "marker": "*", "s": 220, "zorder": 3}

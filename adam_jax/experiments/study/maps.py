@@ -12,8 +12,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from adam_jax.experiments.drawing import label_log, name_values
 from adam_jax.experiments.study.config import MEASURES, Range, SweepConfig
-from adam_jax.experiments.study.curves import label_decades
 from adam_jax.experiments.study.lines import draw_lines
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import (
@@ -82,7 +82,7 @@ def _draw_pairs(config: SweepConfig, outcomes: list[Outcome], title: str) -> Fig
     random = "star: the best; x: diverged"
     key = "frame: the best; dot: the best of a row; grey with x: diverged"
     figure.supxlabel(key if config.draws is None else random, fontsize="medium")
-    label_decades(bar.ax.yaxis, low, high)
+    label_log(bar.ax.yaxis)
     return figure
 
 
@@ -115,7 +115,8 @@ def _draw_map(
     for axis, values in ((panel.xaxis, columns), (panel.yaxis, rows)):
         shown_every = math.ceil(len(values) / TICKS)
         places = range(0, len(values), shown_every)
-        axis.set_ticks(places, [f"{values[place]:.3g}" for place in places])
+        words = [*name_values(values, 3).values()]
+        axis.set_ticks(places, [words[place] for place in places])
     panel.tick_params("x", rotation=90 if len(columns) > 4 else 0)
 
 
@@ -144,4 +145,5 @@ def _draw_points(
         axis = config.grid.axes[key]
         if isinstance(axis, Range) and axis.scale == "log":
             set_scale("log")
+            label_log(panel.xaxis if key == x else panel.yaxis)
     panel.grid(alpha=0.3)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adam_jax.experiments.drawing import name_values
 from adam_jax.experiments.study.config import Range
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.settings import list_values
@@ -96,8 +97,9 @@ def find_border(
         values, value = sorted(list_values(axis)), setting[key]
         if len(values) == 1 or value == 0:
             continue
+        words = name_values(values)[value]
         if value == values[0]:
-            notes.append(f"{key} {value:g} is the smallest that was tried")
+            notes.append(f"{key} {words} is the smallest that was tried")
         elif value == values[-1]:
-            notes.append(f"{key} {value:g} is the largest that was tried")
+            notes.append(f"{key} {words} is the largest that was tried")
     return notes

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.drawing import name_values
 from adam_jax.experiments.study.compare import to_text
 from adam_jax.experiments.study.config import MEASURES, SweepConfig
 from adam_jax.experiments.study.maps import draw_sweep
@@ -96,12 +97,18 @@ def tabulate(config: SweepConfig, members: Sequence[Member]) -> Table:
     heads += ["test loss", *(["test accuracy"] if accuracy else [])]
     for head in [*heads, "diverged"]:
         table.add_column(head, justify="right")
+    words = {
+        key: name_values([x.setting[key] for x in outcomes if key in x.setting])
+        for key in keys
+    }
     groups = split_by_optimizer(outcomes)
     for best in find_best(outcomes):
         own = groups[best.optimizer]
         lost = sum(outcome.diverged for outcome in own)
         varied = [] if best.diverged else own[0].setting
-        cells = [f"{best.setting[key]:.4g}" if key in varied else "-" for key in keys]
+        cells = [
+            words[key][best.setting[key]] if key in varied else "-" for key in keys
+        ]
         if config.measure == "train_loss":
             cells += [to_text(best.final("train_loss"))]
         cells += [to_text(best.final("test_loss"))]

@@ -9,9 +9,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from adam_jax.experiments.drawing import COLORS
 from adam_jax.experiments.trace.paths import Trace
 from adam_jax.experiments.trace.picture import (
-    COLORS,
     MINIMUM,
     add_legend,
     draw_lines,

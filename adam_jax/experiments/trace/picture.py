@@ -1,6 +1,5 @@
 """The picture of paths: where they go on the surface, and how soon they arrive."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +11,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from adam_jax.experiments.drawing import choose_looks, label_log, name_values
 from adam_jax.experiments.trace.paths import NEAR, Trace
 from adam_jax.experiments.trace.surfaces import Surface
 
-# Okabe and Ito's colours: the colour-blind tell them apart.
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black"]
 MARK = {"mec": "black", "ls": ""}
 START: dict[str, Any] = {"marker": "o", "ms": 8, "mfc": "white", **MARK}
 MINIMUM: dict[str, Any] = {"marker": "*", "ms": 16, "mfc": "gold", **MARK}
@@ -95,15 +93,16 @@ def lowest_loss(surface: Surface) -> float:
 
 def draw_lines(panel: Axes, traces: Mapping[str, Trace]) -> list[Line2D]:
     """Draw a line for each path; it has no points yet."""
-    return [panel.plot([], [], **style)[0] for style in _styles(len(traces))]
+    return [panel.plot([], [], **style)[0] for style in choose_looks(len(traces))]
 
 
 def add_legend(figure: Figure, traces: Mapping[str, Trace], columns: int) -> None:
     """Explain the lines and the marks below the panels."""
-    labels = (f"{k} ({v.optimizer.learning_rate:g})" for k, v in traces.items())
+    rates = name_values(x.optimizer.learning_rate for x in traces.values())
+    labels = (f"{k} ({rates[v.optimizer.learning_rate]})" for k, v in traces.items())
     lines = [
         Line2D([], [], **style, label=label)
-        for style, label in zip(_styles(len(traces)), labels, strict=True)
+        for style, label in zip(choose_looks(len(traces)), labels, strict=True)
     ]
     marks = [
         Line2D([], [], **START, label="start"),
@@ -117,18 +116,8 @@ def add_legend(figure: Figure, traces: Mapping[str, Trace], columns: int) -> Non
     )
 
 
-def _styles(count: int) -> list[dict[str, Any]]:
-    """Give the look of each line: where some coincide, the first ones still show."""
-    widths = np.linspace(3.4, 1.4, count) if count > 1 else [2.0]
-    looks = itertools.cycle(itertools.product(("-", "--", ":"), COLORS))
-    return [
-        {"color": color, "ls": dashes, "lw": width}
-        for width, (dashes, color) in zip(widths, looks, strict=False)
-    ]
-
-
 def _draw_over_steps(panel: Axes, lines: Sequence[np.ndarray]) -> None:
-    for style, values in zip(_styles(len(lines)), lines, strict=True):
+    for style, values in zip(choose_looks(len(lines)), lines, strict=True):
         panel.plot(values, **style)
     panel.set_xlabel("step")
     panel.grid(alpha=0.3)
@@ -144,3 +133,4 @@ def _scale_log(panel: Axes, lines: Sequence[np.ndarray]) -> None:
         panel.set_ylim(
             max(shown.min(), 1e-10 * first) / 2, 2 * min(shown.max(), 1e3 * first)
         )
+        label_log(panel.yaxis)

@@ -13,6 +13,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from adam_jax.experiments.drawing import name_values
 from adam_jax.experiments.trace.paths import NEAR, Trace
 
 TABLE_WIDTH = 120  # narrower, numbers would be cut
@@ -57,10 +58,11 @@ class TraceReport:
         ends = [describe_end(trace) for trace in traces.values()]
         if any(ends):
             table.add_column("lost", no_wrap=True)
+        rates = name_values(x.optimizer.learning_rate for x in traces.values())
         for (name, trace), end in zip(traces.items(), ends, strict=True):
             table.add_row(
                 name,
-                f"{trace.optimizer.learning_rate:g}",
+                rates[trace.optimizer.learning_rate],
                 "({:.3g}, {:.3g})".format(*trace.points[-1]),
                 f"{trace.losses[-1]:.4g}",
                 f"{trace.distances[-1]:.2g}",
