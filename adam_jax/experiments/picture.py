@@ -5,14 +5,15 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from adam_jax import QUANTILES
 from adam_jax.experiments.config import TrainConfig
+from adam_jax.experiments.drawing import choose_looks, label_log
 from adam_jax.experiments.metrics import Epoch, rank_moved
 
 BANDS = (("q05", "q95", 0.2, "5-95%"), ("q25", "q75", 0.35, "25-75%"))
-STEP, RATIO = "effective_step_quantiles", "signal_to_noise_quantiles"
+STEP, RATIO = "effective_step_quantiles", "signal_to_noise_quantiles/q50"
 
 
 def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
@@ -20,10 +21,11 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
 
     There is a panel each for loss, test accuracy if the model has one, effective step,
     signal-to-noise ratio if the optimizer has one, relative update and gradient. The
-    last two show the parameter groups that moved most and least.
+    last three show the parameter groups that moved most and least. (The step of plain
+    Adam is its ratio, except for eps: the same distribution would say nothing new.)
     """
     numbers = [epoch.epoch for epoch in epochs]
-    has_ratio = f"{RATIO}/q50" in epochs[-1].figures
+    has_ratio = RATIO in epochs[-1].figures
     has_accuracy = not all(math.isnan(epoch.test_accuracy) for epoch in epochs)
     figure = Figure(figsize=(11, 12), layout="constrained")
     panels = figure.subplot_mosaic(
@@ -36,7 +38,7 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
     optimizer = config.optimizer
     figure.suptitle(
         f"{config.name}: {config.model.name} trained by {optimizer.name}, learning "
-        f"rate {optimizer.learning_rate:g} ({optimizer.schedule}), seed {config.seed}",
+        f"rate {optimizer.learning_rate} ({optimizer.schedule}), seed {config.seed}",
         weight="bold",
     )
     _draw_loss(panels["loss"], numbers, epochs)
@@ -45,14 +47,12 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
         _draw_accuracy(panels["accuracy"], numbers, epochs)
     panels["step"].set_title("Effective step: how far the parameters move")
     panels["step"].set_ylabel("|update| / learning rate")
-    bound = 1.0 if has_ratio else None  # of plain Adam's step, and of any ratio
+    bound = 1.0 if has_ratio else None  # of plain Adam's step
     _draw_distribution(panels["step"], numbers, epochs, STEP, bound)
     if has_ratio:
         panels["ratio"].set_title("Signal-to-noise ratio: how far the gradients agree")
-        panels["ratio"].set_ylabel(r"$|\hat\mu|\,/\,\sqrt{\hat\nu}$")
-        _draw_distribution(panels["ratio"], numbers, epochs, RATIO, bound)
-        # The step of plain Adam is its ratio: on one scale, what a variant adds shows.
-        panels["step"].sharey(panels["ratio"])
+        panels["ratio"].set_ylabel(r"median $|\hat\mu|\,/\,\sqrt{\hat\nu}$ of a group")
+        _draw_groups(panels["ratio"], numbers, epochs, RATIO)
     panels["update"].set_title("Relative update: how fast a parameter group changes")
     panels["update"].set_ylabel("norm of update / norm of parameters")
     _draw_groups(panels["update"], numbers, epochs, "update_ratio")
@@ -74,11 +74,15 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
 def _draw_loss(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> None:
     panel.set_title("Loss")
     losses = [epoch.train_loss for epoch in epochs]
-    panel.plot(numbers, losses, ".-", label="training")
-    panel.plot(numbers, [epoch.test_loss for epoch in epochs], ".-", label="test")
+    training, test = choose_looks(2)
+    panel.plot(numbers, losses, marker=".", label="training", **training)
+    tests = [epoch.test_loss for epoch in epochs]
+    panel.plot(numbers, tests, marker=".", label="test", **test)
     shown = _scale_log(panel, losses)
     if shown and max(shown) < 1.05 * min(shown):  # nor is the last digit of a loss
         panel.set_ylim(min(shown) / 1.05, max(shown) * 1.05)
+    if shown:
+        label_log(panel.yaxis)
     panel.legend()
 
 
@@ -117,7 +121,7 @@ def _draw_distribution(
     if shown := _scale_log(panel, values):
         low, high = min(shown), max(shown)
         panel.set_ylim(low / 2, high * (high / low) ** 0.25)  # room for the legend
-        panel.yaxis.set_minor_formatter(NullFormatter())
+        label_log(panel.yaxis)
 
 
 def _draw_groups(
@@ -131,7 +135,8 @@ def _draw_groups(
         panel.plot(numbers, line, **style)
 
     values: list[float] = []
-    draw(figure, color="0.2", lw=2, zorder=3, label="all parameters")
+    # Wide, and behind: where only one group moves, its line is the same.
+    draw(figure, color="0.65", lw=4.5, label="all parameters")
     most, least = rank_moved(epochs[-1].moved)
     for words, style, groups in (("most", "-", most), ("least", "--", least)):
         for group in groups:
@@ -143,10 +148,10 @@ def _draw_groups(
         if 0 in values:  # a group that stands still must be seen
             low = 10.0 ** math.floor(math.log10(low))
             panel.set_yscale("symlog", linthresh=low)
-            panel.yaxis.set_major_formatter("{x:g}")
             panel.set_ylim(bottom=-0.1 * low)
         else:
             panel.set_ylim(bottom=low / 2)
+        label_log(panel.yaxis)
 
 
 def _scale_log(panel: Axes, values: Sequence[float]) -> list[float]:
@@ -154,7 +159,4 @@ def _scale_log(panel: Axes, values: Sequence[float]) -> list[float]:
     shown = [value for value in values if 0 < value < math.inf]
     if shown:
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
-        narrow = max(shown) < 10 * min(shown)
-        panel.yaxis.set_minor_formatter("{x:g}" if narrow else NullFormatter())
     return shown

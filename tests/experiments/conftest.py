@@ -61,6 +61,8 @@ def make_epoch(number: int) -> Epoch:
     for name, scale in (("effective_step", 1), ("signal_to_noise", 0.5)):
         for n, key in enumerate(QUANTILES, start=1):
             figures[f"{name}_quantiles/{key}"] = scale * n / (6 * number)
+    for group, share in (("head/kernel", 0.5), ("<b>body</b>", 0.0)):
+        figures[f"signal_to_noise_quantiles/q50/{group}"] = share / number
     figures |= {"bias_correction_mu": 1 / number, "bias_correction_nu": 9 / number}
     loss, share = 2 / number, 1 - 0.5 / number
     return Epoch(

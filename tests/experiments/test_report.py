@@ -11,6 +11,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from adam_jax.experiments.cli import main
+from adam_jax.experiments.picture import RATIO
 from adam_jax.experiments.report.charts import COLOURS, to_plotly
 from adam_jax.experiments.report.study import gather, label
 from adam_jax.experiments.study.members import read_members
@@ -107,14 +108,30 @@ def test_the_page_shows_what_the_run_has_recorded(write_run, capfd):
 
 def test_quantiles_are_bands_around_the_median(write_run):
     _, charts = report(write_run())
-    for title, scale in (("How far a step goes", 1), ("How far gradients agree", 0.5)):
-        wide, narrow, median = charts[title]["data"]
-        assert median["y"] == [scale * 3 / (6 * n) for n in (1, 2, 3, 4)]
-        for band, (low, high) in ((narrow, (1, 5)), (wide, (2, 4))):
-            there = [scale * low / (6 * n) for n in (1, 2, 3, 4)]
-            back = [scale * high / (6 * n) for n in (4, 3, 2, 1)]
-            assert band["y"] == [*there, *back, None]
-            assert band["fill"] == "toself"
+    wide, narrow, median = charts["How far a step goes"]["data"]
+    assert median["y"] == [3 / (6 * n) for n in (1, 2, 3, 4)]
+    for band, (low, high) in ((narrow, (1, 5)), (wide, (2, 4))):
+        there = [low / (6 * n) for n in (1, 2, 3, 4)]
+        back = [high / (6 * n) for n in (4, 3, 2, 1)]
+        assert band["y"] == [*there, *back, None]
+        assert band["fill"] == "toself"
+
+
+def test_the_ratio_is_charted_by_group(write_run):
+    _, charts = report(write_run())
+    found = lines(charts["How far gradients agree"])
+    assert found["all parameters"] == [0.5 * 3 / (6 * n) for n in (1, 2, 3, 4)]
+    assert found["head/kernel"] == [0.5 / n for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("share", [0.999, 0.5])
+def test_ratios_that_are_the_steps_are_not_charted_twice(share, write_run, tmp_path):
+    figures = {"effective_step_quantiles/q50": 0.25, f"{RATIO}": 0.25 * share}
+    runs = [write_run(name, figures=figures) for name in ("first", "second")]
+    page, charts = report(*runs, out=tmp_path / "both.html")
+    assert lines(charts["How far a step goes"])["second"] == [0.25] * 4
+    is_same = "it is the signal-to-noise ratio, too" in " ".join(page.words)
+    assert is_same == ("How far gradients agree" not in charts) == (share > 0.9)
 
 
 def test_a_band_has_a_gap_where_an_edge_has_no_place(write_run):
@@ -292,6 +309,29 @@ def test_the_final_loss_over_two_settings(write_study):
     assert [frame[key] for key in ("x0", "x1", "y0", "y1")] == [-0.5, 0.5, -0.5, 0.5]
     words = " ".join(page.words)
     assert "1 of 6 settings diverged. The colours end at 100 times the best." in words
+
+
+def test_decays_near_1_keep_their_names(write_study):
+    decays = [0.9, 0.99999, 0.999999]
+    study = {
+        ("adam", (("lr", lr), ("b2", b2))): [lr / b2]
+        for lr in (0.1, 1.0)
+        for b2 in decays
+    }
+    page, charts = report(write_study(study))
+    (heat,) = charts["Final test loss of adam"]["data"]
+    assert heat["y"] == ["0.9", "0.99999", "0.999999"]
+    names = [f"lr={lr}, b2={b2}" for lr in ("0.1", "1") for b2 in heat["y"]]
+    assert set(lines(charts["Test loss"])) == set(names)
+    assert set(names) <= set(page.words)
+
+
+def test_decays_near_1_have_places_of_their_own(write_study):
+    decays = [0.9, 0.99999, 0.999999]
+    study = {("adam", (("b2", b2),)): [b2] for b2 in decays}
+    _, charts = report(write_study(study))
+    chart = charts["Final test loss over b2"]
+    assert chart["data"][0]["x"] == ["0.9", "0.99999", "0.999999"]
 
 
 def test_a_random_draw_is_dots_and_the_best_twelve_lines(write_study):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from adam_jax.experiments.metrics import Epoch, rank_moved
@@ -36,20 +37,18 @@ class Topic(NamedTuple):
     log: bool = True
 
 
-DISTRIBUTIONS = (
-    Topic(
-        STEP,
-        "How far a step goes",
-        "1 where gradients agree, less where they cancel.",
-        "|update| / learning rate",
-    ),
-    Topic(
-        RATIO,
-        "How far gradients agree",
-        "The signal-to-noise ratio: 1 for a steady gradient, 0.18 for pure noise at "
-        "b1 = 0.9, less where gradients were larger once.",
-        "|mu_hat| / sqrt(nu_hat)",
-    ),
+STEPS = Topic(
+    STEP,
+    "How far a step goes",
+    "1 where gradients agree, less where they cancel.",
+    "|update| / learning rate",
+)
+RATIOS = Topic(
+    RATIO,
+    "How far gradients agree",
+    "The signal-to-noise ratio: 1 for a steady gradient, 0.18 for pure noise at "
+    "b1 = 0.9, less where gradients were larger once. The median parameter.",
+    "|mu_hat| / sqrt(nu_hat)",
 )
 BY_GROUP = (
     Topic(
@@ -136,16 +135,20 @@ def chart_learning(runs: Sequence[Run]) -> list[Chart]:
 def chart_figures(runs: Sequence[Run]) -> list[Chart]:
     """Chart what the optimizer did: of one run in detail, of several side by side."""
     charts = []
-    for topic in DISTRIBUTIONS:
-        medians = _lines(runs, _figure(f"{topic.figure}/q50"), COLOURS[0])
-        if not any(map(_has_values, medians)):
-            continue
+    medians = _lines(runs, _figure(f"{STEP}/q50"), COLOURS[0])
+    ratios = _lines(runs, _figure(RATIO), COLOURS[0])
+    # The step of plain Adam is its ratio, except for eps.
+    are_same = all(map(_coincide, medians, ratios))
+    if any(map(_has_values, medians)):
+        words = "The median parameter."
         if len(runs) == 1:
-            medians = [_add_bands(medians[0], runs[0], topic.figure)]
+            medians = [_add_bands(medians[0], runs[0], STEP)]
             words = "Line: the median parameter; bands: the middle 50% and 90%."
-        else:
-            words = "The median parameter."
-        charts.append(_draw(topic, medians, words))
+        elif are_same:
+            words += " In these runs it is the signal-to-noise ratio, too."
+        charts.append(_draw(STEPS, medians, words))
+    if len(runs) == 1 or not are_same:
+        charts += _chart_groups(runs, RATIOS)
     for topic in BY_GROUP:
         charts += _chart_groups(runs, topic)
     if len(runs) == 1:
@@ -265,6 +268,10 @@ def _line(
 
 def _values(run: Run, value: Callable[[Epoch], float]) -> list[float]:
     return [value(epoch) for epoch in run.epochs]
+
+
+def _coincide(one: Line, other: Line) -> bool:
+    return all(map(partial(math.isclose, rel_tol=0.02), one.y, other.y))
 
 
 def _has_values(line: Line) -> bool:
