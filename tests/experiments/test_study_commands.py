@@ -436,6 +436,32 @@ def test_the_curves_of_a_sweep_name_the_decay():
     assert figure.axes[0].lines[0].get_label() == "adam (best at 0.9999)"
 
 
+def test_decays_have_places_of_their_own():
+    config, members = make_decays()
+    over = dataclasses.replace(config, grid=GridConfig(b2=DECAYS))
+    drawn = dataclasses.replace(config, draws=8)
+    for figure in (draw_sweep(over, members), draw_sweep(drawn, members)):
+        panel = figure.axes[0]
+        assert list(panel.get_xticks()) == [0, 1, 2, 3]
+        labels = [text.get_text() for text in panel.get_xticklabels()]
+        assert labels == ["0.9", "0.99", "0.999", "0.9999"]
+        points = panel.collections[0].get_offsets() if not panel.lines else []
+        assert {x for x, _ in points} <= {0, 1, 2, 3}
+    assert len(points) == 8
+    line = draw_sweep(over, members).axes[0].lines[0]
+    assert list(line.get_xdata()) == [0, 1, 2, 3]
+
+
+def test_draws_from_a_grid_of_an_optimizer_s_own(tmp_path):
+    grid = GridConfig(learning_rate=Range(1e-3, 1.0), b1=[0.5, 0.9])
+    own = SweptCandidate(grid=grid)
+    config = SweepConfig(draws=2, seeds=2, optimizers=(own,))
+    settings = [{"learning_rate": 1e-3, "b1": 0.5}, {"learning_rate": 0.1, "b1": 0.9}]
+    figure = draw_sweep(config, make_members(settings, ("adam",)))
+    figure.savefig(tmp_path / "sweep.png")
+    assert figure.axes[0].get_yscale() == "log"
+
+
 def test_curves_that_coincide_can_be_told_apart():
     names = ("adam", "adamw", "sgd", "lion", "nadam", "radam", "amsgrad", "adamax")
     members = make_members([{"learning_rate": 1e-2}], names)

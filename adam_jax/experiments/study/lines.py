@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,18 +47,27 @@ def draw_lines(config: SweepConfig, members: Sequence[Member], title: str) -> Fi
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     figure.suptitle(title, weight="bold")
     looks = choose_looks(len(config.optimizers))
+    settings = sorted({x.setting[key] for outcomes in shown for x in outcomes})
+    is_log = settings[0] > 0 and settings[-1] > 10 * settings[0]
+    places = dict(zip(settings, settings, strict=True))
+    is_listed = isinstance(config.grid.axes[key], list) and not is_log
+    if is_listed:  # evenly spaced, 0.999 and 0.9999 are told apart
+        places = {value: place for place, value in enumerate(settings)}
     low, high = find_limits([x.score for outcomes in shown for x in outcomes])
     cells = itertools.product(zip(epochs, shown, strict=True), combinations)
     for panel, ((epoch, outcomes), fixed) in zip(panels.flat, cells, strict=True):
         here = [x for x in outcomes if fixed.items() <= x.setting.items()]
         for number, group in enumerate(split_by_optimizer(here).items()):
-            _draw_line(panel, key, *group, number, looks[number], high, not fixed)
+            look = looks[number]
+            _draw_line(panel, key, *group, places, number, look, high, not fixed)
         words = [f"{other} = {names[other][value]}" for other, value in fixed.items()]
         words += [f"after {epoch} epochs"] if config.epochs_shown else []
         panel.set_title(", ".join(words), fontsize="medium")
         panel.grid(alpha=0.3)
     panel = panels.flat[0]
-    if _spans_decades([x.setting[key] for outcomes in shown for x in outcomes]):
+    if is_listed:
+        panel.set_xticks([*places.values()], [*name_values(settings).values()])
+    elif is_log:
         panel.set_xscale("log")
         label_log(panel.xaxis)
     panel.set(yscale="log", ylim=(low / 1.1, high * 1.3))
@@ -87,6 +96,7 @@ def _draw_line(
     key: str,
     name: str,
     group: list[Outcome],
+    places: Mapping[float, float],
     number: int,
     look: dict[str, Any],
     high: float,
@@ -102,16 +112,13 @@ def _draw_line(
     marked = alone and not top.diverged
     words = name_values(values, 3)[top.setting[key]]
     label = f"{name} (best at {words})" if marked else name
-    panel.plot(values, spreads[:, 0], **look, marker=".", label=label)
-    panel.fill_between(values, *spreads[:, 1:].T, color=colour, alpha=0.2, lw=0)
+    x = [places[value] for value in values]
+    panel.plot(x, spreads[:, 0], **look, marker=".", label=label)
+    panel.fill_between(x, *spreads[:, 1:].T, color=colour, alpha=0.2, lw=0)
     if marked:
         star = {"color": colour, "marker": "*", "s": 220, "zorder": 3}
-        panel.scatter(top.setting[key], top.score, **star, edgecolor="k")
-    lost = [value for value in values if not best[value].score <= high]
+        panel.scatter(places[top.setting[key]], top.score, **star, edgecolor="k")
+    lost = [places[value] for value in values if not best[value].score <= high]
     marks = {"color": colour, "marker": "x", "s": 40}
     height = [0.95 - 0.05 * number] * len(lost)
     panel.scatter(lost, height, **marks, transform=panel.get_xaxis_transform())
-
-
-def _spans_decades(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) > 10 * min(values)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,16 +46,15 @@ def draw_sweep(config: SweepConfig, members: Sequence[Member]) -> Figure:
 
 def _draw_pairs(config: SweepConfig, outcomes: list[Outcome], title: str) -> Figure:
     groups = split_by_optimizer(outcomes)
-    keys = {
-        candidate.title: list(config.list_axes(candidate))
-        for candidate in config.optimizers
+    axes = {
+        candidate.title: config.list_axes(candidate) for candidate in config.optimizers
     }
     cells = [
         (name, pair)
         for name in groups
-        for pair in itertools.combinations(keys[name], 2)
+        for pair in itertools.combinations(axes[name], 2)
     ]
-    most = max(map(len, keys.values()))
+    most = max(map(len, axes.values()))
     columns = min(COLUMNS, len(cells) if most == 2 else math.comb(most, 2))
     rows = math.ceil(len(cells) / columns)
     figure = Figure(
@@ -70,7 +69,7 @@ def _draw_pairs(config: SweepConfig, outcomes: list[Outcome], title: str) -> Fig
     style = {"norm": LogNorm(low, max(high, 1.01 * low)), "cmap": "viridis_r"}
     draw = _draw_map if config.draws is None else _draw_points
     for panel, (name, (y, x)) in zip(panels.flat, cells, strict=False):
-        draw(panel, config, groups[name], x, y, style)
+        draw(panel, axes[name], groups[name], x, y, style)
         panel.set(xlabel=x, ylabel=y, title=name)
     for panel in panels.flat[len(cells) :]:
         panel.axis("off")
@@ -88,7 +87,7 @@ def _draw_pairs(config: SweepConfig, outcomes: list[Outcome], title: str) -> Fig
 
 def _draw_map(
     panel: Axes,
-    config: SweepConfig,
+    axes: Mapping[str, Range | list[float]],
     group: Sequence[Outcome],
     x: str,
     y: str,
@@ -122,7 +121,7 @@ def _draw_map(
 
 def _draw_points(
     panel: Axes,
-    config: SweepConfig,
+    axes: Mapping[str, Range | list[float]],
     group: Sequence[Outcome],
     x: str,
     y: str,
@@ -133,17 +132,31 @@ def _draw_points(
     kept = [outcome for outcome in ranked if not outcome.diverged]
     lost = [outcome for outcome in ranked if outcome.diverged]
 
+    # What is listed, such as 0.999 and 0.9999, is evenly spaced: so it is told apart.
+    listed = {
+        key: sorted(axis) for key in (x, y) if isinstance(axis := axes[key], list)
+    }
+
     def place(outcomes: Sequence[Outcome]) -> list[list[float]]:
-        return [[outcome.setting[key] for outcome in outcomes] for key in (x, y)]
+        values = [[outcome.setting[key] for outcome in outcomes] for key in (x, y)]
+        return [
+            list(map(listed[key].index, own)) if key in listed else own
+            for key, own in zip((x, y), values, strict=True)
+        ]
 
     colours = [outcome.score for outcome in kept]
     panel.scatter(*place(kept), c=colours, s=45, edgecolor="0.3", lw=0.5, **style)
     panel.scatter(*place(lost), color="0.6", marker="x", s=30)
     marks = {"marker": "*", "s": 260, "edgecolor": "#d62728", "lw": 1.5}
     panel.scatter(*place(kept[-1:]), c=colours[-1:], **marks, **style)
-    for key, set_scale in ((x, panel.set_xscale), (y, panel.set_yscale)):
-        axis = config.grid.axes[key]
-        if isinstance(axis, Range) and axis.scale == "log":
+    for key, axis, set_scale in (
+        (x, panel.xaxis, panel.set_xscale),
+        (y, panel.yaxis, panel.set_yscale),
+    ):
+        if key in listed:
+            names = [*name_values(listed[key]).values()]
+            axis.set_ticks(range(len(names)), names)
+        elif isinstance(range_ := axes[key], Range) and range_.scale == "log":
             set_scale("log")
-            label_log(panel.xaxis if key == x else panel.yaxis)
+            label_log(axis)
     panel.grid(alpha=0.3)

@@ -28,7 +28,8 @@ examples:
   adam-jax trace --surface rosenbrock
   adam-jax trace --surface counterexample --animation none
   adam-jax trace --surface beale --optimizers '["adam", "lion"]' --learning_rate 0.02
-  adam-jax trace --surface ravine --settings.adam.b1 0.5 --start "[-3, 1]"
+  adam-jax trace --surface ravine --settings.adam.b1 0.5 --settings.adam.b2 0.9
+  adam-jax trace --surface ravine --start "[-3, 1]" --animation none
   adam-jax trace --config configs/trace_saddle.toml --steps 100
 """
 
