@@ -145,6 +145,21 @@ def check_number(name: str, value: Any) -> Any:
     return _checked(name, value, check_range)
 
 
+def check_no_schedule(name: str, value: Any) -> Any:
+    """Return a checked hyperparameter if it is not a schedule.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a float, an array or a checked schedule.
+
+    Raises:
+      TypeError: if it is a schedule.
+    """
+    if callable(value):
+        raise TypeError(f"{name} must be a number, not a schedule: it is read once.")
+    return value
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Schedule:
     """A schedule whose values are checked."""
@@ -190,6 +205,30 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
+def shown(value: Any) -> str:
+    """Return how a message shows a value: as it is, or by its type if that is long.
+
+    Args:
+      value: what a user passed, which may be a whole model.
+
+    >>> shown("adamw"), shown([1.0] * 100)
+    ("'adamw'", 'a list')
+    """
+    text = repr(value)
+    return text if len(text) <= 100 and "\n" not in text else a_type(type(value))
+
+
+def a_type(kind: type) -> str:
+    """Return the name of a class with its article; that of None is None.
+
+    Args:
+      kind: the class.
+    """
+    name = kind.__name__
+    article = "an" if name[0] in "AEIOUaeiou" else "a"
+    return "None" if kind is type(None) else f"{article} {name}"
+
+
 def _checked(
     name: str,
     value: Any,
@@ -209,7 +248,7 @@ def _checked(
     ):
         raise TypeError(
             f"{name} must be a number, a 0-d array or a schedule (a function of the "
-            f"step count), got {value!r}."
+            f"step count), got {shown(value)}."
         )
     if np.ndim(value) != 0:
         raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}.")

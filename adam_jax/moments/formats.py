@@ -201,7 +201,13 @@ def dense(dtype: DTypeLike | None = None, seed: int = 0) -> Format:
       ValueError: for a dtype that cannot hold a moment.
     """
     if dtype is not None:
-        asked, dtype = dtype, jax.dtypes.canonicalize_dtype(dtype)
+        asked = dtype
+        try:
+            dtype = jax.dtypes.canonicalize_dtype(asked)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"a moment is stored in a dtype, such as 'bfloat16', got {asked!r}."
+            ) from None
         by_class = asked is float or asked is complex  # whatever JAX makes of them
         if not by_class and dtype != jnp.dtype(asked):
             raise ValueError(
