@@ -13,8 +13,28 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from adam_jax import numerics
+from adam_jax.hyperparams import a_type, shown
 
 _SHOWN = 5  # leaves named in a message: a model has thousands
+
+
+def check_arrays(tree: Any, what: str) -> None:
+    """Assert that every leaf of `tree` is an array, or a number used as one.
+
+    Args:
+      tree: a pytree; None and empty subtrees pass.
+      what: the tree's name, for the message.
+
+    Raises:
+      TypeError: if a leaf is not; the message names its path and a fix.
+    """
+    for path, leaf in tree_leaves_with_path(tree):
+        if not _is_array(leaf):
+            raise TypeError(
+                f"{what}{keystr(path)} is {a_type(type(leaf))}, not an array of "
+                "numbers: keep it out of the parameters or, if it holds arrays, make "
+                "its class a pytree (jax.tree_util.register_dataclass)."
+            )
 
 
 def check_inexact(tree: Any, what: str) -> None:
@@ -27,11 +47,9 @@ def check_inexact(tree: Any, what: str) -> None:
     Raises:
       TypeError: if a leaf is not; the message names its path and a fix.
     """
+    check_arrays(tree, what)
     for path, leaf in tree_leaves_with_path(tree):
-        try:
-            dtype = numerics.dtype_of(leaf)
-        except TypeError:
-            raise TypeError(f"{what}{keystr(path)} is not an array: {leaf!r}") from None
+        dtype = numerics.dtype_of(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{what}{keystr(path)} has dtype {dtype}: an optimizer "
@@ -96,19 +114,23 @@ def check_like(tree: Any, reference: Any, what: str, reference_what: str) -> Non
     Raises:
       AssertionError: (from chex) if not; the message names the paths that differ and
         a fix.
+      TypeError: if they differ, and a leaf is not an array.
     """
     differing = _differences(tree, reference, reference_what)
     if not differing:
         return
-    shown = "; ".join(differing[:_SHOWN])
+    check_arrays(tree, what)
+    check_arrays(reference, reference_what)
+    listed = "; ".join(differing[:_SHOWN])
     if len(differing) > _SHOWN:
-        shown += f"; and {len(differing) - _SHOWN} more"
+        listed += f"; and {len(differing) - _SHOWN} more"
+    owner = reference_what if what == "params" else "the parameters"
     try:
         chex.assert_equal(differing, [])
     except AssertionError:  # chex decides whether to assert; it would print whole trees
         raise AssertionError(
-            f"{what} do not fit {reference_what}: {shown}. Pass {what} with the "
-            "structure and shapes of the parameters, or make a new state with "
+            f"{what} do not fit {reference_what}: {listed}. Pass {what} with the "
+            f"structure and shapes of {owner}, or make a new state with "
             "tx.init(params)."
         ) from None
 
@@ -134,13 +156,23 @@ def resolve_mask(mask: Any, params: Any) -> Any:
         if not is_boolean:
             raise TypeError(
                 "mask must be a pytree of booleans, or a function from params to one, "
-                f"got {leaf!r}" + (f" at {keystr(path)}." if path else ".")
+                f"got {shown(leaf)}" + (f" at {keystr(path)}." if path else ".")
             )
     try:
         jax.tree.map(lambda *_: None, mask, params)
     except ValueError as error:
         raise ValueError(f"mask is not a prefix of the parameters: {error}") from None
     return mask
+
+
+def _is_array(leaf: Any) -> bool:
+    if isinstance(leaf, str | type | np.dtype):  # JAX reads a dtype out of these
+        return False
+    try:
+        numerics.dtype_of(leaf)
+    except TypeError:
+        return False
+    return True
 
 
 def _differences(tree: Any, reference: Any, reference_what: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Every documented error: raised at construction or at the first trace, with a cure."""
 
+import dataclasses
 import functools
 import math
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import adam_jax
 from adam_jax import (
@@ -255,6 +257,29 @@ def test_a_dtype_that_inject_hyperparams_calls(make):
     assert optax.tree.get(state, "mu").dtype == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("value", "close"),
+    [("8-bit", "8bit"), ("4bit", "8bit"), ("BF16", "bfloat16"), ("fp32", "float32")],
+)
+def test_storage_by_another_name(value, close):
+    with pytest.raises(
+        ValueError, match=f"8bit, got '{value}': did you mean '{close}'"
+    ):
+        adam_jax.adam(1e-3, nu_dtype=value)
+    with pytest.raises(
+        ValueError, match=f"stored in a dtype, such as .* got '{value}'"
+    ):
+        adam_jax.dense(value)
+
+
+@pytest.mark.parametrize("value", [[], jnp.ones(2), object])
+def test_no_storage_at_all(value):
+    with pytest.raises(
+        ValueError, match=r"^mu_dtype must be a dtype, a format or one o"
+    ):
+        adam_jax.adam(1e-3, mu_dtype=value)
+
+
 def test_a_second_moment_is_real():
     tx = adam_jax.adam(1e-3, nu_dtype=jnp.complex64)
     with pytest.raises(ValueError, match="nu_dtype must be real, got complex64"):
@@ -335,6 +360,10 @@ def test_shape_checks_are_chex_assertions():
 def test_a_function_that_makes_an_optimizer_is_none(wrap):
     with pytest.raises(TypeError, match=r"takes an optimizer, got <function adam"):
         wrap(adam_jax.adam)
+    with pytest.raises(TypeError, match=r"takes an optimizer, got 'adamw': pass one"):
+        wrap("adamw")
+    with pytest.raises(TypeError, match=r"takes an optimizer, got a dict: pass one"):
+        wrap({"w": jnp.ones((30, 30))})
 
 
 @pytest.mark.parametrize(
@@ -371,7 +400,7 @@ def test_masks_are_booleans(mask, message):
         ),
         (
             lambda: adam_jax.adam(1e-3).init({"w": "x"}),
-            r"^params\['w'\] is not an array",
+            r"^params\['w'\] is a str, not an array of numbers: keep it out",
         ),
         (
             lambda: adam_jax.Moment(adam_jax.ema(0.9), adam_jax.dense(), 3, "m", "m"),
@@ -451,3 +480,244 @@ def test_masks_that_optax_takes():
         tx = adam_jax.adamw(1e-3, mask=mask)
         mapped = optax.tree.map_params(tx, lambda x: x + 1, tx.init(params))
         np.testing.assert_array_equal(optax.tree.get(mapped, "nu")["w"], 1.0)
+
+
+@dataclasses.dataclass
+class Layer:
+    """A class that is no pytree."""
+
+    w: jax.Array
+
+
+WRAPPERS = {
+    "adamw": lambda tx: tx,
+    "packed": adam_jax.packed,
+    "record": adam_jax.record,
+    "skip_nonfinite": adam_jax.skip_nonfinite,
+    "skip_spikes": adam_jax.skip_spikes,
+    "round_to_params": adam_jax.round_to_params,
+    "compensate_params": adam_jax.compensate_params,
+    "checked": adam_jax.checked,
+}
+
+
+@pytest.mark.parametrize("leaf", ["relu", "float32", jnp.float32, Layer(jnp.ones(2))])
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_leaves_that_are_no_arrays(wrap, leaf):
+    tx = wrap(adam_jax.adamw(1e-3))
+    bad, good = {"w": jnp.ones(2), "x": leaf}, {"w": jnp.ones(2), "x": jnp.ones(2)}
+    state, found = tx.init(good), type(leaf).__name__
+    message = rf"\['x'\] is a.? {found}, not an array of numbers: keep it out"
+    with pytest.raises(TypeError, match=f"^params{message}"):
+        tx.init(bad)
+    for arguments in ((bad, state, good), (good, state, bad)):
+        with pytest.raises(TypeError, match=message):
+            tx.update(*arguments)
+    with pytest.raises(TypeError, match=f"^grads{message}"):
+        adam_jax.fused.step(tx)(good, bad, state)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_arguments_in_another_order(wrap):
+    tx = wrap(adam_jax.adamw(1e-3))
+    params, grads = ({"w": jnp.ones(2), "b": jnp.ones(3)} for _ in range(2))
+    state, step = tx.init(params), jax.jit(adam_jax.fused.step(tx))
+    for arguments in ((grads, params, state), (state, grads, params)):
+        with pytest.raises(
+            TypeError, match=r"a dict .*update takes grads, state, params"
+        ):
+            tx.update(*arguments)
+    for arguments in ((grads, state, params), (state, params, grads)):
+        with pytest.raises(
+            TypeError, match=r"^fused.step\(tx\) takes \(params, grads, s"
+        ):
+            step(*arguments)
+
+
+@pytest.mark.parametrize("state", [None, (), (jnp.ones(2), jnp.ones(3)), {}])
+def test_no_state(state):
+    params = (jnp.ones(2), jnp.ones(3))
+    for tx in (adam_jax.adam(1e-3), adam_jax.skip_nonfinite(adam_jax.adam(1e-3))):
+        with pytest.raises(
+            TypeError, match=r"was given .* for its state.* another order"
+        ):
+            tx.update(params, state, params)
+
+
+def test_a_step_of_optax_in_the_order_of_update():
+    params = {"w": jnp.ones(2)}
+    for tx in (optax.sgd(1e-3), optax.adam(1e-3)):
+        with pytest.raises(TypeError, match="call it with the state last"):
+            adam_jax.fused.step(tx)(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize("name", [name for name in WRAPPERS if name != "checked"][1:])
+def test_a_wrapper_put_on_or_taken_off_in_mid_run(name):
+    """The cure that the message names is one."""
+    params = {"w": jnp.ones(2), "b": jnp.ones(3)}
+    adamw = adam_jax.adamw(1e-3)
+    _, state = adamw.update(params, adamw.init(params), params)
+    tx = WRAPPERS[name](adamw)
+    cure = "" if name == "packed" else rf".*if only {name}\(\) is new, go on from tx.in"
+    with pytest.raises(TypeError, match=f"^{name}.. was given a tuple for its{cure}"):
+        tx.update(params, state, params)
+    wrapped = tx.init(params)
+    if name != "packed":
+        wrapped = wrapped._replace(inner_state=state)
+    _, wrapped = tx.update(params, wrapped, params)
+    cure = "adam_jax.unpack" if name == "packed" else "state.inner_state"
+    with pytest.raises(TypeError, match=f"another optimizer: .*go on from {cure}"):
+        adamw.update(params, wrapped, params)
+    bare = adam_jax.unpack(wrapped) if name == "packed" else wrapped.inner_state
+    _, bare = adamw.update(params, bare, params)
+    assert bare[0].count == (2 if name == "packed" else 3)
+
+
+def test_residuals_of_other_params():
+    tx = adam_jax.compensate_params()
+    half = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(3)}
+    state = tx.init(half)
+    for params, message in [
+        ({"w": half["w"]}, r"\['b'\] is missing"),
+        ({**half, "x": jnp.ones(2)}, r"\['x'\] is not in the residual"),
+        (
+            {**half, "w": jnp.ones(4, jnp.bfloat16)},
+            r"\['w'\] has shape \(4,\), not \(2",
+        ),
+    ]:
+        with pytest.raises(AssertionError, match=f"^params do not fit .*: {message}"):
+            tx.update(params, state, params)
+
+
+def test_casting_updates_unlike_params():
+    tx = adam_jax.cast_to_params()
+    for params in ({"w": jnp.ones(3)}, {"x": jnp.ones(2)}):
+        with pytest.raises(AssertionError, match=r"^updates do not fit params"):
+            tx.update({"w": jnp.ones(2)}, optax.EmptyState(), params)
+
+
+def test_packed_takes_an_optimizer_or_with_a_mask_a_function():
+    adam, mask = adam_jax.adam(1e-3), {"w": True}
+    for tx, chosen in (("adamw", None), ("adamw", mask), (adam, mask), (None, None)):
+        with pytest.raises(
+            ValueError, match=r"^packed\(tx\) takes an .* Got ('adamw'|a Gr|None)"
+        ):
+            adam_jax.packed(tx, mask=chosen)
+    with pytest.raises(TypeError, match=r"^packed\(\) takes an optimizer, got None"):
+        adam_jax.packed(lambda mask: None, mask=mask).init({"w": jnp.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, s: adam_jax.measure(s, f), "^figures must be a dict .* got a Step"),
+        (lambda f, s: adam_jax.measure([*f], s), r"^figures must be .* got \['norm'\]"),
+        (
+            lambda f, s: adam_jax.measure(f, {"grads": s.grads}),
+            "takes a Step, .* a dict",
+        ),
+        (
+            lambda f, s: adam_jax.measure(f, s._replace(moments=[optax.EmptyState()])),
+            "that read_moments.state. returns, got an EmptyState",
+        ),
+        (
+            lambda f, s: adam_jax.measure({"x": lambda leaf: leaf.grad}, s),
+            "^figures must be a dict from names to Figures, .* got <function",
+        ),
+        (
+            lambda f, s: adam_jax.measure({"x": f["norm"]._replace(sums=_grad)}, s),
+            "^the sums of the figure 'x' must be a tuple of arrays .* got shape",
+        ),
+        (
+            lambda f, s: adam_jax.measure({"x": f["norm"]._replace(read=_sums)}, s),
+            r"^the figure 'x' must read a scalar or shape \(5,\) .* got shape \(1,\)",
+        ),
+        (
+            lambda f, s: adam_jax.record(None, {"x": "update_norm"}),
+            "^figures must be a dict from names to Figures, .* got 'update_norm'",
+        ),
+        (lambda f, s: adam_jax.record(None, 3), "^figures must be a sequence of names"),
+        (lambda f, s: adam_jax.record(None, bound=None), "^bound must be a number"),
+        (lambda f, s: adam_jax.step_bound(lambda t: 0.9, 0.9), "^b1 .* not a schedule"),
+    ],
+)
+def test_figures_of_other_kinds(call, message):
+    figures = {"norm": adam_jax.FIGURES["gradient_norm"]}
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(figures, adam_jax.Step(grads={"w": jnp.ones(2), "b": jnp.ones(3)}))
+
+
+def _grad(leaf):
+    return leaf.grad
+
+
+def _sums(sums, leaf):
+    return sums
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"w": jnp.ones(2)}, r"\['b'\] is missing"),
+        ({"w": jnp.ones(4), "b": jnp.ones(3)}, r"\['w'\] has shape \(4,\), not \(2,\)"),
+    ],
+)
+def test_a_step_of_trees_that_differ(params, message):
+    grads = {"w": jnp.ones(2), "b": jnp.ones(3)}
+    step = adam_jax.Step(grads=grads, updates=grads, params=params)
+    with pytest.raises(AssertionError, match=f"^params do not fit grads: {message}"):
+        adam_jax.measure({"x": adam_jax.FIGURES["update_ratio"]}, step)
+
+
+def test_values_of_a_traced_state():
+    tx = adam_jax.record(adam_jax.skip_nonfinite(adam_jax.adam(1e-3)), ["nonfinite"])
+    params = jnp.ones(2)
+    state = tx.init(params)
+    for read in (
+        lambda state: adam_jax.named_figures(state, params),
+        lambda state: adam_jax.first_nonfinite(state, params),
+        lambda state: adam_jax.check_skips(state, 3),
+    ):
+        read(state)
+        with pytest.raises(TypeError, match=r"of a traced state .* outside of jax.jit"):
+            jax.jit(read)(state)
+    with pytest.raises(TypeError, match="takes a number of steps, got a RecordState"):
+        adam_jax.check_skips(3, state)
+
+
+def test_accumulators_and_moments_of_other_kinds():
+    for hyperparams, add in ((["decay"], max), (0.9, max), ({}, 0.9)):
+        with pytest.raises(TypeError, match=r"^an Accumulator takes a dict of hyper"):
+            Accumulator(hyperparams, add)
+    for accumulator, format in ((0.9, adam_jax.dense()), (ema(0.9), "8bit")):
+        with pytest.raises(
+            TypeError, match=r"^a Moment takes an Accumulator and a Form"
+        ):
+            adam_jax.Moment(accumulator, format, 1, "m", "m_dtype")
+
+
+class Model(nnx.Module):
+    """One parameter."""
+
+    def __init__(self):
+        self.w = nnx.Param(jnp.ones(3))
+
+
+def test_training_states_of_other_kinds():
+    model, tx = Model(), adam_jax.adamw(1e-3)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    grads = nnx.grad(lambda model: model.w[...].sum())(model)
+    for arguments in (
+        (model, optimizer, grads),
+        (optimizer, grads, model),
+        (grads, model, optimizer),
+        (tx, model, grads),
+    ):
+        with pytest.raises(
+            TypeError, match=r"^fused.update_model\(optimizer, model, gr"
+        ):
+            adam_jax.fused.update_model(*arguments)
+    np.testing.assert_array_equal(grads["w"][...], 1.0)  # no step was taken
+    for state in (model, optimizer, {"w": jnp.ones(3)}):
+        with pytest.raises(TypeError, match="takes a TrainState first, got a"):
+            adam_jax.fused.apply_gradients(state, grads)

@@ -5,7 +5,7 @@ figure from the sums over one leaf or over the whole tree.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
-from adam_jax.hyperparams import check_decay
+from adam_jax.hyperparams import check_decay, check_no_schedule, shown
 from adam_jax.stages.gathering import MomentsState
 
 
@@ -131,6 +131,25 @@ class Figure(NamedTuple):
     read: Callable[[jax.Array, Leaf], jax.Array]
 
 
+def check_figures(figures: Any) -> Mapping[str, Figure]:
+    """Return `figures` if they are figures by name.
+
+    Args:
+      figures: the figures to measure.
+
+    Raises:
+      TypeError: if they are none.
+    """
+    values = figures.values() if isinstance(figures, Mapping) else [figures]
+    for value in values:
+        if not isinstance(figures, Mapping) or not isinstance(value, Figure):
+            raise TypeError(
+                "figures must be a dict from names to Figures, as in "
+                f"{{'norm': FIGURES['gradient_norm']}}, got {shown(value)}."
+            )
+    return figures
+
+
 def step_bound(b1: float, b2: float) -> float:
     """Return the paper's bound on Adam's step, in learning rates.
 
@@ -144,6 +163,7 @@ def step_bound(b1: float, b2: float) -> float:
 
     Raises:
       ValueError: if a decay rate is out of range.
+      TypeError: if one is not a number.
 
     Example: the bound at the defaults, and with a smaller b2.
 
@@ -152,7 +172,10 @@ def step_bound(b1: float, b2: float) -> float:
 
     Reference: Kingma & Ba 2014, section 2.1.
     """
-    b1, b2 = check_decay("b1", b1), check_decay("b2", b2)
+    b1, b2 = (
+        check_no_schedule(name, check_decay(name, value))
+        for name, value in (("b1", b1), ("b2", b2))
+    )
     return max(1.0, (1 - b1) / math.sqrt(1 - b2))
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from jax import lax
 
 from adam_jax import numerics
-from adam_jax.figures.definitions import Figure, Leaf, Step
+from adam_jax.checks import check_like
+from adam_jax.figures.definitions import QUANTILES, Figure, Leaf, Step, check_figures
 from adam_jax.figures.sums import sum_all
+from adam_jax.hyperparams import a_type
 from adam_jax.stages.gathering import MomentsState
 
 
@@ -45,6 +47,8 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     Raises:
       MissingError: if a figure needs a part that the step does not have. It is a
         ValueError.
+      TypeError: if `figures` is not a dict of figures, or `step` not a `Step`.
+      AssertionError: if the trees of the step do not fit each other.
 
     Example: the norms of two leaves, and of both together.
 
@@ -54,8 +58,20 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
       >>> print(measured.total, measured.leaves)
       13.0 [12.  5.]
     """
+    check_figures(figures)
+    if not isinstance(step, Step):
+        raise TypeError(
+            "measure(figures, step) takes a Step, as in Step(grads=grads), got "
+            f"{a_type(type(step))}."
+        )
+    for moments in step.moments:
+        if not isinstance(moments, MomentsState):
+            raise TypeError(
+                "the moments of a Step are those that read_moments(state) returns, got "
+                f"{a_type(type(moments))} among them."
+            )
     leaves, number = _leaves(step)
-    sums = [[figure.sums(leaf) for figure in figures.values()] for leaf in leaves]
+    sums = [[_sums(*item, leaf) for item in figures.items()] for leaf in leaves]
     rows = [sum_all([x for columns in row for x in columns]) for row in sums]
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
     table = jnp.stack([row.astype(dtype) for row in rows])
@@ -78,8 +94,26 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
             return figure.read(sums, Leaf(**scalars))
 
         by_leaf = jax.vmap(read)(part, scalars)[:number]
-        measured[name] = Measured(read(part.sum(axis=0), whole), by_leaf)
+        total = read(part.sum(axis=0), whole)
+        if np.shape(total) not in ((), (len(QUANTILES),)):
+            raise TypeError(
+                f"the figure {name!r} must read a scalar or shape ({len(QUANTILES)},) "
+                f"from its sums, got shape {np.shape(total)}."
+            )
+        measured[name] = Measured(total, by_leaf)
     return measured
+
+
+def _sums(name: str, figure: Figure, leaf: Leaf) -> tuple[jax.Array, ...]:
+    """Return what a figure sums over a leaf."""
+    sums = figure.sums(leaf)
+    if not isinstance(sums, tuple) or any(np.size(x) != leaf.size for x in sums):
+        found = jax.tree.map(np.shape, sums)
+        raise TypeError(
+            f"the sums of the figure {name!r} must be a tuple of arrays of the leaf's "
+            f"shape, got {'shapes' if isinstance(sums, tuple) else 'shape'} {found}."
+        )
+    return sums
 
 
 def _leaves(step: Step) -> tuple[list[Leaf], int]:
@@ -89,7 +123,16 @@ def _leaves(step: Step) -> tuple[list[Leaf], int]:
     the step allows.
     """
     trees = {"grad": step.grads, "update": step.updates, "param": step.params}
-    trees = {name: _by_path(tree) for name, tree in trees.items() if tree is not None}
+    given = {name: tree for name, tree in trees.items() if tree is not None}
+    trees = {name: _by_path(tree) for name, tree in given.items()}
+    first = next(iter(given), "")
+    shapes = {
+        name: {path: np.shape(x) for path, x in tree.items()}
+        for name, tree in trees.items()
+    }
+    for name, own in shapes.items():  # which may have more leaves
+        if not shapes[first].items() <= own.items():
+            check_like(given[name], given[first], f"{name}s", f"{first}s")
     moments = {}
     for name in ("mu", "nu"):
         kept = [m for m in step.moments if getattr(m, name) is not None]

@@ -17,7 +17,7 @@ from jax.extend.backend import get_backend
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from adam_jax.checks import prune
+from adam_jax.checks import check_arrays, prune
 from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import choose, is_sharded, kernels
@@ -86,7 +86,14 @@ def step(tx: optax.GradientTransformation) -> Step:
         arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
         others = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
         stepped = prune(params, grads)
-        made, state = _run(update, (structure, others), stepped, grads, state, arrays)
+        try:
+            made, state = _run(
+                update, (structure, others), stepped, grads, state, arrays
+            )
+        except TypeError:  # jit speaks of its own arguments
+            check_arrays(stepped, "params")
+            check_arrays(grads, "grads")
+            raise
         return (made if stepped is params else _graft(made, params)), state
 
     return run
@@ -131,6 +138,7 @@ def _run(
     update: Any, fixed: Any, params: Any, grads: Any, state: Any, arrays: Any
 ) -> tuple[Any, Any]:
     """Take one step."""
+    _check_order(params, grads, state)
     arguments, others = fixed  # structure of the extra arguments, those not arrays
     extra_args = arguments.unflatten(
         [x if y is None else y for x, y in zip(arrays, others, strict=True)]
@@ -191,6 +199,17 @@ def _run(
     values = [*jaxpr.consts, *given]  # `fused` must not close over tracers
     results = (choose(fused, composed) if fused else composed)(*values)
     return made.unflatten(results)
+
+
+def _check_order(params: Any, grads: Any, state: Any) -> None:
+    """Refuse arguments in the order of `update`, whose last ones are params."""
+    like_params, like_grads, last = map(jax.tree.structure, (params, grads, state))
+    if like_params != like_grads and last in (like_params, like_grads):
+        raise TypeError(
+            "fused.step(tx) takes (params, grads, state), but the last argument has "
+            "the structure of another one: call it with the state last. (tx.update "
+            "takes grads, state, params.)"
+        )
 
 
 def _compute(closed: Any, wanted: list[bool], values: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from adam_jax.fused.stepping import step
+from adam_jax.hyperparams import a_type
 
 
 def apply_gradients(train_state: Any, grads: Any) -> Any:
@@ -18,6 +19,9 @@ def apply_gradients(train_state: Any, grads: Any) -> Any:
     Returns:
       The new TrainState.
 
+    Raises:
+      TypeError: if `train_state` is not a TrainState.
+
     Example: a parameter of 10 with AdamW; its weight decay is 0.1.
 
       >>> import adam_jax, jax.numpy as jnp
@@ -28,6 +32,12 @@ def apply_gradients(train_state: Any, grads: Any) -> Any:
       >>> print(f"{state.params:.3f} after step {state.step}")
       9.998 after step 1
     """
+    if not all(hasattr(train_state, x) for x in ("tx", "opt_state", "replace")):
+        raise TypeError(
+            "fused.apply_gradients(train_state, grads) takes a TrainState first, got "
+            f"{a_type(type(train_state))}: make one with TrainState.create(), or use "
+            "fused.step or fused.update_model."
+        )
     params, opt_state = step(train_state.tx)(
         train_state.params, grads, train_state.opt_state
     )
@@ -46,6 +56,9 @@ def update_model(optimizer: Any, model: Any, grads: Any) -> None:
       model: the NNX module that it was made for.
       grads: the gradients that `nnx.grad` returned.
 
+    Raises:
+      TypeError: if an argument is of another kind, as when they are in another order.
+
     Example: a parameter of 10 with AdamW; its weight decay is 0.1.
 
       >>> import adam_jax, jax.numpy as jnp
@@ -62,6 +75,15 @@ def update_model(optimizer: Any, model: Any, grads: Any) -> None:
     """
     from flax import nnx  # Flax is optional
 
+    in_order = isinstance(optimizer, nnx.Optimizer)
+    if isinstance(model, nnx.State) and not isinstance(grads, nnx.State):
+        in_order = False  # gradients in place of the model would be stepped
+    if not in_order:
+        found = (a_type(type(x)) for x in (optimizer, model, grads))
+        raise TypeError(
+            "fused.update_model(optimizer, model, grads) takes an nnx.Optimizer, the "
+            f"model and its gradients, got {', '.join(found)}: call it in this order."
+        )
     params, grads, state = (
         nnx.as_pure(tree)
         for tree in (

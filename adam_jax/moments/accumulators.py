@@ -19,8 +19,10 @@ from adam_jax import numerics
 from adam_jax.hyperparams import (
     Hyperparam,
     check_decay,
+    check_no_schedule,
     check_non_negative,
     check_number,
+    shown,
 )
 
 Array = jax.Array
@@ -52,7 +54,8 @@ class Accumulator:
     Raises:
       ValueError: for a hyperparameter that is not finite, a decay outside [0, 1), an
         average without a decay, or another power or order.
-      TypeError: for a hyperparameter that is not a real number.
+      TypeError: for a hyperparameter that is not a real number, or if `hyperparams` is
+        no dict, or `add` no function.
 
     Example: a mean of |g|, where Adam has a mean of g^2.
 
@@ -84,6 +87,12 @@ class Accumulator:
 
     def __post_init__(self) -> None:
         """Check everything that does not need gradients."""
+        if not isinstance(self.hyperparams, Mapping) or not callable(self.add):
+            raise TypeError(
+                "an Accumulator takes a dict of hyperparameters and a function "
+                f"(moment, value, h) -> moment, got {shown(self.hyperparams)} and "
+                f"{shown(self.add)}."
+            )
         if self.averages and "decay" not in self.hyperparams:
             raise ValueError(
                 "an Accumulator that averages needs a hyperparameter 'decay', got "
@@ -123,12 +132,7 @@ def check_initial(name: str, value: Any) -> Any:
       ValueError: if it is negative or not finite.
       TypeError: if it is a schedule, or not a real number.
     """
-    checked = check_non_negative(name, value)
-    if callable(checked):
-        raise TypeError(
-            f"{name} must be a number, not a schedule: it is read once, at init."
-        )
-    return checked
+    return check_no_schedule(name, check_non_negative(name, value))
 
 
 def as_accumulator(name: str, value: Any) -> Accumulator | None:

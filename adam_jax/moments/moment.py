@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import numerics
 from adam_jax.checks import check_like
-from adam_jax.hyperparams import all_at, at
+from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
 from adam_jax.moments.formats import Format, Stored
 
@@ -66,6 +66,13 @@ class Moment:
 
     def __post_init__(self) -> None:
         """Check that the accumulator can be used for a moment of this order."""
+        for value, kind in ((self.accumulator, Accumulator), (self.format, Format)):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    "a Moment takes an Accumulator and a Format, as in "
+                    f"Moment(ema(0.9), dense(), ...), got {shown(value)} for its "
+                    f"{kind.__name__}."
+                )
         orders = {1: "first", 2: "second"}
         if self.order not in orders:
             raise ValueError(f"order must be 1 or 2, got {self.order!r}.")

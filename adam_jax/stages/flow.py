@@ -4,7 +4,11 @@ import dataclasses
 from typing import Any, NoReturn
 
 import jax
+from jax.core import Tracer
 from jax.typing import ArrayLike
+
+from adam_jax.checks import check_arrays
+from adam_jax.hyperparams import a_type, shown
 
 _CURE = (
     "put precondition(), which turns them into updates, before anything that takes "
@@ -139,20 +143,21 @@ def expect_second(moments: Moments, stage: str) -> None:
 
 
 def expect_updates(value: Any, stage: str) -> None:
-    """Refuse `Moments` where plain trees are expected.
+    """Refuse `Moments`, and leaves that are no arrays, where updates are expected.
 
     Args:
       value: the input of a stage or a wrapper, or the output of its optimizer.
       stage: the stage's or wrapper's name, for the message.
 
     Raises:
-      TypeError: if it is `Moments`.
+      TypeError: if it is `Moments`, or has a leaf that is not an array.
     """
     if isinstance(value, Moments):
         raise TypeError(
             f"{stage}() takes gradients or updates, got Moments: put precondition() "
             "before it, to turn them into updates."
         )
+    check_arrays(value, "grads")
 
 
 def expect_optimizer(tx: Any, wrapper: str) -> None:
@@ -167,7 +172,7 @@ def expect_optimizer(tx: Any, wrapper: str) -> None:
     """
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(
-            f"{wrapper}() takes an optimizer, got {tx!r}: pass one, as in "
+            f"{wrapper}() takes an optimizer, got {shown(tx)}: pass one, as in "
             f"{wrapper}(adam(1e-3))."
         )
 
@@ -189,25 +194,69 @@ def expect_whole(emitted: Any, wrapper: str) -> None:
         )
 
 
-def expect_state(state: Any, kind: type, stage: str) -> None:
+def expect_state(state: Any, kind: type, stage: str, can_wrap: bool = False) -> None:
     """Refuse a state that another chain made.
 
     Args:
       state: the state that `update` received.
       kind: the class of the stage's own states.
       stage: the stage's name, for the message.
+      can_wrap: whether a run may go on with its old state as the `inner_state` of a new
+        one.
 
     Raises:
       TypeError: if it is of another class.
     """
-    if not isinstance(state, kind):
-        raise TypeError(
-            f"{stage}() was given {_a(type(state).__name__)} for its state, not "
-            f"{_a(kind.__name__)}: the state was made by another chain, or restored "
-            "without its structure. Start from tx.init(params), or restore into "
-            "jax.eval_shape(tx.init, params)."
+    if isinstance(state, kind):
+        return
+    cure = not_a_state(state)
+    if not cure:
+        cure = (
+            "the state was made by another chain. Start from tx.init(params), or "
+            "restore into jax.eval_shape(tx.init, params)"
         )
+        if can_wrap:
+            cure += (
+                f"; if only {stage}() is new, go on from "
+                "tx.init(params)._replace(inner_state=state)"
+            )
+    raise TypeError(
+        f"{stage}() was given {a_type(type(state))} for its state, not {a_type(kind)}: "
+        f"{cure}."
+    )
 
 
-def _a(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+def not_a_state(value: Any) -> str:
+    """Return the cure if `value` is no optimizer's state; if it is one, nothing.
+
+    Args:
+      value: what `update` received for its state.
+    """
+
+    def is_part(node):
+        return hasattr(node, "_fields")
+
+    if any(map(is_part, jax.tree.leaves(value, is_leaf=is_part))):
+        return ""
+    return (
+        "the arguments are in another order (tx.update takes grads, state, params; "
+        "fused.step(tx) takes params, grads, state), or the state was restored without "
+        "its structure (restore into jax.eval_shape(tx.init, params))"
+    )
+
+
+def expect_values(x: Any, what: str) -> None:
+    """Refuse to read on the host what is traced.
+
+    Args:
+      x: an array.
+      what: what is to be read of its state, for the message.
+
+    Raises:
+      TypeError: if it is traced.
+    """
+    if isinstance(x, Tracer):
+        raise TypeError(
+            f"the {what} of a traced state have no values yet: read them outside of "
+            "jax.jit, from the state that it returns."
+        )

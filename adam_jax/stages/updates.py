@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from typing_extensions import TypeAliasType
 
 from adam_jax import numerics
-from adam_jax.checks import check_inexact, fit_params, resolve_mask
+from adam_jax.checks import check_arrays, check_inexact, fit_params, resolve_mask
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
 from adam_jax.moments.accumulators import trace
 from adam_jax.moments.formats import Stored
@@ -262,6 +262,10 @@ def cast_to_params() -> optax.GradientTransformation:
 
     Without parameters, updates pass unchanged.
 
+    Raises:
+      TypeError: if a leaf is not an array, or for `Moments`.
+      AssertionError: if updates do not have the structure and shapes of the parameters.
+
     Example:
 
       >>> updates, params = jnp.float32(0.1), jnp.bfloat16(1)
@@ -271,6 +275,7 @@ def cast_to_params() -> optax.GradientTransformation:
     """
 
     def cast(updates, params=None):
+        check_arrays(updates, "updates")
         if params is None:
             return updates
         return cast_like(updates, fit_params(params, updates))

@@ -18,11 +18,13 @@ import optax
 
 from adam_jax import numerics
 from adam_jax.checks import prune
+from adam_jax.hyperparams import shown
 from adam_jax.recipes.notes import all_finite, note_gate
 from adam_jax.stages.flow import (
     expect_optimizer,
     expect_state,
     expect_updates,
+    expect_values,
     expect_whole,
 )
 from adam_jax.states.reading import find_nodes
@@ -147,7 +149,7 @@ def _guard(
 
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, name)
-        expect_state(state, SkipState, name)
+        expect_state(state, SkipState, name, can_wrap=True)
         params = prune(params, updates)
         norm = _global_norm(updates)
         sane = all_finite(updates)
@@ -219,6 +221,7 @@ def check_skips(state: Any, limit: int) -> None:
 
     Raises:
       RuntimeError: if more were skipped.
+      TypeError: if limit is not an integer, or inside a jitted function.
 
     Example: all three gradients are NaN.
 
@@ -234,7 +237,12 @@ def check_skips(state: Any, limit: int) -> None:
       ...     print(str(error).split(":")[0])
       3 steps in a row were skipped (3 in all, 0 taken), more than 2
     """
+    if not isinstance(limit, int | np.integer):
+        raise TypeError(
+            f"check_skips(state, limit) takes a number of steps, got {shown(limit)}."
+        )
     for guard in find_nodes(state, SkipState):
+        expect_values(guard.in_a_row, "skipped steps")
         check_skips(guard.inner_state, limit)
         if guard.in_a_row > limit:
             raise RuntimeError(

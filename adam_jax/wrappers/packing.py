@@ -17,10 +17,16 @@ import optax
 
 from adam_jax import numerics
 from adam_jax.checks import check_inexact, fit_params, resolve_mask
+from adam_jax.hyperparams import shown
 from adam_jax.moments.formats import is_elementwise
 from adam_jax.moments.moment import as_leaves
 from adam_jax.recipes.notes import note_parts
-from adam_jax.stages.flow import expect_state, expect_updates, expect_whole
+from adam_jax.stages.flow import (
+    expect_optimizer,
+    expect_state,
+    expect_updates,
+    expect_whole,
+)
 from adam_jax.stages.updates import Mask
 from adam_jax.states.buffers import (
     Group,
@@ -98,15 +104,21 @@ def packed(
     """
     if not isinstance(max_size, int) or max_size < 0:
         raise ValueError(f"max_size must be an integer >= 0, got {max_size!r}.")
-    if isinstance(tx, optax.GradientTransformation) != (mask is None):
+    if isinstance(tx, optax.GradientTransformation):
+        takes = mask is None
+    else:
+        takes = mask is not None and callable(tx)
+    if not takes:
         raise ValueError(
-            "packed(tx) takes an optimizer; with a mask it takes a function that makes "
-            "one, as in packed(functools.partial(adamw, 1e-3), mask=mask), and calls "
-            "it with the mask of its buffers."
+            "packed(tx) takes an optimizer; with a mask it takes a function that "
+            f"makes one, and calls it with the mask of its buffers. Got {shown(tx)}: "
+            "write packed(adamw(1e-3)), or packed(functools.partial(adamw, 1e-3), "
+            "mask=mask)."
         )
 
     def inner(marks: Any) -> Any:  # an optimizer of Packed trees
         made = tx if isinstance(tx, optax.GradientTransformation) else tx(mask=marks)
+        expect_optimizer(made, "packed")
         return optax.with_extra_args_support(made)
 
     def marks_of(tree):  # the value of the mask for each leaf

@@ -6,7 +6,7 @@ its state. `named_figures` turns them into plain floats for a logger.
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +22,22 @@ from adam_jax.figures.definitions import (
     Figure,
     MissingError,
     Step,
+    check_figures,
     step_bound,
 )
 from adam_jax.figures.measuring import Measured, measure
-from adam_jax.hyperparams import Hyperparam, at, check_non_negative
+from adam_jax.hyperparams import (
+    Hyperparam,
+    at,
+    check_no_schedule,
+    check_non_negative,
+    shown,
+)
 from adam_jax.stages.flow import (
     expect_optimizer,
     expect_state,
     expect_updates,
+    expect_values,
     expect_whole,
 )
 from adam_jax.stages.gathering import MomentsState
@@ -109,6 +117,7 @@ def record(
         learning_rate = check_non_negative(
             "learning_rate", learning_rate, half_precision=True
         )
+    bound = check_no_schedule("bound", check_non_negative("bound", bound))
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"every must be a positive number of steps, got {every!r}.")
 
@@ -156,7 +165,7 @@ def record(
 
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, "record")
-        expect_state(state, RecordState, "record")
+        expect_state(state, RecordState, "record", can_wrap=True)
         params = prune(params, updates)
         named = set() if figures is None else {*chosen}
         if not named <= {*state.figures} <= {*chosen}:
@@ -272,6 +281,7 @@ def _recorded(state: Any) -> RecordState:
             "the state is a batch of states (vmap): take one, as in "
             "jax.tree.map(lambda x: x[0], state)."
         )
+    expect_values(nodes[0].count, "figures")
     return nodes[0]
 
 
@@ -307,13 +317,16 @@ def _choose(figures: Any) -> Mapping[str, Figure]:
     if figures is None:
         return {k: v for k, v in FIGURES.items() if not k.endswith("_quantiles")}
     if isinstance(figures, Mapping):
-        return figures
-    if isinstance(figures, str):
-        raise ValueError(f"figures must be a sequence of names: [{figures!r}].")
+        return check_figures(figures)
+    if isinstance(figures, str) or not isinstance(figures, Iterable):
+        raise ValueError(
+            "figures must be a sequence of names, as in ['update_norm'], got "
+            f"{shown(figures)}."
+        )
     for name in figures:
         if name not in FIGURES:
             raise ValueError(
-                f"there is no figure {name!r}: choose from {', '.join(FIGURES)}, or "
-                "pass a dict of your own figures."
+                f"there is no figure {shown(name)}: choose from "
+                f"{', '.join(FIGURES)}, or pass a dict of your own figures."
             )
     return {name: FIGURES[name] for name in figures}

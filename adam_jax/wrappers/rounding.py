@@ -24,7 +24,7 @@ import optax
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
-from adam_jax.checks import check_inexact, fit_params
+from adam_jax.checks import check_inexact, check_like, fit_params
 from adam_jax.hyperparams import check_seed
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Rounding
@@ -91,8 +91,8 @@ def round_to_params(
         return RoundToParamsState(inner_state, jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):
+        expect_state(state, RoundToParamsState, "round_to_params", can_wrap=True)
         params = _expect_params(updates, params, "round_to_params")
-        expect_state(state, RoundToParamsState, "round_to_params")
         before = jax.tree.map(_widen, params)
         updates, inner_state = inner.update(
             updates, state.inner_state, before, **extra_args
@@ -192,8 +192,9 @@ def compensate_params(
         )
 
     def update_fn(updates, state, params=None, **extra_args):
+        expect_state(state, CompensateParamsState, "compensate_params", can_wrap=True)
         params = _expect_params(updates, params, "compensate_params")
-        expect_state(state, CompensateParamsState, "compensate_params")
+        _expect_fit(params, state.residual)
 
         def join(param, residual):
             return numerics.join_float32(param, residual) if is_half(param) else param
@@ -240,6 +241,21 @@ def _check_params(params: Any, name: str) -> None:
                 f"{jax.tree_util.keystr(path)} is float16: train it as bfloat16, or "
                 "keep it in float32."
             )
+
+
+def _expect_fit(params: Any, residual: Any) -> None:
+    """Refuse parameters that another state was made for."""
+    given = dict(jax.tree_util.tree_leaves_with_path(params))
+    reference = jax.tree_util.tree_map_with_path(
+        lambda path, x: given.get(path, 0.0) if _is_hole(x) else x,
+        residual,
+        is_leaf=_is_hole,
+    )
+    check_like(params, reference, "params", "the residual of the optimizer's state")
+
+
+def _is_hole(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _expect_params(updates: Any, params: Any, name: str) -> Any:

@@ -526,7 +526,7 @@ def test_figures_that_can_be_had():
     [
         (
             lambda: record(ADAM, "update_norm"),
-            r"a sequence of names: \['update_norm'\]",
+            r"a sequence of names, as in \['update_norm'\], got 'update_norm'",
         ),
         (
             lambda: record(ADAM, ["norm"]),
