@@ -685,6 +685,26 @@ def test_values_of_a_traced_state():
         adam_jax.check_skips(3, state)
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"w": jnp.ones((3, 2))}, r"\['w'\] has shape \(3, 2\), its moment \(2, 3\)"),
+        ({"w": {"x": jnp.ones((2, 3))}}, r"\['w'\] is a dict, not an array"),
+        ({"x": jnp.ones((2, 3))}, r"\['w'\] is not in them"),
+    ],
+)
+def test_reading_states_of_other_params(params, message):
+    tx = adam_jax.rmsprop(1e-3, nu_dtype=adam_jax.mean_over())
+    if "shape" in message:  # a mean fits any shape
+        tx = adam_jax.adam(1e-3, nu_dtype=adam_jax.mean_over())
+    state = tx.init({"w": jnp.ones((2, 3))})
+    message = f"^params do not fit the state: {message}.*Pass the parameters"
+    with pytest.raises(ValueError, match=message):
+        adam_jax.load_moments(state, params)
+    with pytest.raises(ValueError, match=message):
+        adam_jax.convert_state(state, nu_dtype="float32", params=params)
+
+
 def test_accumulators_and_moments_of_other_kinds():
     for hyperparams, add in ((["decay"], max), (0.9, max), ({}, 0.9)):
         with pytest.raises(TypeError, match=r"^an Accumulator takes a dict of hyper"):

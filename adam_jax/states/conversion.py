@@ -13,7 +13,7 @@ from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.stages.updates import TraceState
 from adam_jax.states.buffers import Packed, PackedState, pack, part
-from adam_jax.states.reading import cut_to
+from adam_jax.states.reading import cut_to, expect_shapes
 
 
 def convert_state(
@@ -41,8 +41,8 @@ def convert_state(
       A state that an optimizer with this mu_dtype and nu_dtype can continue from.
 
     Raises:
-      ValueError: for an unknown format, a state without adam_jax's moments, or missing
-        params.
+      ValueError: for an unknown format, a state without adam_jax's moments, or params
+        that are missing or do not fit.
       TypeError: for complex moments in a real format.
 
     Example:
@@ -60,13 +60,18 @@ def convert_state(
     found = False
 
     def convert(values, format, to, signed, params):
-        if to is None or values is None:
+        if values is None or (to is None and params is None):
             return values, format
         if isinstance(values, Packed) and params is not None:
             (like,) = pack(values.groups(), params)
         else:
             like = cut_to(values, params)
-        moment = jax.tree.map(numerics.widen, decode(Stored(values, format), like))
+        moment = decode(Stored(values, format), like)
+        if like is not None:
+            expect_shapes(moment, like)
+        if to is None:
+            return values, format
+        moment = jax.tree.map(numerics.widen, moment)
         stored = store(to, moment, signed)
         for x, y in zip(
             jax.tree.leaves(moment), jax.tree.leaves(stored.values), strict=True

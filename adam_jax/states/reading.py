@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
+from adam_jax.hyperparams import a_type
 from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.moment import decode
 from adam_jax.stages.gathering import MomentsState
@@ -65,7 +66,7 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
         own = cut_to(values, like)
         moment = decode(Stored(values, format), own)
         if own is not None:
-            jax.tree_util.tree_map_with_path(_expect_shape, moment, own)
+            expect_shapes(moment, own)
         return moment
 
     def read_node(node):
@@ -77,6 +78,8 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
 
 def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
     """Return mu and nu of an optimizer state as arrays, whatever their format.
+
+    (`optax.tree.get(state, "mu")` returns what is stored: of 8-bit moments, the codes.)
 
     Args:
       state: an optimizer state, or anything that holds one, such as a TrainState. Under
@@ -105,8 +108,8 @@ def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
     nodes = read_moments(state, params)
     if not nodes:
         raise ValueError(
-            "found no MomentsState in the state: it does not come from an "
-            "adam_jax optimizer, or was restored without its structure."
+            "found no MomentsState in the state: it comes from an optimizer without "
+            "one, such as sgd or Optax's own, or was restored without its structure."
         )
     mu, nu = nodes[0].mu, nodes[0].nu
     for node in nodes[1:]:
@@ -126,7 +129,8 @@ def cut_to(tree: Any, like: Any) -> Any:
       like: a pytree like the parameters, or None.
 
     Raises:
-      ValueError: if `tree` has a leaf that `like` lacks; the message names its path.
+      ValueError: if `like` has no array for a leaf of `tree`; the message names its
+        path.
     """
     if like is None or tree is None:
         return None
@@ -142,6 +146,14 @@ def cut_to(tree: Any, like: Any) -> Any:
                     "in them. Pass the parameters that the state was made for."
                 ) from None
         found = [by_path.get(path) for path, _ in leaves]
+    for (path, leaf), other in zip(leaves, found, strict=True):
+        is_array = hasattr(other, "shape") or jax.tree_util.all_leaves([other])
+        if not _is_hole(leaf) and not is_array:
+            raise ValueError(
+                f"params do not fit the state: {jax.tree_util.keystr(path)} is "
+                f"{a_type(type(other))}, not an array. Pass the parameters that the "
+                "state was made for."
+            )
     return structure.unflatten(
         [
             leaf if _is_hole(leaf) else other
@@ -150,13 +162,26 @@ def cut_to(tree: Any, like: Any) -> Any:
     )
 
 
-def _expect_shape(path: Any, moment: Any, param: Any) -> None:
-    if jnp.shape(moment) != getattr(param, "shape", None):
-        found = getattr(param, "shape", None) or type(param).__name__
-        raise ValueError(
-            f"params do not fit the state: {jax.tree_util.keystr(path)} is {found}, "
-            f"its moment has shape {jnp.shape(moment)}."
-        )
+def expect_shapes(moment: Any, params: Any) -> None:
+    """Refuse parameters that have other shapes than their moment.
+
+    Args:
+      moment: a pytree of arrays.
+      params: a pytree like it.
+
+    Raises:
+      ValueError: if a shape differs; the message names its path.
+    """
+
+    def expect_shape(path, moment, param):
+        if np.shape(moment) != np.shape(param):
+            raise ValueError(
+                f"params do not fit the state: {jax.tree_util.keystr(path)} has shape "
+                f"{np.shape(param)}, its moment {np.shape(moment)}. Pass the "
+                "parameters that the state was made for."
+            )
+
+    jax.tree_util.tree_map_with_path(expect_shape, moment, params)
 
 
 def _is_end(node: Any) -> bool:

@@ -255,9 +255,9 @@ def test_moments_in_nnx_are_read_with_the_parameters(nu_dtype):
 def test_parameters_that_do_not_fit_are_refused():
     tx = adam_jax.adam(1e-2, nu_dtype=adam_jax.mean_over(-1))
     state = tx.init(PARAMS)
-    with pytest.raises(ValueError, match=r"\['w'\] is \(9, 4\), its moment has"):
+    with pytest.raises(ValueError, match=r"\['w'\] has shape \(9, 4\), its moment"):
         adam_jax.load_moments(state, PARAMS | {"w": jnp.ones((9, 4))})
-    with pytest.raises(ValueError, match=r"\['w'\] is NoneType, its moment"):
+    with pytest.raises(ValueError, match=r"\['w'\] is None, not an array"):
         adam_jax.load_moments(state, PARAMS | {"w": None})
     with pytest.raises(ValueError, match=r"\['w'\] is not in them"):
         adam_jax.load_moments(state, {"b": jnp.ones(2)})
