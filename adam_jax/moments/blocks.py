@@ -68,6 +68,8 @@ class EightBitFormat(Format):
 def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     """Store 8-bit floating-point codes that share an exponent in each block.
 
+    Read them with `load_moments`: `optax.tree.get(state, "nu")` returns the codes.
+
     The exponent is shared as in OCP MX. The codes are unsigned E4M4 for second moments
     and signed E3M4 for first moments. Elements of a second moment that are too small
     for their block are stored as its smallest code, never as zero: a zero nu beside a

@@ -22,6 +22,9 @@ from adam_jax.stages.flow import Moments, expect_state, expect_updates
 class MomentsState(NamedTuple):
     """State of `scale_by_moments`.
 
+    `mu` and `nu` are kept as they are stored: 8-bit moments are codes here, also for
+    `optax.tree.get(state, "mu")`. `load_moments` returns the moments themselves.
+
     Attributes:
       count: int32 scalar, the steps taken; it stops at the largest int32.
       mu: the first moment as it is stored, a pytree like the parameters, or None.
@@ -64,7 +67,8 @@ def scale_by_moments(
       nu_dtype: the same for nu, which is real.
 
     Returns:
-      A transformation from gradients to `Moments`, with a `MomentsState`.
+      A transformation from gradients to `Moments`, with a `MomentsState`, which holds
+      the moments as they are stored. `load_moments` reads them.
 
     Raises:
       ValueError: if a decay is outside [0, 1), or a half-precision array; at the first

@@ -21,7 +21,9 @@ def checked(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     taken and the moments stay the same. The error names the leaf.
 
     The checks are checkify's, so you must wrap the step that uses `checked(tx)`, as in
-    `chex.chexify(jax.jit(step))` or `checkify.checkify(step)`.
+    `chex.chexify(jax.jit(step))` or `checkify.checkify(step)`. Without it, JAX refuses
+    to compile the step: "Cannot abstractly evaluate a checkify.check which was not
+    functionalized".
 
     Args:
       tx: the optimizer to check; it receives the extra arguments of `update`.
