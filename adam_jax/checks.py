@@ -59,8 +59,8 @@ def check_inexact(tree: Any, what: str) -> None:
         if numerics.is_narrow(dtype):
             raise TypeError(
                 f"{what}{keystr(path)} has dtype {dtype}, too narrow for an optimizer: "
-                "keep parameters in bfloat16 or float32, cast them where the model uses "
-                "them, and cast gradients to float32."
+                "keep parameters in bfloat16 or float32 and cast them where the model "
+                "uses them; cast gradients to float32."
             )
 
 

@@ -115,7 +115,7 @@ def beside(x: Any, like: Any) -> Any:
     return x if space == _DEVICE else jax.device_put(x, space)
 
 
-def _memory_space(x: Any) -> jax.memory.Space:
+def _memory_space(x: Any) -> Any:
     return jax.typeof(x).memory_space if isinstance(x, jax.Array) else _DEVICE
 
 
@@ -336,7 +336,9 @@ def _random_bits(words: list[Any], shape: tuple[int, ...], sharding: Any) -> jax
     hashed = hash_words(words)
     axes = list(range(len(shape)))
     while len(axes) > 1 and math.prod(shape[axis] for axis in axes) > POSITIONS:
-        iota = lax.broadcasted_iota(jnp.uint32, shape, axes.pop(0), out_sharding=sharding)
+        iota = lax.broadcasted_iota(
+            jnp.uint32, shape, axes.pop(0), out_sharding=sharding
+        )
         hashed = hash_index(iota, hashed)
     index, stride = jnp.uint32(0), 1
     for axis in reversed(axes):

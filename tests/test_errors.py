@@ -243,14 +243,16 @@ def test_64_bits_need_x64(dtype):
         state = adam_jax.adam(1e-3, mu_dtype=dtype).init(jnp.ones(2))
         assert state[0].mu.dtype == "float64"
     # The class is whatever JAX makes of Python's floats.
-    assert adam_jax.adam(1e-3, mu_dtype=float).init(jnp.ones(2))[0].mu.dtype == "float32"
+    assert (
+        adam_jax.adam(1e-3, mu_dtype=float).init(jnp.ones(2))[0].mu.dtype == "float32"
+    )
 
 
 @pytest.mark.parametrize("make", [adam_jax.adamw, adam_jax.lion])
 def test_a_dtype_that_inject_hyperparams_calls(make):
     """A class can be called, so Optax takes it for a schedule."""
     tx = optax.inject_hyperparams(make)(1e-3, mu_dtype=jnp.bfloat16)
-    with pytest.raises(ValueError, match="got an array.*write .*mu_dtype='bfloat16'"):
+    with pytest.raises(ValueError, match=r"got an array.*write .*mu_dtype='bfloat16'"):
         tx.init(jnp.ones(2))
     tx = optax.inject_hyperparams(make)(1e-3, mu_dtype="bfloat16")
     state = tx.init(jnp.ones(2))

@@ -37,7 +37,7 @@ def step(tx: optax.GradientTransformation) -> Step:
     be stored in float32, bfloat16 or 8 bits. On NVIDIA GPUs, a Pallas kernel steps the
     leaves of these optimizers that have 8-bit moments (if both have, in blocks of one
     size); the others XLA fuses by itself. All other leaves, and all on other platforms,
-    go through XLA. (To `jax.export` a step of 8-bit moments, name one platform.)
+    go through XLA, and so do programs for several devices, outside of a shard_map.
 
     Anything may come before the optimizer: clipping, zero_nans, L2. Wrappers around it
     must pass updates and new moments on unchanged, as do `optax.chain`, `masked`,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -213,14 +212,16 @@ def decode_values(codes: jax.Array, exponents: jax.Array) -> jax.Array:
 
 
 def _fit_block(x: jax.Array, block: int) -> int:
-    """Return the largest block, up to `block`, of which each shard is a whole number."""
+    """Return the largest block, up to `block`, that divides the shards of `x`."""
     if isinstance(x, Tracer):
         length = numerics.shard_length(x)
     else:
         length = x.sharding.shard_shape(x.shape)[-1]
-    if length == x.shape[-1] or length % block == 0:
-        return block
-    return max(n for n in range(1, min(block, length) + 1) if length % n == 0)
+    return block if length == x.shape[-1] else _largest_divisor(length, block)
+
+
+def _largest_divisor(length: int, limit: int) -> int:
+    return max(n for n in range(1, min(length, limit) + 1) if length % n == 0)
 
 
 def _expect_whole_blocks(x: jax.Array, blocks: int) -> None:
@@ -237,11 +238,11 @@ def _expect_whole_blocks(x: jax.Array, blocks: int) -> None:
     shards = x.shape[-1] // max(length, 1)
     if shards > 1 and (blocks % shards or x.shape[-1] % blocks):
         block = -(-x.shape[-1] // blocks)
-        fits = math.gcd(length, block)
         raise ValueError(
-            f"8-bit moments of shape {x.shape} were stored in blocks of {block}, but the "
-            f"last axis is sharded in pieces of {length}: start from tx.init of params "
-            f"that are sharded so, or use eight_bit(block={fits})."
+            f"8-bit moments of shape {x.shape} were stored in blocks of {block}, but "
+            f"their last axis is sharded in pieces of {length}: start from tx.init "
+            "with parameters that are sharded so, or use "
+            f"eight_bit(block={_largest_divisor(length, block)})."
         )
 
 

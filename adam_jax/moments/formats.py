@@ -53,7 +53,8 @@ class Stored(NamedTuple):
             unknown. A format that shares values among elements then returns an array
             that broadcasts to the parameter's shape.
         """
-        return self.format.decode(self.values, leaf)
+        values, format = jax.tree.map(numerics.on_device, (self.values, self.format))
+        return format.decode(values, leaf)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,8 @@ def skip_nonfinite(
 ) -> optax.GradientTransformationExtraArgs:
     """Skip every step whose gradients or updates are not all finite.
 
-    Around `optax.MultiSteps` it leaves out single gradients, and gathers others instead.
+    Around `optax.MultiSteps` it leaves out single gradients, and others are gathered
+    in their place.
 
     Args:
       tx: the optimizer to guard; it receives the extra arguments of `update`.
@@ -204,8 +205,8 @@ def _expect_finite_sums(name: str) -> None:
     skips = getattr(frame.f_locals["self"], "_should_skip_update_fn", None)
     if getattr(skips, "__qualname__", "MultiSteps").startswith("MultiSteps"):
         raise ValueError(
-            f"{name}() inside optax.MultiSteps comes too late: one NaN stays in the sum "
-            f"of the gradients for ever. Write {name}(optax.MultiSteps(tx, n)), or give "
+            f"{name}() inside optax.MultiSteps comes too late: a NaN stays in the sum "
+            f"of gradients for ever. Write {name}(optax.MultiSteps(tx, n)), or give "
             "MultiSteps should_skip_update_fn=optax.skip_not_finite."
         )
 

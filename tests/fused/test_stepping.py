@@ -845,9 +845,15 @@ def test_on_a_mesh_xla_shards_the_chain(name):
         assert "all-gather" not in compiled.as_text()
     expected, _ = take(tx, params, params, tx.init(params))
     assert_close(compiled(placed, placed, state)[0], expected)
-    # Told of the shardings late, XLA gathers what it cannot cut; the numbers are right.
-    late = jax.jit(step, in_shardings=(place, place, None))
-    assert_close(late(params, params, tx.init(params))[0], expected)
+    # Nothing tells a traced step that its inputs are going to be sharded.
+    given = params, params, jax.device_get(state)
+    shardings = place, place, jax.tree.map(lambda x: x.sharding, state)
+    late = jax.jit(step, in_shardings=shardings).lower(*given).compile()
+    assert "all-gather" not in late.as_text()
+    made = late(*given)
+    assert_close(made[0], expected)
+    for new, old in zip(*map(jax.tree.leaves, (made, (placed, state))), strict=True):
+        assert new.sharding.is_equivalent_to(old.sharding, new.ndim)
 
 
 @needs_native
@@ -888,6 +894,21 @@ def test_a_step_is_exported_where_its_call_is_allowed():
     )
     called = exported.call(params, params, state)
     assert_close(called, step(params, params, state))
+
+
+@needs_native
+def test_a_step_is_exported_for_several_platforms():
+    """Each has its own kernel, or none."""
+    params = {"w": jnp.ones((16, 64))}
+    format = eight_bit(min_size=0)
+    tx = adam_jax.adamw(1e-2, mu_dtype=format, nu_dtype=format)
+    step, state = jax.jit(fused.step(tx)), tx.init(params)
+    calls = "adam_jax_fused_step", "__gpu$xla.gpu.triton"
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in calls]
+    exported = jax.export.export(
+        step, platforms=["cpu", "cuda", "tpu"], disabled_checks=allowed
+    )(params, params, state)
+    assert_close(exported.call(params, params, state), step(params, params, state))
 
 
 def test_flax_train_state():

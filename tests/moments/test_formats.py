@@ -309,8 +309,90 @@ def test_sharding_changes_nothing_and_gathers_nothing(format, spec):
         if leaf.shape in ((16, 256), (16, 8)):  # and the exponents' PartitionSpec
             assert leaf.sharding.is_equivalent_to(sharding, 2)
     text = update.lower(sharded, actual[1], sharded).compile().as_text()
-    for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
-        assert collective not in text
+    assert not any(collective in text for collective in COLLECTIVES)
+
+
+COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+
+
+@pytest.mark.parametrize("columns", [128, 8 * 52, 8 * 7])
+@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2])
+def test_blocks_fit_the_shards(kind, columns):
+    """A shard of 16, 52 or 7 elements is no whole number of blocks of 32."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, P(None, "x"))
+        plain = jnp.linspace(-1, 1, 4 * columns).reshape(4, columns)
+        params = jax.device_put(plain, sharding)
+        tx = adam_jax.adam(1e-2, mu_dtype=EIGHT_BIT, nu_dtype=EIGHT_BIT)
+        state = tx.init(params)
+        if kind == jax.sharding.AxisType.Explicit:
+            types = jax.tree.map(jax.typeof, jax.jit(tx.init)(params))
+            assert types == jax.tree.map(jax.typeof, state)
+        update = jax.jit(tx.update)
+        text = update.lower(params, state, params).compile().as_text()
+        updates, state = update(params, state, params)
+    exponents = optax.tree.get(state, "nu_format").exponents
+    block = columns // exponents.shape[-1]
+    assert block == {128: 16, 416: 26, 56: 7}[columns]
+    assert exponents.sharding.is_equivalent_to(sharding, 2)
+    assert not any(collective in text for collective in COLLECTIVES)
+    fits = eight_bit(block=block, min_size=0)
+    tx = adam_jax.adam(1e-2, mu_dtype=fits, nu_dtype=fits)
+    expected, _ = jax.jit(tx.update)(plain, tx.init(plain), plain)
+    np.testing.assert_array_equal(updates, expected)
+
+
+def test_blocks_that_do_not_fit_explicit_shards_are_refused():
+    """As in a checkpoint of a run on fewer devices."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    tx = adam_jax.adam(1e-2, nu_dtype=EIGHT_BIT)
+    state = tx.init(jnp.ones((4, 128)))
+    with jax.set_mesh(mesh):
+        grads = jax.device_put(jnp.ones((4, 128)), NamedSharding(mesh, P(None, "x")))
+        sharded = jax.tree.map(
+            lambda x: jax.device_put(x, grads.sharding) if x.shape == (4, 128) else x,
+            state,
+        )
+        with pytest.raises(
+            ValueError, match=r"blocks of 32, .* pieces of 16: .*eight_bit\(block=16\)"
+        ):
+            jax.jit(tx.update)(grads, sharded, grads)
+
+
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x")])
+def test_in_a_shard_map_the_whole_leaf_counts(spec):
+    """16,384 elements, of which a shard has 2,048."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    tx = adam_jax.adam(1e-2, nu_dtype="8bit")
+
+    def start(params):
+        return tx.init(params)[0].nu
+
+    sharded = jax.shard_map(start, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert jax.eval_shape(sharded, jnp.ones((128, 128))).dtype == jnp.uint8
+    assert jax.eval_shape(sharded, jnp.ones((16, 128))).dtype == jnp.float32
+    copied = jax.shard_map(start, mesh=mesh, in_specs=P(), out_specs=P())
+    assert jax.eval_shape(copied, jnp.ones((16, 128))).dtype == jnp.float32
+
+
+HOST = ["float32", "bfloat16", EIGHT_BIT, adam_jax.factored()]
+
+
+@pytest.mark.parametrize("nu_dtype", HOST, ids=str)
+def test_moments_of_parameters_in_host_memory(nu_dtype):
+    """They start there too, with the values that they have elsewhere."""
+    params = {"w": jnp.ones((8, 64)), "h": jnp.ones((4, 32), jnp.bfloat16)}
+    tx = adam_jax.compensate_params(adam_jax.adam(1e-3, nu_dtype=nu_dtype))
+    tx = adam_jax.record(tx)
+    expected = tx.init(params)
+    host = jax.device_put(params, jax.memory.Space.Host)
+    for state in (tx.init(host), jax.jit(tx.init)(host)):
+        jax.tree.map(np.testing.assert_array_equal, state, expected)
+        moments = optax.tree.get(state, "nu"), optax.tree.get(state, "nu_format")
+        for leaf in jax.tree.leaves((moments, optax.tree.get(state, "residual"))):
+            assert leaf.sharding.memory_kind == "pinned_host"
+        assert optax.tree.get(state, "weights").sharding.memory_kind == "device"
 
 
 @pytest.mark.parametrize("source", ["float32", "bfloat16", "8bit"])
