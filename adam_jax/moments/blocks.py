@@ -87,8 +87,9 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     them smaller where it must, provided that it sees how the parameters are sharded.
     It does if it is given arrays, or axes are explicit. Where it does not, as in
     `jax.jit(tx.init)` with automatic axes, choose a block that divides the shards. If
-    blocks do not fit the shards, a step exchanges elements between devices; with
-    explicit axes it raises an error.
+    blocks do not fit the shards, a step exchanges elements between devices, and JAX
+    cannot shard exponents as their leaf (IndivisibleError); with explicit axes the step
+    raises an error.
 
     A state made with another block or min_size keeps its own.
 
@@ -96,7 +97,8 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
       block: the largest number of elements that share an exponent, at least 1; 32 costs
         1.03 bytes per element, or 1 + 1/n bytes if the last axis has only n elements.
       min_size: arrays with fewer elements stay as they are, and so do scalars and
-        complex arrays. In a shard_map the elements of all shards count.
+        complex arrays. In a shard_map the elements of all shards count (those of one
+        shard, if check_vma=False).
       seed: the seed of the stochastic rounding.
 
     Raises:
