@@ -153,7 +153,8 @@ def whole_size(x: jax.Array) -> int:
       x: an array.
     """
     aval = jax.typeof(x)
-    names = aval.manual_axis_type.varying
+    varies = getattr(aval, "manual_axis_type", None)
+    names = aval.vma if varies is None else varies.varying  # older jax has the vma
     return x.size * math.prod(aval.sharding.mesh.shape[name] for name in names)
 
 

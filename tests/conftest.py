@@ -17,6 +17,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 collect_ignore = ["reference"]  # a script that needs PyTorch
 
 import jax  # noqa: E402
+import jax.export  # noqa: E402
 import pytest  # noqa: E402
 
 # Where the last bit counts, or how XLA contracts products and sums.

@@ -27,9 +27,10 @@ def apply_gradients(train_state: Any, grads: Any) -> Any:
       >>> import adam_jax, jax.numpy as jnp
       >>> from flax.training.train_state import TrainState
       >>> tx = adam_jax.adamw(1e-3, weight_decay=0.1)
-      >>> state = TrainState.create(apply_fn=None, params=jnp.float32(10), tx=tx)
-      >>> state = apply_gradients(state, jnp.float32(7))
-      >>> print(f"{state.params:.3f} after step {state.step}")
+      >>> params, grads = {"w": jnp.float32(10)}, {"w": jnp.float32(7)}
+      >>> state = TrainState.create(apply_fn=None, params=params, tx=tx)
+      >>> state = apply_gradients(state, grads)
+      >>> print(f"{state.params['w']:.3f} after step {state.step}")
       9.998 after step 1
     """
     if not all(hasattr(train_state, x) for x in ("tx", "opt_state", "replace")):
@@ -84,8 +85,9 @@ def update_model(optimizer: Any, model: Any, grads: Any) -> None:
             "fused.update_model(optimizer, model, grads) takes an nnx.Optimizer, the "
             f"model and its gradients, got {', '.join(found)}: call it in this order."
         )
+    as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name before Flax 0.12.7
     params, grads, state = (
-        nnx.as_pure(tree)
+        as_pure(tree)
         for tree in (
             nnx.state(model, optimizer.wrt),
             nnx.state(grads, optimizer.wrt),

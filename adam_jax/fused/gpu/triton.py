@@ -5,6 +5,7 @@ their blocks lie along the axis along which a warp reads.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -240,6 +241,9 @@ def _some_gpu() -> Any:
     named = not jax.sharding.get_abstract_mesh().empty
     if named or jax.default_backend() == "gpu":
         return contextlib.nullcontext()
-    device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+    name = "NVIDIA H100 80GB HBM3"
+    h100 = {"device_kind": name, "num_cores": 132, "platform": "cuda"}
+    known = dataclasses.fields(AbstractDevice)  # in older jax, not the platform
+    device = AbstractDevice(**{field.name: h100[field.name] for field in known})
     mesh = AbstractMesh((1,), ("x",), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
