@@ -1,36 +1,51 @@
 # Every target sets up what it needs: a .venv with the versions of requirements.txt.
+# REQUIREMENTS=requirements-lowest.txt has a .venv-lowest; another PYTHON may have another
+# VENV, such as .venv-3.13, and then both stay.
 
 PYTHON ?= python3
-BIN := .venv/bin
+REQUIREMENTS ?= requirements.txt
+VENV ?= $(REQUIREMENTS:requirements%.txt=.venv%)
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 NATIVE := $(addprefix adam_jax/fused/cpu/,CMakeLists.txt *.cc *.h)
 
-.PHONY: help train test crossings sanitize optax-suite bench figures pictures check format clean
+.PHONY: help train test crossings sanitize wheel optax-suite bench figures pictures check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-train: .venv/ready  ## Train an MLP on real digits with Adam; ends with a table and a picture.
+train: $(VENV)/ready  ## Train an MLP on real digits with Adam; ends with a table and a picture.
 	$(BIN)/adam-jax train --config configs/digits_mlp.toml $(ARGS)
 
-test: .venv/ready  ## Run the tests and the doctests.
+test: $(VENV)/ready  ## Run the tests and the doctests.
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-crossings: .venv/ready  ## Run the tests that cross everything with everything (3 min).
+crossings: $(VENV)/ready  ## Run the tests that cross everything with everything (3 min).
 	$(BIN)/python -m pytest -n auto -m crossing $(ARGS)
 
-sanitize: .venv/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).
+sanitize: $(VENV)/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).
 	$(BIN)/cmake -S adam_jax/fused/cpu -B build/sanitize -DADAM_JAX_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/step_test $(ARGS)
 
-bench: .venv/ready  ## Measure how true moments are, a sweep beside single runs, and a step beside optax, torch and a bare loop (20 min and more).
+# Built as pip builds it anywhere, away from $(VENV).
+wheel:  ## Build a wheel in dist/, and test it in an empty environment (2 min).
+	rm -rf build/wheel dist/adam_jax-*.whl
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+	  --config-settings=build-dir=build/wheel/native --wheel-dir dist .
+	build/wheel/bin/python $(PIP_INSTALL) --constraint $(REQUIREMENTS) dist/adam_jax-*.whl
+	build/wheel/bin/python tests/installed.py
+	@ls dist/adam_jax-*.whl
+
+bench: $(VENV)/ready  ## Measure how true moments are, a sweep beside single runs, and a step beside optax, torch and a bare loop (20 min and more).
 	$(BIN)/python benchmarks/moment_accuracy.py
 	$(BIN)/python benchmarks/sweep_speed.py
 	$(BIN)/adam-jax bench $(ARGS)
 
 # What a picture takes is CPU time: kb4 6 min, sparse_rates 2 min 20 s, lh 1 min 30 s, the
 # others up to 35 s each; then the transformer.
-figures: .venv/ready  ## Repeat the published figures in docs/ (12 min), and train the transformer in every format (25 min).
+figures: $(VENV)/ready  ## Repeat the published figures in docs/ (12 min), and train the transformer in every format (25 min).
 	rm -rf runs/figures
 	for name in kb4 kb1_dense_rates kb1_sparse_rates lh; do \
 	  $(BIN)/adam-jax sweep --config configs/figure_$$name.toml --runs_dir runs/figures && \
@@ -42,7 +57,7 @@ figures: .venv/ready  ## Repeat the published figures in docs/ (12 min), and tra
 	done
 	$(BIN)/python benchmarks/training_loss.py
 
-pictures: .venv/ready  ## Draw the pictures in docs/ anew, and print their figures (2 min).
+pictures: $(VENV)/ready  ## Draw the pictures in docs/ anew, and print their figures (2 min).
 	rm -rf runs/pictures
 	for name in digits_mlp diagnose_healthy diagnose_large_lr diagnose_dead_layer \
 	    diagnose_noisy_batch; do \
@@ -60,26 +75,27 @@ pictures: .venv/ready  ## Draw the pictures in docs/ anew, and print their figur
 	  --virtual-time-budget=20000 --screenshot=docs/report.png \
 	  runs/pictures/diagnose_healthy/report.html
 
-optax-suite: .venv/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).
+optax-suite: $(VENV)/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).
 	$(BIN)/python tests/optax_suite.py $(ARGS)
 
-check: .venv/ready  ## Lint, check the formatting and the types.
+check: $(VENV)/ready  ## Lint, check the formatting and the types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: .venv/ready  ## Format the code, and mend what the linter can.
+format: $(VENV)/ready  ## Format the code, and mend what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove the virtual environment and the caches.
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+clean:  ## Remove the virtual environments and the caches.
+	rm -rf .venv .venv-* build .pytest_cache .ruff_cache .hypothesis
 
-.venv/ready: requirements.txt pyproject.toml $(NATIVE)
+$(VENV)/ready: $(REQUIREMENTS) pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "adam_jax needs Python 3.11 or newer, and '$(PYTHON)' is older or missing:" \
 	       "make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) --no-deps -r $(REQUIREMENTS)
+	$(BIN)/python $(PIP_INSTALL) --no-deps --no-build-isolation \
+	  --config-settings=build-dir=build/$(VENV) --editable .
 	@touch $@

@@ -1,0 +1,39 @@
+"""Check an installed package, as `make wheel` does where nothing else is installed."""
+
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+import adam_jax
+from adam_jax import fused
+
+
+def main() -> None:
+    """Step 8-bit moments natively, and ask for the command line."""
+    where = pathlib.Path(adam_jax.__file__)
+    assert where.is_relative_to(sys.prefix), f"{where} is not what was installed"
+    assert fused.backend() == "native", fused.backend()
+
+    tx = adam_jax.adamw(1e-3, mu_dtype="8bit", nu_dtype="8bit")
+    params = {"w": jnp.linspace(0.5, 1, 1000), "b": jnp.ones(3)}
+    grads = jax.tree.map(jnp.sin, params)
+    state = tx.init(params)
+    stepped = jax.jit(fused.step(tx))(params, grads, state)
+    updates, after = jax.jit(tx.update)(grads, state, params)
+    composed = optax.apply_updates(params, updates), after
+    chex.assert_trees_all_close(stepped, composed, rtol=1e-6)
+
+    command = pathlib.Path(sys.prefix, "bin", "adam-jax")
+    help_ = subprocess.run([command, "--help"], capture_output=True, text=True)
+    wanted = "pip install 'adam_jax[experiments]'"
+    assert help_.returncode and wanted in help_.stderr, help_.stderr
+    print(f"{where.parent}: native steps are right on jax {jax.__version__}")
+
+
+if __name__ == "__main__":
+    main()
