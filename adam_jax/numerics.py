@@ -16,6 +16,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
+from adam_jax.placement import in_host, on_device
+
 
 def is_narrow(dtype: DTypeLike) -> bool:
     """Return whether a dtype is a float of less than 16 bits.
@@ -84,78 +86,11 @@ def full_like(x: Any, value: Any, dtype: DTypeLike) -> jax.Array:
       dtype: the dtype of the result.
     """
     if not isinstance(x, Tracer):
-        in_host = _memory_space(x) != _DEVICE
-        sharding = x.sharding.with_memory_kind(None) if in_host else None
+        sharding = x.sharding.with_memory_kind(None) if in_host(x) else None
         return jnp.full_like(x, value, dtype=dtype, device=sharding)
     x = lax.stop_gradient(on_device(x)).real
     zero = jnp.clip(jnp.where(x == x, x, 0), 0, 0)  # of infinities and NaN, too
     return zero.astype(dtype) + jnp.asarray(value, dtype)
-
-
-_DEVICE = jax.memory.Space.Device
-
-
-def on_device(x: Any) -> Any:
-    """Return an array in the device's memory, where it may be computed with.
-
-    Args:
-      x: an array, perhaps in the host's memory.
-    """
-    return x if _memory_space(x) == _DEVICE else jax.device_put(x, _DEVICE)
-
-
-def beside(x: Any, like: Any) -> Any:
-    """Return `x` in the memory that `like` is in.
-
-    Args:
-      x: a pytree of arrays in the device's memory.
-      like: an array, perhaps abstract.
-    """
-    space = _memory_space(like)
-    return x if space == _DEVICE else jax.device_put(x, space)
-
-
-def _memory_space(x: Any) -> Any:
-    return jax.typeof(x).memory_space if isinstance(x, jax.Array) else _DEVICE
-
-
-def shard_length(x: jax.Array) -> int:
-    """Return the length of the last axis of a shard of `x`, for explicit axes.
-
-    Automatic axes do not count.
-
-    Args:
-      x: an array with at least one axis.
-    """
-    sharding = jax.typeof(x).sharding
-    last = jax.sharding.NamedSharding(sharding.mesh, jax.P(sharding.spec[-1]))
-    return x.shape[-1] // count_shards(last)
-
-
-def count_shards(sharding: jax.sharding.NamedSharding) -> int:
-    """Return into how many pieces a sharding cuts an array.
-
-    Args:
-      sharding: the sharding.
-    """
-    axes = [axis if isinstance(axis, tuple) else (axis,) for axis in sharding.spec]
-    names = [name for axis in axes for name in axis if name is not None]
-    return math.prod(sharding.mesh.shape[name] for name in names)
-
-
-def whole_size(x: jax.Array) -> int:
-    """Return the number of elements of the array of which `x` is a shard.
-
-    In a shard_map, `x` is taken for a shard over all axes over which it varies. (With
-    check_vma=False, JAX does not know these.) Elsewhere `x` is the whole array.
-
-    Args:
-      x: an array.
-    """
-    aval = jax.typeof(x)
-    varies = getattr(aval, "manual_axis_type", None)
-    names = aval.vma if varies is None else varies.varying  # older jax has the vma
-    return x.size * math.prod(aval.sharding.mesh.shape[name] for name in names)
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
@@ -279,12 +214,13 @@ def sma_length_above(
     -4.0002e-04
     """
     t, level = jnp.asarray(count, dtype), jnp.asarray(level, dtype)
-    least = 1e-6  # log(0) is infinite, and rho_t is 1 for all decays that small
+    least = 1e-30  # in place of 0, whose logarithm is infinite; rho_t is 1 for both
     if isinstance(decay, float):
         y = jnp.asarray(-math.log(max(decay, least)) / 2, dtype)
         longest = jnp.asarray(2 / (1 - decay) - 1, dtype)
     else:
-        y = -jnp.log1p(jnp.maximum(decay, least) - 1) / 2
+        small, large = jnp.clip(decay, least, 0.5), jnp.maximum(decay, 0.5)
+        y = jnp.where(decay < 0.5, -jnp.log(small), -jnp.log1p(large - 1)) / 2
         longest = (1 + decay) / (1 - decay)
 
     def over_square(x):

@@ -148,7 +148,7 @@ def test_integer_and_boolean_leaves(name, dtype):
 
 
 NARROW = [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float4_e2m1fn]
-WRAPPERS = {
+AT_UPDATE = {
     "none": lambda tx: tx,
     "packed": adam_jax.packed,
     "record": adam_jax.record,
@@ -159,10 +159,10 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, *NARROW])
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", AT_UPDATE)
 def test_parameters_are_checked_at_every_update(wrapper, dtype):
     """They may have another dtype than at init."""
-    tx = WRAPPERS[wrapper](adam_jax.adamw(1e-3))
+    tx = AT_UPDATE[wrapper](adam_jax.adamw(1e-3))
     params = {"w": jnp.ones(2), "n": jnp.ones(2)}
     state, wrong = tx.init(params), {"w": jnp.ones(2), "n": jnp.ones(2, dtype)}
     with pytest.raises(TypeError, match=r"params\['n'\] has dtype"):

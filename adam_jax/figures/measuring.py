@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.checks import check_like
 from adam_jax.figures.definitions import QUANTILES, Figure, Leaf, Step, check_figures
 from adam_jax.figures.sums import sum_all
@@ -185,12 +185,14 @@ def _shard_alike(parts: dict[str, Any]) -> dict[str, jax.Array]:
     On explicit axes, moments may be sharded over more of them than parameters. Then all
     are sharded as those in the smallest pieces: no device needs to send anything.
     """
-    arrays = {k: numerics.on_device(jnp.asarray(x)) for k, x in parts.items()}
-    shardings = {k: jax.typeof(x).sharding for k, x in arrays.items()}
-    if len(set(shardings.values())) <= 1:
-        return arrays
-    finest = max(shardings.values(), key=numerics.count_shards)
-    return {k: jax.sharding.reshard(x, finest) for k, x in arrays.items()}
+    arrays = {k: placement.on_device(jnp.asarray(x)) for k, x in parts.items()}
+    shardings = {jax.typeof(x).sharding for x in arrays.values() if jnp.ndim(x)}
+    if len(shardings) > 1:
+        finest = max(shardings, key=placement.count_shards)
+        for name, x in arrays.items():
+            if placement.count_shards(finest) > 1 and len(finest.spec) == jnp.ndim(x):
+                arrays[name] = jax.sharding.reshard(x, finest)
+    return arrays
 
 
 def _as_stored(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.moments.formats import Format, Noise, Stored
 
 
@@ -44,7 +44,7 @@ class EightBitFormat(Format):
 
     def init(self, x: jax.Array, signed: bool) -> Stored:
         """Return the codes of `x`, or `x` itself if it is not to be coded."""
-        small = numerics.whole_size(x) < self.min_size
+        small = placement.whole_size(x) < self.min_size
         if small or x.size == 0 or x.ndim == 0 or jnp.iscomplexobj(x):
             return Stored(x, EightBit(optax.MaskedNode()))
         half = jnp.uint32(1 << 31)  # no noise at the start: round to nearest
@@ -216,7 +216,7 @@ def decode_values(codes: jax.Array, exponents: jax.Array) -> jax.Array:
 def _fit_block(x: jax.Array, block: int) -> int:
     """Return the largest block, up to `block`, that divides the shards of `x`."""
     if isinstance(x, Tracer):
-        length = numerics.shard_length(x)
+        length = placement.shard_length(x)
     else:
         length = x.sharding.shard_shape(x.shape)[-1]
     return block if length == x.shape[-1] else _largest_divisor(length, block)
@@ -236,7 +236,7 @@ def _expect_whole_blocks(x: jax.Array, blocks: int) -> None:
     Raises:
       ValueError: if they are not.
     """
-    length = numerics.shard_length(x)
+    length = placement.shard_length(x)
     shards = x.shape[-1] // max(length, 1)
     if shards > 1 and (blocks % shards or x.shape[-1] % blocks):
         block = -(-x.shape[-1] // blocks)

@@ -22,7 +22,7 @@ import optax
 from jax.typing import DTypeLike
 from typing_extensions import TypeAliasType
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.hyperparams import check_seed
 
 Noise = TypeAliasType("Noise", Callable[[tuple[int, ...]], jax.Array])
@@ -53,7 +53,7 @@ class Stored(NamedTuple):
             unknown. A format that shares values among elements then returns an array
             that broadcasts to the parameter's shape.
         """
-        values, format = jax.tree.map(numerics.on_device, (self.values, self.format))
+        values, format = jax.tree.map(placement.on_device, (self.values, self.format))
         return format.decode(values, leaf)
 
 

@@ -10,7 +10,7 @@ import optax
 from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
@@ -89,11 +89,10 @@ class Moment:
           params: a pytree of arrays (or of `jax.ShapeDtypeStruct`); the moment is
             sharded like it, and in the same memory.
         """
-        started = jax.tree.map(self._start, params)
-        stored = store(self.format, started, self.order == 1)
+        stored = store(self.format, jax.tree.map(self._start, params), self.order == 1)
         leaves, structure = jax.tree.flatten(params)
         own = zip(as_leaves(stored, structure), leaves, strict=True)
-        placed = [numerics.beside(one, param) for one, param in own]
+        placed = [placement.beside(one, param) for one, param in own]
         return _as_tree(placed, structure, self.format.reader)
 
     def read(self, stored: Stored, like: Any) -> Any:

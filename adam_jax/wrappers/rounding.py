@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.checks import check_inexact, check_like, fit_params
 from adam_jax.hyperparams import check_seed
 from adam_jax.recipes.notes import note_line
@@ -185,7 +185,7 @@ def compensate_params(
         def start(param):
             if not is_half(param):
                 return optax.MaskedNode()
-            return numerics.beside(numerics.full_like(param, 0, jnp.int16), param)
+            return placement.beside(numerics.full_like(param, 0, jnp.int16), param)
 
         return CompensateParamsState(
             inner.init(jax.tree.map(_widen, params)), jax.tree.map(start, params)

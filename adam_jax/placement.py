@@ -1,0 +1,75 @@
+"""Where arrays lie: in which memory, and in how many pieces."""
+
+import math
+from typing import Any
+
+import jax
+
+_DEVICE = jax.memory.Space.Device
+
+
+def in_host(x: Any) -> bool:
+    """Return whether an array is in the host's memory.
+
+    Args:
+      x: an array, perhaps abstract.
+    """
+    return isinstance(x, jax.Array) and jax.typeof(x).memory_space != _DEVICE
+
+
+def on_device(x: Any) -> Any:
+    """Return an array in the device's memory, where it may be computed with.
+
+    Args:
+      x: an array, perhaps in the host's memory.
+    """
+    return jax.device_put(x, _DEVICE) if in_host(x) else x
+
+
+def beside(x: Any, like: Any) -> Any:
+    """Return `x` in the memory that `like` is in.
+
+    Args:
+      x: a pytree of arrays in the device's memory.
+      like: an array, perhaps abstract.
+    """
+    return jax.device_put(x, jax.typeof(like).memory_space) if in_host(like) else x
+
+
+def shard_length(x: jax.Array) -> int:
+    """Return the length of the last axis of a shard of `x`, for explicit axes.
+
+    Automatic axes do not count.
+
+    Args:
+      x: an array with at least one axis.
+    """
+    sharding = jax.typeof(x).sharding
+    last = jax.sharding.NamedSharding(sharding.mesh, jax.P(sharding.spec[-1]))
+    return x.shape[-1] // count_shards(last)
+
+
+def count_shards(sharding: jax.sharding.NamedSharding) -> int:
+    """Return into how many pieces a sharding cuts an array.
+
+    Args:
+      sharding: the sharding.
+    """
+    axes = [axis if isinstance(axis, tuple) else (axis,) for axis in sharding.spec]
+    names = [name for axis in axes for name in axis if name is not None]
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def whole_size(x: jax.Array) -> int:
+    """Return the number of elements of the array of which `x` is a shard.
+
+    In a shard_map, `x` is taken for a shard over all axes over which it varies. (With
+    check_vma=False, JAX does not know these.) Elsewhere `x` is the whole array.
+
+    Args:
+      x: an array.
+    """
+    aval = jax.typeof(x)
+    varies = getattr(aval, "manual_axis_type", None)
+    names = aval.vma if varies is None else varies.varying  # older jax has the vma
+    return x.size * math.prod(aval.sharding.mesh.shape[name] for name in names)
