@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -83,13 +84,11 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     The format handles gradients whose scales span 2.5 decades within a block; even
     smaller elements take steps that are too small, or none.
 
-    If the last axis is sharded, each shard is a whole number of blocks: `init` makes
-    them smaller where it must, provided that it sees how the parameters are sharded.
-    It does if it is given arrays, or axes are explicit. Where it does not, as in
-    `jax.jit(tx.init)` with automatic axes, choose a block that divides the shards. If
-    blocks do not fit the shards, a step exchanges elements between devices, and JAX
-    cannot shard exponents as their leaf (IndivisibleError); with explicit axes the step
-    raises an error.
+    If the last axis is sharded over explicit axes, each shard is a whole number of
+    blocks: `init` makes them smaller where it must. Over automatic axes, choose a block
+    that divides the shards. Otherwise a step exchanges elements between devices, and
+    JAX cannot shard exponents like their leaf (IndivisibleError). `init` warns of it if
+    it is given sharded arrays without jit.
 
     A state made with another block or min_size keeps its own.
 
@@ -104,6 +103,10 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     Raises:
       ValueError: if block or min_size is out of range; at the first trace, if a shard
         of an explicit axis is not a whole number of the state's blocks.
+
+    Warns:
+      UserWarning: at init, if a shard of an automatic axis is not a whole number of
+        blocks.
     """
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
         raise ValueError(f"block must be a positive integer, got {block!r}.")
@@ -214,12 +217,21 @@ def decode_values(codes: jax.Array, exponents: jax.Array) -> jax.Array:
 
 
 def _fit_block(x: jax.Array, block: int) -> int:
-    """Return the largest block, up to `block`, that divides the shards of `x`."""
-    if isinstance(x, Tracer):
-        length = placement.shard_length(x)
-    else:
+    """Return the largest block, up to `block`, that divides explicit shards of `x`."""
+    length = placement.shard_length(x)
+    if length < x.shape[-1]:
+        return _largest_divisor(length, block)
+    if not isinstance(x, Tracer):  # of which the type says nothing of automatic axes
         length = x.sharding.shard_shape(x.shape)[-1]
-    return block if length == x.shape[-1] else _largest_divisor(length, block)
+        if length < x.shape[-1] and length % block:
+            warnings.warn(
+                f"the last axis of an array of shape {x.shape} is sharded in pieces of "
+                f"{length}, which are no whole number of 8-bit blocks of {block}: each "
+                "step exchanges elements between devices. Use "
+                f"eight_bit(block={_largest_divisor(length, block)}).",
+                stacklevel=2,
+            )
+    return block
 
 
 def _largest_divisor(length: int, limit: int) -> int:
@@ -242,9 +254,9 @@ def _expect_whole_blocks(x: jax.Array, blocks: int) -> None:
         block = -(-x.shape[-1] // blocks)
         raise ValueError(
             f"8-bit moments of shape {x.shape} were stored in blocks of {block}, but "
-            f"their last axis is sharded in pieces of {length}: start from tx.init "
-            "with parameters that are sharded so, or use "
-            f"eight_bit(block={_largest_divisor(length, block)})."
+            f"their last axis is sharded in pieces of {length}: store them in "
+            f"eight_bit(block={_largest_divisor(length, block)}), which convert_state "
+            "does in mid-run, before the state is sharded."
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.moments.formats import Format, Stored, is_elementwise
 from adam_jax.moments.moment import decode, store
 from adam_jax.moments.storage import Storage, as_format
@@ -73,6 +73,8 @@ def convert_state(
             return values, format
         moment = jax.tree.map(numerics.widen, moment)
         stored = store(to, moment, signed)
+        for old in jax.tree.leaves(values)[:1]:
+            stored = placement.beside(stored, old)
         for x, y in zip(
             jax.tree.leaves(moment), jax.tree.leaves(stored.values), strict=True
         ):

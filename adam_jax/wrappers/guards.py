@@ -9,6 +9,7 @@ host when a run is stuck.
 
 import inspect
 import math
+from types import CodeType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.checks import prune
 from adam_jax.hyperparams import shown
 from adam_jax.recipes.notes import all_finite, note_gate
@@ -143,7 +144,7 @@ def _guard(
     inner = optax.with_extra_args_support(tx)
 
     def init_fn(params):
-        _expect_finite_sums(name)
+        _expect_finite_sums(name, init_fn.__code__)
         # Three arrays instead of one: a buffer cannot be donated twice.
         skipped, in_a_row, taken = (jnp.zeros([], jnp.int32) for _ in range(3))
         return SkipState(inner.init(params), skipped, in_a_row, taken, jnp.zeros([]))
@@ -168,6 +169,7 @@ def _guard(
         sane &= all_finite(stepped, params)
 
         def keep(new, old):
+            new, old = jax.tree.map(placement.on_device, (new, old))
             return jax.tree.map(lambda n, o: jnp.where(sane, n, o), new, old)
 
         emitted = keep(stepped, jax.tree.map(jnp.zeros_like, stepped))
@@ -185,14 +187,16 @@ def _guard(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _expect_finite_sums(name: str) -> None:
+def _expect_finite_sums(name: str, guard: CodeType) -> None:
     """Refuse to be initialized by an `optax.MultiSteps` that gathers everything.
 
     It clears its sum of gradients with a product by zero, which leaves a NaN in it for
-    ever. The guard inside cannot mend that, and would skip every later step.
+    ever. The guard inside cannot mend that, and would skip every later step. There is
+    no harm with a guard outside as well.
 
     Args:
       name: the guard's name, for the message.
+      guard: the code of the `init` of guards.
 
     Raises:
       ValueError: if that is so.
@@ -202,8 +206,14 @@ def _expect_finite_sums(name: str) -> None:
         frame = frame.f_back
     if frame is None:
         return
-    skips = getattr(frame.f_locals["self"], "_should_skip_update_fn", None)
-    if getattr(skips, "__qualname__", "MultiSteps").startswith("MultiSteps"):
+    steps = frame.f_locals["self"]
+    outer = frame.f_back
+    while outer and outer.f_code is not guard:
+        outer = outer.f_back
+    skips = getattr(steps, "_should_skip_update_fn", None)
+    default = getattr(skips, "__qualname__", "").startswith("MultiSteps.__init__.")
+    overridden = type(steps).update is not optax.MultiSteps.update
+    if default and not overridden and not outer:
         raise ValueError(
             f"{name}() inside optax.MultiSteps comes too late: a NaN stays in the sum "
             f"of gradients for ever. Write {name}(optax.MultiSteps(tx, n)), or give "

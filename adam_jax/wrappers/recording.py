@@ -137,10 +137,6 @@ def record(
         # Figures are not to be differentiated: their roots have no derivative at 0.
         return lax.stop_gradient(step)._replace(bound=bound)
 
-    @functools.partial(jax.jit, static_argnums=0)  # compiled once, without jit as well
-    def measured_by(names, step):
-        return measure({name: chosen[name] for name in names}, step)
-
     def init_fn(params):
         inner_state = inner.init(params)
         calls = jnp.zeros([], jnp.int32)
@@ -181,7 +177,7 @@ def record(
             updates, after = inner.update(grads, before, params, **extra_args)
             expect_whole(updates, "record")
             step = see(grads, updates, params, before, after, state.count)
-            measured = measured_by(tuple(sorted(state.figures)), step)
+            measured = _measure({name: chosen[name] for name in state.figures}, step)
             return jax.tree.map(
                 lambda new, old: new.astype(old.dtype), measured, state.figures
             )
@@ -200,6 +196,21 @@ def record(
         return updates, RecordState(inner_state, count, measured)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
+    """Measure figures, compiled once without jit as well."""
+    items = tuple(sorted(figures.items()))
+    try:
+        hash(items)
+    except TypeError:  # somebody's own functions
+        return measure(figures, step)
+    return _compiled(items, step)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled(items: tuple[tuple[str, Figure], ...], step: Step) -> Any:
+    return measure(dict(items), step)
 
 
 def named_figures(state: Any, params: Any) -> dict[str, float]:

@@ -197,7 +197,9 @@ def compensate_params(
         _expect_fit(params, state.residual)
 
         def join(param, residual):
-            return numerics.join_float32(param, residual) if is_half(param) else param
+            if not is_half(param):
+                return param
+            return numerics.join_float32(param, placement.on_device(residual))
 
         master = jax.tree.map(join, params, state.residual)
         updates, inner_state = inner.update(

@@ -316,19 +316,17 @@ COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
 
 
 @pytest.mark.parametrize("columns", [128, 8 * 52, 8 * 7])
-@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2])
-def test_blocks_fit_the_shards(kind, columns):
+def test_blocks_fit_explicit_shards(columns):
     """A shard of 16, 52 or 7 elements is no whole number of blocks of 32."""
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
         sharding = NamedSharding(mesh, P(None, "x"))
         plain = jnp.linspace(-1, 1, 4 * columns).reshape(4, columns)
         params = jax.device_put(plain, sharding)
         tx = adam_jax.adam(1e-2, mu_dtype=EIGHT_BIT, nu_dtype=EIGHT_BIT)
         state = tx.init(params)
-        if kind == jax.sharding.AxisType.Explicit:
-            types = jax.tree.map(jax.typeof, jax.jit(tx.init)(params))
-            assert types == jax.tree.map(jax.typeof, state)
+        types = jax.tree.map(jax.typeof, state)
+        assert jax.tree.map(jax.typeof, jax.jit(tx.init)(params)) == types
         update = jax.jit(tx.update)
         text = update.lower(params, state, params).compile().as_text()
         updates, state = update(params, state, params)
@@ -341,6 +339,23 @@ def test_blocks_fit_the_shards(kind, columns):
     tx = adam_jax.adam(1e-2, mu_dtype=fits, nu_dtype=fits)
     expected, _ = jax.jit(tx.update)(plain, tx.init(plain), plain)
     np.testing.assert_array_equal(updates, expected)
+
+
+def test_blocks_that_do_not_fit_automatic_shards():
+    """Their shapes are the same however init is called; where it can, it warns."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = jax.device_put(jnp.ones((4, 128)), NamedSharding(mesh, P(None, "x")))
+    tx = adam_jax.adam(1e-2, nu_dtype=EIGHT_BIT)
+    message = (
+        r"pieces of 16, which are no whole .* blocks of 32: .*eight_bit\(block=16\)"
+    )
+    with pytest.warns(UserWarning, match=message):
+        state = tx.init(params)
+    shapes = jax.tree.map(jnp.shape, state)
+    assert jax.tree.map(jnp.shape, jax.eval_shape(tx.init, params)) == shapes
+    tx = adam_jax.adam(1e-2, nu_dtype=eight_bit(block=16, min_size=0))
+    text = jax.jit(tx.update).lower(params, tx.init(params), params).compile().as_text()
+    assert not any(collective in text for collective in COLLECTIVES)
 
 
 def test_blocks_that_do_not_fit_explicit_shards_are_refused():
@@ -393,6 +408,12 @@ def test_moments_of_parameters_in_host_memory(nu_dtype):
         for leaf in jax.tree.leaves((moments, optax.tree.get(state, "residual"))):
             assert leaf.sharding.memory_kind == "pinned_host"
         assert optax.tree.get(state, "weights").sharding.memory_kind == "device"
+        converted = convert_state(state, nu_dtype="bfloat16", params=host)
+        nu = optax.tree.get(converted, "nu")["w"]
+        assert (nu.dtype, nu.sharding.memory_kind) == ("bfloat16", "pinned_host")
+        update = jax.jit(adam_jax.skip_nonfinite(tx).update)
+        guarded = adam_jax.skip_nonfinite(tx).init(host)
+        update(params, guarded, params)
 
 
 @pytest.mark.parametrize("source", ["float32", "bfloat16", "8bit"])

@@ -117,7 +117,7 @@ def test_a_chain_that_ends_in_moments(params):
     assert f"count={moments.count}" in repr(moments)
     with pytest.raises((TypeError, ValueError), match=CURE):
         optax.apply_updates(params, moments)
-    with pytest.raises(TypeError, match="fused.step.* end it with precondition"):
+    with pytest.raises(TypeError, match=r"fused.step.* end it with precondition"):
         fused.step(tx)(params, grads, tx.init(params))
 
 

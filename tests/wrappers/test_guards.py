@@ -189,6 +189,28 @@ def test_inside_multi_steps_it_comes_too_late(guard, between):
             init(jnp.ones(3))
 
 
+class ClearsItsSums(optax.MultiSteps):
+    def update(self, updates, state, params=None, **extra_args):
+        sums = jax.tree.map(jnp.nan_to_num, state.acc_grads)
+        state = state._replace(acc_grads=sums)
+        return super().update(updates, state, params, **extra_args)
+
+
+def test_inside_multi_steps_that_never_gather_a_nan():
+    """They skip it, a guard outside does, or they are of a class of their own."""
+    adam = skip_spikes(adam_jax.adam(1e-2))
+    small = functools.partial(optax.skip_large_updates, max_squared_norm=9.0)
+    for tx in (
+        optax.MultiSteps(adam, 2, should_skip_update_fn=small),
+        skip_nonfinite(optax.MultiSteps(adam, 2)),
+        ClearsItsSums(adam, 2),
+    ):
+        state, params = tx.init(jnp.ones(3)), jnp.ones(3)
+        for scale in (1.0, jnp.nan, 1.0, 1.0, 1.0, 1.0):
+            updates, state = tx.update(scale * params, state, params)
+        assert jnp.isfinite(updates).all() and optax.tree.get(state, "count") > 0
+
+
 @GUARDS
 def test_a_sharded_step_reduces_but_gathers_nothing(guard):
     auto = (jax.sharding.AxisType.Auto,)

@@ -167,38 +167,66 @@ def test_masks_and_labels_inside_are_refused():
             packed(tx).init(params)
 
 
+def decays_matrices(updates, params):
+    return jax.tree.map(lambda u, p: u + 1e-4 * p if p.ndim > 1 else u, updates, params)
+
+
+def counts_calls(updates, params):
+    jax.experimental.io_callback(pytest.fail, None, "it was run")
+    return updates
+
+
 ALIKE = {
     "clip": optax.chain(optax.clip(1.0), adam_jax.adam(0.1)),
     "norm of all": optax.chain(optax.clip_by_global_norm(1.0), adam_jax.adam(0.1)),
     "narrow": adam_jax.adamw(0.1, mu_dtype="bfloat16", nu_dtype="bfloat16"),
+    "guarded": adam_jax.skip_spikes(adam_jax.adam(0.1)),
+    "recorded": adam_jax.record(adam_jax.adam(0.1)),
+    "kept finite": optax.apply_if_finite(adam_jax.adam(0.1), 3),
+    "noise": optax.add_noise(0.1, 0.5, jax.random.key(0)),
     "rprop": optax.rprop(0.1),
-    "wants more": optax.polyak_sgd(),  # cannot be tried without the value of the loss
+    "wants more": optax.polyak_sgd(),  # it is not traced without the value of the loss
+    "callback": optax.chain(optax.stateless(counts_calls), adam_jax.adam(0.1)),
 }
 UNLIKE = {
     "lamb": optax.lamb(1e-3),
     "lamb, warm": optax.lamb(optax.linear_schedule(0.0, 1e-3, 1000)),
     "block_rms": optax.clip_by_block_rms(1.0),
-    "block_rms, adam": optax.chain(optax.clip_by_block_rms(1.0), adam_jax.adam(0.1)),
+    "block_rms, late": optax.chain(adam_jax.adam(0.1), optax.clip_by_block_rms(1.0)),
     "adaptive clip": optax.adaptive_grad_clip(0.01),
     "adafactor": optax.adafactor(1e-3),
+    "factored if large": optax.scale_by_factored_rms(min_dim_size_to_factor=12),
     "sm3": optax.sm3(0.1),
     "novograd": optax.novograd(0.1),
     "centralize": optax.centralize(),
+    "by rank": optax.stateless(decays_matrices),
 }
 
 
 def test_what_does_not_treat_all_elements_alike_is_refused():
-    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(4), "large": jnp.ones((99, 99))}
+    shapes = [(4, 3), (4,), (5, 5), (13, 12), (99, 99)]
+    params = {str(shape): jnp.ones(shape) for shape in shapes}
     message = "does not treat all elements alike: .*optax.chain.*packed"
     for name, tx in UNLIKE.items():
-        with pytest.raises(ValueError, match=message):
-            packed(tx).init(params)
-            pytest.fail(name)
-    with pytest.raises(ValueError, match=message):  # also while init is traced
-        jax.jit(packed(optax.lamb(1e-3)).init)(params)
+        tx = packed(tx)
+        for init in (tx.init, tx.init, jax.jit(tx.init)):
+            with pytest.raises(ValueError, match=message):
+                init(params)
+                pytest.fail(name)
     packed(optax.lamb(1e-3), max_size=0).init(params)  # nothing shares a buffer
     for tx in ALIKE.values():
         jax.jit(packed(tx).init)(params)
+
+
+def test_it_is_tried_with_traced_hyperparameters():
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
+    states = jax.vmap(lambda lr: packed(adam_jax.adamw(lr)).init(params))(jnp.ones(2))
+    assert states.inner_state[0].count.shape == (2,)
+    tx = optax.inject_hyperparams(
+        lambda learning_rate: packed(optax.lamb(learning_rate))
+    )
+    with pytest.raises(ValueError, match="does not treat all elements alike"):
+        jax.eval_shape(tx(1e-3).init, params)
 
 
 def test_other_errors():

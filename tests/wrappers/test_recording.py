@@ -868,6 +868,39 @@ def test_moments_sharded_over_more_axes_than_parameters():
         np.testing.assert_allclose(actual.total, measured.total, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2])
+@pytest.mark.parametrize("spec", [P(), P("x")])
+def test_arrays_on_a_mesh_and_beside_it(kind, spec):
+    """Gradients that were made without the mesh, and arrays of NumPy."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    grads = jnp.linspace(-1, 1, 16 * 8).reshape(16, 8)
+    tx = record(adam_jax.adam(1e-2))
+    _, expected = jax.jit(tx.update)(grads, tx.init(grads), grads)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(grads, NamedSharding(mesh, spec))
+        state = tx.init(params)
+        for own in (grads, np.asarray(grads)):
+            for update in (jax.jit(tx.update), tx.update):
+                _, after = update(own, state, params)
+                norms = [
+                    recorded(s).figures["update_norm"].total for s in (after, expected)
+                ]
+                np.testing.assert_allclose(*norms, rtol=1e-5)
+
+
+def test_figures_of_an_optimizer_that_is_made_anew(caplog):
+    """As optax.inject_hyperparams does at every update; without jit, too."""
+    make = optax.inject_hyperparams(lambda rate: record(adam_jax.adam(rate)))
+    tx = make(1e-3)
+    state = tx.init(PARAMS)
+    for _ in range(2):
+        _, state = tx.update(GRADS, state, PARAMS)
+    caplog.clear()
+    with jax.log_compiles():
+        tx.update(GRADS, state, PARAMS)
+    assert "Compiling jit(_compiled)" not in caplog.text
+
+
 def test_figures_are_compiled_once_without_jit(caplog):
     names = ["gradient_norm", "effective_step"]
     tx = record(adam_jax.adam(1e-3), names, learning_rate=1e-3)
@@ -877,7 +910,7 @@ def test_figures_are_compiled_once_without_jit(caplog):
         caplog.clear()
         with jax.log_compiles():
             _, state = tx.update(GRADS, state, PARAMS)
-        compiled.append("Compiling jit(measured_by)" in caplog.text)
+        compiled.append("Compiling jit(_compiled)" in caplog.text)
     assert compiled == [True, False, False]
 
 
