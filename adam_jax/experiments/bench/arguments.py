@@ -7,7 +7,15 @@ from jsonargparse import ArgumentParser, Namespace
 
 from adam_jax.experiments.arguments import new_parser
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
-from adam_jax.experiments.bench.plan import REPEATS, SIZES, BenchConfig
+from adam_jax.experiments.bench.compiled import CHIPS
+from adam_jax.experiments.bench.plan import (
+    COMPILED,
+    COMPILED_SIZES,
+    REPEATS,
+    SIZES,
+    TIMED_FORMATS,
+    BenchConfig,
+)
 
 EXAMPLES = """\
 examples:
@@ -15,6 +23,7 @@ examples:
   adam-jax bench --json bench.json --picture bench.png
   adam-jax bench --sizes 2^24 150x2^17 gpt2 --candidates adamw fused_step
   adam-jax bench --sizes 2^24 --candidates fused_step --base torch
+  adam-jax bench --compiled v5e --formats float32 8bit
 """
 
 
@@ -31,22 +40,32 @@ def build_parser() -> ArgumentParser:
         "--sizes",
         **several,
         metavar="SIZE",
-        help="Parameters (4096, 2^12), leaves and parameters in each (300x4096), or "
-        f"gpt2. By default {', '.join(SIZES)}.",
+        help="Parameters (4096, 2^12), a shape (64,2^6), leaves of one size (300x4096, "
+        f"12x64,64), or gpt2. By default {' '.join((*SIZES,))}, "
+        f"if compiled {' '.join(COMPILED_SIZES)}.",
     )
     parser.add_argument(
         "--formats",
         **several,
         metavar="FORMAT",
         help="Of the moments; in pure ones parameters and gradients are bfloat16: "
-        f"{', '.join(FORMATS)}. By default all.",
+        f"{', '.join(FORMATS)}. By default the first {len(TIMED_FORMATS)}, "
+        "if compiled all.",
     )
     parser.add_argument(
         "--candidates",
         **several,
         metavar="NAME",
-        help="As listed below. By default all, the diagnostics (record_...) at two "
-        "sizes only.",
+        help="As listed below. By default all, the wrappers (the last ones) at two "
+        f"sizes only; if compiled {', '.join(COMPILED)}.",
+    )
+    parser.add_argument(
+        "--compiled",
+        type=str,
+        default=None,
+        metavar="MACHINE",
+        help=f"Compile for a {', a '.join(CHIPS)}, which need not be here, and count "
+        "bytes, run nothing. With its chips, as in v5e:4x4: leaves are cut over all.",
     )
     parser.add_argument(
         "--base",

@@ -15,6 +15,7 @@ from adam_jax.experiments.bench.steppers import (
     LEARNING_RATE,
     BareLoop,
     JaxStepper,
+    Program,
     Stepper,
     TorchStepper,
     find_compiler,
@@ -24,16 +25,19 @@ from adam_jax.experiments.bench.steppers import (
 class Format(NamedTuple):
     """How the moments are stored, and the dtype of parameters and gradients."""
 
-    moments: str
+    mu: Any
+    nu: Any
     dtype: Any
 
 
 FORMATS = {
-    "float32": Format("float32", jnp.float32),
-    "bfloat16": Format("bfloat16", jnp.float32),
-    "8bit": Format("8bit", jnp.float32),
-    "pure_bfloat16": Format("bfloat16", jnp.bfloat16),
-    "pure_8bit": Format("8bit", jnp.bfloat16),
+    "float32": Format("float32", "float32", jnp.float32),
+    "bfloat16": Format("bfloat16", "bfloat16", jnp.float32),
+    "8bit": Format("8bit", "8bit", jnp.float32),
+    "pure_bfloat16": Format("bfloat16", "bfloat16", jnp.bfloat16),
+    "pure_8bit": Format("8bit", "8bit", jnp.bfloat16),
+    "mu_bfloat16": Format("bfloat16", "float32", jnp.float32),
+    "pure_float32": Format("float32", "float32", jnp.bfloat16),
 }
 
 
@@ -42,19 +46,30 @@ class Candidate(NamedTuple):
 
     Attributes:
       about: a few words for the help.
-      make: (format, grads) -> stepper.
+      program: a format -> what is compiled; None if it is no program of JAX.
       formats: names of `FORMATS`.
       base: the name of the candidate that it is measured beside, in float32.
       why_missing: returns a sentence where it cannot be measured.
+      needs_kernel: it is timed only where there is a kernel for it.
       cycle: steps are taken in multiples of so many.
+      stepper: gradients -> what takes its steps, if it is no program of JAX.
     """
 
     about: str
-    make: Callable[[Format, Sequence[jax.Array]], Stepper]
+    program: Callable[[Format], Program] | None
     formats: Sequence[str] = tuple(FORMATS)
     base: str = "optax"
     why_missing: Callable[[], str | None] = lambda: None
+    needs_kernel: bool = False
     cycle: int = 1
+    stepper: Callable[[Sequence[jax.Array]], Stepper] | None = None
+
+    def make(self, format: Format, grads: Sequence[jax.Array]) -> Stepper:
+        """Return what takes steps on gradients of the format's dtype."""
+        if self.program is not None:
+            return JaxStepper(self.program(format), grads)
+        assert self.stepper is not None  # it has one or the other
+        return self.stepper(grads)
 
 
 def _is_pure(format: Format) -> bool:
@@ -71,8 +86,7 @@ def _optax_clipped(format: Format) -> Any:
 
 def _ours(format: Format, wrap: Any = lambda tx: tx) -> Any:
     """Return an adamw of the package's, with both moments in the format."""
-    stored = format.moments
-    tx = wrap(adam_jax.adamw(LEARNING_RATE, mu_dtype=stored, nu_dtype=stored))
+    tx = wrap(adam_jax.adamw(LEARNING_RATE, mu_dtype=format.mu, nu_dtype=format.nu))
     return adam_jax.round_to_params(tx) if _is_pure(format) else tx
 
 
@@ -91,34 +105,41 @@ def _record(format: Format, figures: list[str] | None, every: int) -> Any:
     return adam_jax.record(tx, figures, learning_rate=LEARNING_RATE, every=every)
 
 
-def _stepping(make_tx: Callable[[Format], Any], grads_inside: bool = False) -> Any:
-    """Return a `Candidate.make` that times update and apply_updates."""
+def _compensated(format: Format) -> Any:
+    tx = adam_jax.adamw(LEARNING_RATE, mu_dtype=format.mu, nu_dtype=format.nu)
+    return adam_jax.compensate_params(tx)
 
-    def make(format, grads):
+
+def _stepping(
+    make_tx: Callable[[Format], Any], grads_inside: bool = False
+) -> Callable[[Format], Program]:
+    """Return a `Candidate.program` of update and apply_updates."""
+
+    def make(format: Format) -> Program:
         tx = make_tx(format)
 
         def step(params, state, grads):
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        return JaxStepper(tx.init, _inside(step) if grads_inside else step, grads)
+        return Program(tx.init, _inside(step) if grads_inside else step)
 
     return make
 
 
 def _stepping_in_place(
     make_tx: Callable[[Format], Any], grads_inside: bool = False
-) -> Any:
-    """Return a `Candidate.make` that times the fused step."""
+) -> Callable[[Format], Program]:
+    """Return a `Candidate.program` of the fused step."""
 
-    def make(format, grads):
+    def make(format: Format) -> Program:
         tx = make_tx(format)
         take = fused.step(tx)
 
         def step(params, state, grads):
             return take(params, grads, state)
 
-        return JaxStepper(tx.init, _inside(step) if grads_inside else step, grads)
+        return Program(tx.init, _inside(step) if grads_inside else step)
 
     return make
 
@@ -145,10 +166,6 @@ def _clipped(format: Format) -> Any:
     return optax.chain(optax.clip_by_global_norm(1.0), _ours(format))
 
 
-def _why_not_built() -> str | None:
-    return "there is no kernel for it here" if fused.backend() == "xla" else None
-
-
 def _why_not_compiled() -> str | None:
     found = find_compiler()
     return None if found else "there is no C++ compiler to build it with"
@@ -167,25 +184,26 @@ CANDIDATES = {
     ),
     "bare_loop": Candidate(
         "AdamW as a bare C++ loop: the limit on this machine",
-        lambda format, grads: BareLoop(grads),
+        program=None,
+        stepper=BareLoop,
         formats=("float32",),
         why_missing=_why_not_compiled,
     ),
     "fused_step": Candidate(
         "fused.step(adamw), in place",
         _stepping_in_place(_ours),
-        why_missing=_why_not_built,
+        needs_kernel=True,
     ),
     "fused_clipped": Candidate(
         "fused_step behind optax.clip_by_global_norm",
         _stepping_in_place(_clipped),
         base="clipped",
-        why_missing=_why_not_built,
+        needs_kernel=True,
     ),
     "fused_packed": Candidate(
         "fused.step(packed(adamw)): small leaves share their moments' buffers",
         _stepping_in_place(_packed),
-        why_missing=_why_not_built,
+        needs_kernel=True,
     ),
     "clipped": Candidate(
         "optax.adamw behind optax.clip_by_global_norm; the base of fused_clipped",
@@ -196,7 +214,8 @@ CANDIDATES = {
     "packed": Candidate("packed(adam_jax.adamw)", _stepping(_packed)),
     "torch": Candidate(
         "torch.optim.AdamW(fused=True), where it is installed",
-        lambda format, grads: TorchStepper(grads),
+        program=None,
+        stepper=TorchStepper,
         formats=("float32",),
         why_missing=functools.partial(_why_not_installed, "torch"),
     ),
@@ -217,16 +236,34 @@ CANDIDATES = {
         _stepping_in_place(_ours, grads_inside=True),
         formats=("float32", "bfloat16", "8bit"),
         base="optax_grads",
-        why_missing=_why_not_built,
+        needs_kernel=True,
     ),
 }
 
+# Timed at two sizes only, if all are: they compile long, or take many steps at a time.
+WRAPPERS = {
+    "compensated": Candidate(
+        "compensate_params(adamw): bfloat16 parameters and what they leave out",
+        _stepping(_compensated),
+        formats=("pure_float32", "pure_bfloat16", "pure_8bit"),
+    ),
+    "skip_nonfinite": Candidate(
+        "skip_nonfinite(adamw)",
+        _stepping(functools.partial(_ours, wrap=adam_jax.skip_nonfinite)),
+        formats=("float32",),
+    ),
+    "skip_spikes": Candidate(
+        "skip_spikes(adamw)",
+        _stepping(functools.partial(_ours, wrap=adam_jax.skip_spikes)),
+        formats=("float32",),
+    ),
+}
 _FIGURE_SETS = {
     "all": ("all figures", list(adam_jax.FIGURES)),
     "default": ("the figures that are its default", None),
     "one": ("one figure", ["update_norm"]),
 }
-DIAGNOSTICS = {
+WRAPPERS |= {
     f"record_{name}" + ("" if every == 1 else f"_every_{every}"): Candidate(
         f"record(adamw) of {about}" + ("" if every == 1 else f", every {every} steps"),
         _stepping(functools.partial(_record, figures=figures, every=every)),
@@ -237,4 +274,4 @@ DIAGNOSTICS = {
     for name, (about, figures) in _FIGURE_SETS.items()
     for every in (1, 100)
 }
-CANDIDATES |= DIAGNOSTICS
+CANDIDATES |= WRAPPERS

@@ -1,5 +1,6 @@
 """`adam-jax bench`: measure, show, save."""
 
+import functools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -9,14 +10,15 @@ from typing import Any
 import jax
 from jsonargparse import ArgumentParser, Namespace
 
-from adam_jax.experiments.arguments import Command
+from adam_jax.experiments.arguments import Command, shorten
 from adam_jax.experiments.bench.arguments import build_parser, read_config
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
+from adam_jax.experiments.bench.compiled import count_local, place, read_cost
 from adam_jax.experiments.bench.picture import draw_rows
 from adam_jax.experiments.bench.plan import BenchConfig, Cell, Plan, make_plan
 from adam_jax.experiments.bench.problems import Problem, why_too_large
 from adam_jax.experiments.bench.report import BenchReport
-from adam_jax.experiments.bench.steppers import Stepper, draw_grads
+from adam_jax.experiments.bench.steppers import Stepper, compile_step, draw_grads
 from adam_jax.experiments.bench.timing import compare
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.machine import describe_machine
@@ -33,11 +35,13 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
     return lambda: run_bench(config, plan)
 
 
-COMMAND = Command("time a step beside optax.adamw", build_parser, prepare)
+COMMAND = Command(
+    "time a step beside optax.adamw, or count what it moves", build_parser, prepare
+)
 
 
 def run_bench(config: BenchConfig, plan: Plan) -> None:
-    """Measure what is planned; print a table, write JSON and the picture.
+    """Measure or compile what is planned; print a table, write JSON and the picture.
 
     Raises:
       KeyboardInterrupt: after Ctrl-C, at the end of the row. What is measured is saved.
@@ -45,25 +49,24 @@ def run_bench(config: BenchConfig, plan: Plan) -> None:
     machine = describe_machine()
     report = BenchReport(machine, len(plan.cells))
     for name, why in plan.missing.items():
-        report.skip(f"without {name}: {why}")
+        report.skip(name, why)
     rows: list[dict[str, Any]] = []
-    skipped = dict(plan.missing)
     stop = threading.Event()
     try:
         with on_interrupt(stop.set), report:
             for problem in dict.fromkeys(cell.problem for cell in plan.cells):
                 cells = [cell for cell in plan.cells if cell.problem == problem]
-                if why := why_too_large(problem):
-                    report.skip(f"without {problem.name}: it {why}", len(cells))
-                    skipped[problem.name] = why
+                if not plan.compiled and (why := why_too_large(problem)):
+                    report.skip(problem.name, why, len(cells))
                     continue
-                for row in measure(plan, problem, cells, report):
+                make_rows = count if plan.compiled else measure
+                for row in make_rows(plan, problem, cells, report):
                     rows.append(row)
                     report.show(row)
-                    _write(config.json, machine, rows, skipped)
+                    _write(config.json, machine, rows, report.skipped)
                     if stop.is_set():
                         raise KeyboardInterrupt
-        _write(config.json, machine, rows, skipped)
+        _write(config.json, machine, rows, report.skipped)
     finally:
         report.print_tables(rows)
         if config.picture and rows:
@@ -91,13 +94,7 @@ def measure(
             cycle = CANDIDATES[cell.candidate].cycle
             timing = compare(base, stepper, cycle, plan.repeats, plan.budget)
             count = problem.parameters
-            yield {
-                "size": problem.name,
-                "leaves": len(problem.shapes),
-                "parameters": count,
-                "candidate": cell.candidate,
-                "format": cell.format,
-                "base": base_name,
+            yield _describe(cell) | {
                 "milliseconds": 1e3 * timing.seconds,
                 "base_milliseconds": 1e3 * timing.base_seconds,
                 "nanoseconds_per_parameter": 1e9 * timing.seconds / count,
@@ -109,6 +106,59 @@ def measure(
                 "state_bytes_per_parameter": stepper.state_bytes / count,
                 "peak_bytes_per_parameter": stepper.peak_bytes / count,
             }
+
+
+def count(
+    plan: Plan, problem: Problem, cells: list[Cell], report: BenchReport
+) -> Iterator[dict[str, Any]]:
+    """Compile the cells of one problem and their bases, and run nothing."""
+
+    @functools.cache
+    def compile(name: str, format_name: str) -> dict[str, Any]:
+        format, make = FORMATS[format_name], CANDIDATES[name].program
+        assert make is not None  # it would not be in the plan
+        program = make(format)
+        shapes = [jax.ShapeDtypeStruct(x, format.dtype) for x in problem.shapes]
+        params = place(shapes, plan.devices)
+        state = place(jax.eval_shape(program.init, params), plan.devices)
+        compiled, seconds = compile_step(program, params, state, params)
+        cost, local = read_cost(compiled), count_local(params)
+        return {
+            "moved_bytes_per_parameter": cost.moved / local,
+            "temporary_bytes_per_parameter": cost.temporary / local,
+            "not_in_place_bytes_per_parameter": cost.not_in_place / local,
+            "fusions": cost.fusions,
+            "copies": cost.copies,
+            "branches": cost.branches,
+            "collectives": cost.collectives,
+            "compile_seconds": seconds,
+        }
+
+    for cell in cells:
+        report.start(cell)
+        try:
+            base = compile(cell.base, "float32")
+            found = compile(cell.candidate, cell.format)
+        except Exception as error:  # of any kind: it comes out of the compiler
+            why = f"it does not compile: {shorten(str(error))}"
+            report.skip(f"{problem.name} {cell.candidate}, {cell.format}", why, 1)
+            continue
+        yield _describe(cell) | {
+            "compiled_for": plan.compiled,
+            **found,
+            "base_moved_bytes_per_parameter": base["moved_bytes_per_parameter"],
+        }
+
+
+def _describe(cell: Cell) -> dict[str, Any]:
+    return {
+        "size": cell.problem.name,
+        "leaves": len(cell.problem.shapes),
+        "parameters": cell.problem.parameters,
+        "candidate": cell.candidate,
+        "format": cell.format,
+        "base": cell.base,
+    }
 
 
 def _write(

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from adam_jax.experiments.bench.candidates import CANDIDATES, DIAGNOSTICS, FORMATS
+from adam_jax import fused
+from adam_jax.experiments.bench.candidates import (
+    CANDIDATES,
+    FORMATS,
+    WRAPPERS,
+    Candidate,
+)
+from adam_jax.experiments.bench.compiled import find_devices
 from adam_jax.experiments.bench.problems import Problem, parse_size
 
 SIZES = (
@@ -15,8 +22,12 @@ SIZES = (
     *("150x2^17", "300x4096", "1000x64", "gpt2"),
 )
 QUICK_SIZES, QUICK_FORMATS = ("2^12", "2^16"), ("float32", "8bit")
-# Elsewhere only if asked for: they compile long, and take a hundred steps at a time.
-DIAGNOSTICS_SIZES = ("2^24", "150x2^17")
+TIMED_FORMATS = ("float32", "bfloat16", "8bit", "pure_bfloat16", "pure_8bit")
+WRAPPERS_SIZES = ("2^24", "150x2^17")
+# On TPU, leaves that are smaller lie in VMEM as a whole.
+COMPILED_SIZES = ("16384,8192",)
+COMPILED = ("optax", "adamw", "fused_step", "compensated")
+COMPILED += ("skip_nonfinite", "skip_spikes", "record_one", "record_default")
 REPEATS, QUICK_REPEATS = 25, 3
 
 
@@ -25,9 +36,10 @@ class BenchConfig:
     """The options of `adam-jax bench`.
 
     Attributes:
-      sizes: as `parse_size` reads them; None: all of `SIZES`.
-      formats: names of `FORMATS`; None: all, or two if quick.
+      sizes: as `parse_size` reads them; None: all of `SIZES`, or one if compiled.
+      formats: names of `FORMATS`; None: five, two if quick, or all if compiled.
       candidates: names of `CANDIDATES`; None: those that are installed.
+      compiled: a machine, as `find_devices` reads it: compile for it, run nothing.
       base: measure beside this candidate, whatever the candidates' own bases are.
       repeats: pairs of turns; None: 25, or 3 if quick.
       quick: tiny sizes, two formats, few pairs, no diagnostics.
@@ -38,6 +50,7 @@ class BenchConfig:
     sizes: Sequence[str] | None = None
     formats: Sequence[str] | None = None
     candidates: Sequence[str] | None = None
+    compiled: str | None = None
     base: str | None = None
     repeats: int | None = None
     quick: bool = False
@@ -55,12 +68,23 @@ class Cell(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The rows to measure, how long each, and {candidate: why it is left out}."""
+    """What to do.
+
+    Attributes:
+      cells: the rows to measure.
+      repeats: pairs of turns.
+      budget: seconds after which fewer pairs will do.
+      missing: {candidate: why it is left out}.
+      compiled: the machine to compile for; None if steps are timed.
+      devices: its devices.
+    """
 
     cells: list[Cell]
     repeats: int
     budget: float
     missing: dict[str, str]
+    compiled: str | None
+    devices: list[Any]
 
 
 def make_plan(config: BenchConfig) -> Plan:
@@ -69,6 +93,8 @@ def make_plan(config: BenchConfig) -> Plan:
     Raises:
       ValueError: if an option is unusable, in one sentence.
     """
+    if config.compiled and (config.repeats or config.picture):
+        raise ValueError("what is compiled is not run: leave out repeats and picture")
     repeats = config.repeats
     if repeats is None:
         repeats = QUICK_REPEATS if config.quick else REPEATS
@@ -79,21 +105,20 @@ def make_plan(config: BenchConfig) -> Plan:
             _expect_writable(path)
     if config.picture is not None:
         _expect_picture(config.picture)
-    problems = [
-        parse_size(text)
-        for text in config.sizes or (QUICK_SIZES if config.quick else SIZES)
-    ]
-    quick_formats = QUICK_FORMATS if config.quick else None
-    formats = _choose("format", config.formats or quick_formats, FORMATS)
-    names = _choose("candidate", config.candidates, CANDIDATES)
+    problems = [parse_size(text) for text in config.sizes or _sizes(config)]
+    formats = _choose("format", config.formats or _formats(config), FORMATS)
+    some = COMPILED if config.compiled else None
+    names = _choose("candidate", config.candidates or some, CANDIDATES)
     [forced] = _choose("base", [config.base], CANDIDATES) if config.base else [None]
     missing = {
-        name: why for name in CANDIDATES if (why := CANDIDATES[name].why_missing())
+        name: why
+        for name, candidate in CANDIDATES.items()
+        if (why := _why_missing(candidate, bool(config.compiled)))
     }
     for name in (*(config.candidates or ()), *([forced] if forced else ())):
         if name in missing:
             raise ValueError(f"{name} cannot be measured here: {missing[name]}")
-    everything = config.sizes is None and config.candidates is None
+    everything = not (config.sizes or config.candidates or config.compiled)
     cells = [
         Cell(problem, name, format, forced or CANDIDATES[name].base)
         for problem in problems
@@ -105,14 +130,38 @@ def make_plan(config: BenchConfig) -> Plan:
     ]
     if not cells:
         raise ValueError(f"no candidate that is left knows {' or '.join(formats)}")
-    budget = 0.2 if config.quick else 10.0
     return Plan(
-        cells, repeats, budget, {k: v for k, v in missing.items() if k in names}
+        cells,
+        repeats,
+        budget=0.2 if config.quick else 10.0,
+        missing={k: v for k, v in missing.items() if k in names},
+        compiled=config.compiled,
+        devices=find_devices(config.compiled) if config.compiled else [],
     )
 
 
+def _sizes(config: BenchConfig) -> Sequence[str]:
+    if config.quick:
+        return QUICK_SIZES
+    return COMPILED_SIZES if config.compiled else SIZES
+
+
+def _formats(config: BenchConfig) -> Sequence[str]:
+    if config.quick:
+        return QUICK_FORMATS
+    return tuple(FORMATS) if config.compiled else TIMED_FORMATS
+
+
+def _why_missing(candidate: Candidate, compiled: bool) -> str | None:
+    if compiled and candidate.program is None:
+        return "JAX does not compile it"
+    if not compiled and candidate.needs_kernel and fused.backend() == "xla":
+        return "there is no kernel for it here"
+    return candidate.why_missing()
+
+
 def _is_left_out(name: str, problem: Problem, quick: bool) -> bool:
-    return name in DIAGNOSTICS and (quick or problem.name not in DIAGNOSTICS_SIZES)
+    return name in WRAPPERS and (quick or problem.name not in WRAPPERS_SIZES)
 
 
 def _choose(

@@ -11,7 +11,8 @@ from adam_jax.experiments.machine import available_bytes
 BYTES_PER_PARAMETER = 60
 
 _GPT2_WIDTH, _GPT2_LAYERS = 768, 12
-_GRAMMAR = re.compile(r"(?:([1-9]\d*)x)?(?:([1-9]\d*)\^(\d{1,2})|([1-9]\d*))")
+_NUMBER = r"[1-9]\d*(?:\^\d{1,2})?"
+_GRAMMAR = re.compile(rf"(?:([1-9]\d*)x)?({_NUMBER}(?:,{_NUMBER})*)")
 
 
 class Problem(NamedTuple):
@@ -27,7 +28,7 @@ class Problem(NamedTuple):
 
 
 def parse_size(text: str) -> Problem:
-    """Read a size: `4096` or `2^12` parameters, `300x4096` for 300 leaves, or `gpt2`.
+    """Read a size: `4096`, `2^12`, a shape `64,64`, 300 leaves `300x4096`, or `gpt2`.
 
     Raises:
       ValueError: if it is none of these.
@@ -38,11 +39,12 @@ def parse_size(text: str) -> Problem:
     if not match:
         raise ValueError(
             f"size {text!r} is unknown: give a number of parameters as 4096 or 2^12, "
-            "of leaves and parameters in each as 300x4096, or gpt2"
+            "a shape as 64,2^6, leaves of one size as 300x4096 or 12x64,64, or gpt2"
         )
-    leaves, base, exponent, number = match.groups()
-    size = int(number) if number else int(base) ** int(exponent)
-    return Problem(text, ((size,),) * int(leaves or 1))
+    leaves, shape = match.groups()
+    powers = [axis.partition("^") for axis in shape.split(",")]
+    axes = tuple(int(base) ** int(exponent or 1) for base, _, exponent in powers)
+    return Problem(text, (axes,) * int(leaves or 1))
 
 
 def _gpt2_shapes() -> tuple[tuple[int, ...], ...]:
@@ -65,4 +67,6 @@ def why_too_large(problem: Problem) -> str | None:
     needed, free = problem.parameters * BYTES_PER_PARAMETER, available_bytes()
     if needed <= free:
         return None
-    return f"needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"
+    return (
+        f"it needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"
+    )

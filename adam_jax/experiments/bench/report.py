@@ -15,6 +15,11 @@ COLUMNS = (
     *("step of", "format", "ms", "ns/param", "speed", "quartiles", "beside"),
     *("of limit", "state B", "peak B", "compile s"),
 )
+COMPILED_COLUMNS = (
+    *("step of", "format", "moved B", "beside", "moves B", "temporary B"),
+    *("not in place B", "fusions", "copies", "collectives", "compile s"),
+)
+TEXTS = ("step of", "format", "beside", "collectives")
 
 
 class BenchReport:
@@ -31,6 +36,7 @@ class BenchReport:
             disable=not self.console.is_terminal,
             transient=True,
         )
+        self.skipped: dict[str, str] = {}
         self.task = self.bar.add_task("", total=total)
         versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
         self._say(f"{machine['cpu']}, {machine['cores']} cores; {versions}")
@@ -49,9 +55,10 @@ class BenchReport:
         """Stop the bar."""
         self.bar.stop()
 
-    def skip(self, sentence: str, rows: int = 0) -> None:
-        """Say what is left out, and of how many rows."""
-        self._say(sentence)
+    def skip(self, name: str, why: str, rows: int = 0) -> None:
+        """Say and keep what is left out, why, and how many rows that are."""
+        self.skipped[name] = why
+        self._say(f"without {name}: {why}")
         self.bar.advance(self.task, rows)
 
     def start(self, cell: Cell) -> None:
@@ -63,10 +70,12 @@ class BenchReport:
         """Show a measured row."""
         self.bar.advance(self.task)
         if self.bar.disable:
-            self._say(
-                f"{row['size']} {row['candidate']}, {row['format']}: "
+            found = (
                 f"{row['milliseconds']:.3g} ms, {row['speed']:.2f} x {row['base']}"
+                if "milliseconds" in row
+                else f"{row['moved_bytes_per_parameter']:.2f} bytes a parameter moved"
             )
+            self._say(f"{row['size']} {row['candidate']}, {row['format']}: {found}")
 
     def print_tables(self, rows: Sequence[dict[str, Any]]) -> None:
         """Print a table for each problem, if there are rows."""
@@ -75,28 +84,56 @@ class BenchReport:
         self.console.width = max(self.console.width, TABLE_WIDTH)
         for size in dict.fromkeys(row["size"] for row in rows):
             of_size = [row for row in rows if row["size"] == size]
-            self.console.print(_make_table(size, of_size))
+            table = _make_table if "speed" in rows[0] else _make_compiled_table
+            self.console.print(table(size, of_size))
         self.console.print(
             "speed: how many times as fast as the step it is measured beside, median "
             "and quartiles of the pairs; of limit: the bare loop's time over this one's"
+            if "speed" in rows[0]
+            else "B: bytes a parameter of a chip, as compiled, not run; +: and what is "
+            "moved inside of branches, which is not counted"
         )
 
     def _say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)
 
 
+def _new_table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for name in columns:
+        is_text = name in TEXTS
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    return table
+
+
+def _make_compiled_table(size: str, rows: Sequence[dict[str, Any]]) -> Table:
+    title = f"{size}: {rows[0]['parameters']:,} parameters"
+    table = _new_table(f"{title}, for {rows[0]['compiled_for']}", COMPILED_COLUMNS)
+    for row in rows:
+        collectives = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
+        table.add_row(
+            row["candidate"],
+            row["format"],
+            f"{row['moved_bytes_per_parameter']:.2f}" + "+" * bool(row["branches"]),
+            row["base"],
+            f"{row['base_moved_bytes_per_parameter']:.2f}",
+            f"{row['temporary_bytes_per_parameter']:.2f}",
+            f"{row['not_in_place_bytes_per_parameter']:.2f}",
+            str(row["fusions"]),
+            str(row["copies"]),
+            collectives or "none",
+            f"{row['compile_seconds']:.2f}",
+        )
+    return table
+
+
 def _make_table(size: str, rows: Sequence[dict[str, Any]]) -> Table:
     limits = [r["speed"] for r in rows if r["candidate"] == "bare_loop"]
     limit = limits[0] if limits else None
     beside = next((r["base"] for r in rows if r["candidate"] == "bare_loop"), None)
-    count = rows[0]["parameters"]
-    title = f"{size}: {count:,} parameters"
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for name in COLUMNS:
-        is_text = name in ("step of", "format", "beside")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    table = _new_table(f"{size}: {rows[0]['parameters']:,} parameters", COLUMNS)
     for previous, row in zip([None, *rows], rows, strict=False):
         if previous and previous["base"] != row["base"]:
             table.add_section()

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,18 @@ class Stepper(Protocol):
         ...
 
 
+class Program(NamedTuple):
+    """An optimizer as JAX compiles it.
+
+    Attributes:
+      init: params -> state.
+      step: (params, state, grads) -> (params, state); donates the first two.
+    """
+
+    init: Callable[[Any], Any]
+    step: Callable[[Any, Any, Any], Any]
+
+
 def draw_grads(problem: Problem, dtype: Any) -> list[jax.Array]:
     """Draw normal gradients, an array of its own for each leaf."""
     draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
@@ -51,25 +63,29 @@ def draw_grads(problem: Problem, dtype: Any) -> list[jax.Array]:
     ]
 
 
+def compile_step(
+    program: Program, params: Any, state: Any, grads: Any
+) -> tuple[Any, float]:
+    """Compile a step for arrays, or for their shapes; return it and the seconds."""
+    start = time.perf_counter()
+    jitted = jax.jit(program.step, donate_argnums=(0, 1))
+    compiled = jitted.lower(params, state, grads).compile()
+    return compiled, time.perf_counter() - start
+
+
 class JaxStepper:
     """A jitted step that donates parameters and state."""
 
-    def __init__(
-        self,
-        init: Callable[[Any], Any],
-        step: Callable[[Any, Any, Any], Any],
-        grads: Sequence[jax.Array],
-    ):
-        """Take the optimizer's init and a (params, state, grads) -> (params, state)."""
+    compile_seconds: float | None
+
+    def __init__(self, program: Program, grads: Sequence[jax.Array]):
+        """Start at zero."""
         self._grads = grads
         self._params = [jnp.zeros_like(grad) for grad in grads]
-        self._state = jax.jit(init)(self._params)
-        start = time.perf_counter()
-        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(
-            self._params, self._state, self._grads
+        self._state = jax.jit(program.init)(self._params)
+        self._step, self.compile_seconds = compile_step(
+            program, self._params, self._state, grads
         )
-        self._step = lowered.compile()
-        self.compile_seconds = time.perf_counter() - start
         memory: Any = self._step.memory_analysis()
         self.peak_bytes = (
             memory.argument_size_in_bytes

@@ -1,0 +1,243 @@
+"""What a step moves on a TPU or GPU, read off the program that XLA compiles for it.
+
+XLA compiles for a machine that is only described. So none is needed, nothing is run,
+and what is read is traffic, not time.
+"""
+
+import collections
+import importlib.util
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+# Of each kind, the 16 chips out of which one is compiled for.
+CHIPS = {"v5e": "4x4", "v5p": "2x2x4", "v6e": "4x4", "h100": "1x1x16"}
+_LIBTPU = "libtpu==0.0.52"
+_CUDA = "jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0}"
+_MODULES = {_LIBTPU: ("libtpu",), _CUDA: ("jax_cuda12_plugin", "jax_plugins")}
+_TPU_SETTINGS = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # or a second process would be aborted
+    "TPU_SKIP_MDS_QUERY": "1",  # or it would look for a TPU in the network
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+_H100 = """gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84978434048
+  shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+class Cost(NamedTuple):
+    """What one device does in a step.
+
+    Attributes:
+      moved: bytes read from and written to main memory, by operands and results; what
+        is moved inside of branches is not counted.
+      temporary: bytes beside arguments and results.
+      not_in_place: bytes of results that do not lie where an argument lay.
+      fusions: how many there are.
+      copies: how many there are, transpositions too.
+      branches: conditionals and loops.
+      collectives: how many there are of each kind.
+    """
+
+    moved: int
+    temporary: int
+    not_in_place: int
+    fusions: int
+    copies: int
+    branches: int
+    collectives: dict[str, int]
+
+
+def packages(kind: str) -> str:
+    """Return what pip is to install, without dependencies, to compile for a kind."""
+    return (_CUDA if kind == "h100" else _LIBTPU).format(jax.__version__)
+
+
+def find_devices(target: str) -> list[Any]:
+    """Return described devices: one of a kind, or all of a kind and its chips.
+
+    Args:
+      target: a kind as "v5e", or with its chips as "v5e:4x4".
+
+    Raises:
+      ValueError: if there is no such kind, or what describes it is not installed.
+    """
+    kind, _, chips = target.partition(":")
+    if kind not in CHIPS:
+        raise ValueError(
+            f"compiled is {target!r}, but must be one of {', '.join(CHIPS)}, perhaps "
+            "with its chips, as in v5e:4x4"
+        )
+    needed = _MODULES[_CUDA if kind == "h100" else _LIBTPU]
+    if not all(map(importlib.util.find_spec, needed)):
+        raise ValueError(
+            f"to compile for {kind}, run pip install --no-deps {packages(kind)}"
+        )
+    jax.config.update("jax_platforms", "cpu")  # or JAX would look for a real one
+    for name, value in _TPU_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        if kind == "h100":
+            described = topologies.get_topology_desc(
+                kind, "cuda", target_config=_H100, topology=chips or CHIPS[kind]
+            )
+        else:
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{kind}:{chips or CHIPS[kind]}"
+            )
+    except Exception as error:  # of any kind: it comes out of the plugin
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot compile for {target}: {first}") from error
+    return list(described.devices) if chips else described.devices[:1]
+
+
+def place(tree: Any, devices: list[Any]) -> Any:
+    """Say where arrays lie: on one device, or cut along the first axis that allows it.
+
+    Args:
+      tree: of `jax.ShapeDtypeStruct`.
+      devices: one, or those over which the arrays are cut.
+    """
+    mesh = Mesh(np.array(devices), ("chips",))
+
+    def put(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        can_cut = [i for i, n in enumerate(x.shape) if n and n % len(devices) == 0]
+        spec = [None] * can_cut[0] + ["chips"] if can_cut else []
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        if len(devices) == 1:
+            sharding = SingleDeviceSharding(devices[0])
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(put, tree)
+
+
+def count_local(params: Any) -> int:
+    """Count the parameters of one device, of leaves that are placed."""
+    leaves = jax.tree.leaves(params)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+
+
+def read_cost(compiled: Any) -> Cost:
+    """Read the cost off what `jax.jit(...).lower(...).compile()` returned."""
+    text = compiled.as_text()
+    moved, operations = count_traffic(text)
+    memory = compiled.memory_analysis()
+    collectives = re.findall(
+        r"\s(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+        r"(?:-start)?\(",
+        text,
+    )
+    return Cost(
+        moved,
+        memory.temp_size_in_bytes,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        fusions=operations["fusion"],
+        copies=sum(operations[x] for x in ("copy", "copy-start", "transpose")),
+        branches=operations["conditional"] + operations["while"],
+        collectives=dict(collections.Counter(collectives)),
+    )
+
+
+# These read and write nothing.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+
+
+class _Instruction(NamedTuple):
+    """One line of the entry computation: the type of its result, and from what."""
+
+    type: str
+    operation: str
+    operands: list[str]
+    rest: str
+
+
+def count_traffic(text: str) -> tuple[int, collections.Counter[str]]:
+    """Return the bytes that the entry of an HLO module moves, and its operations.
+
+    Args:
+      text: of the compiled module. Each instruction reads its operands and writes its
+        results once, if they lie in main memory: those in a TPU's VMEM are marked S(1).
+    """
+    instructions = _parse_entry(text)
+    total, operations = 0, collections.Counter[str]()
+    for found in instructions.values():
+        operations[found.operation] += 1
+        if found.operation in _FREE or found.operation.endswith("-done"):
+            continue
+        if "ConcatBitcast" in found.rest:  # a custom call of TPUs that moves nothing
+            continue
+        if found.operation.endswith("-start"):  # its type: destination, source, context
+            ends = _sizes(found.type)[:2]
+            slow = [size for size, is_fast in ends if not is_fast]
+            total += min(size for size, _ in ends) * len(slow)
+            continue
+        types = [instructions[x].type for x in {*found.operands} & {*instructions}]
+        sizes = [size for kind in (found.type, *types) for size in _sizes(kind)]
+        total += sum(size for size, is_fast in sizes if not is_fast)
+    return total, operations
+
+
+def _parse_entry(text: str) -> dict[str, _Instruction]:
+    """Return the instructions of the entry computation, by name."""
+    [body] = re.findall(r"^ENTRY [^\n]*\{\n(.*?)^\}", text, re.S | re.M)
+    instructions = {}
+    for name, rest in re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", body, re.M):
+        end = _closing(rest, 1) + 1 if rest.startswith("(") else rest.index(" ")
+        kind, call = rest[:end], rest[end:].strip()
+        if match := re.match(r"([\w\-]+)\(", call):
+            arguments = call[match.end() : _closing(call, match.end())]
+            operands = re.findall(r"%([\w.\-]+)", arguments)
+            instructions[name] = _Instruction(kind, match[1], operands, call)
+    return instructions
+
+
+def _closing(text: str, start: int) -> int:
+    """Return where the parenthesis is closed that was opened before `start`."""
+    depth = 1
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if depth == 0:
+            return i
+    return len(text)
+
+
+def _sizes(type: str) -> list[tuple[int, bool]]:
+    """Return the bytes of each array of a type, and whether it lies in VMEM."""
+    found = re.findall(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?", type)
+    return [
+        (
+            math.prod(map(int, filter(None, dims.split(",")))) * int(bits or 8) // 8,
+            "S(1)" in layout,
+        )
+        for _, bits, dims, layout in found
+    ]
