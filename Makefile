@@ -6,10 +6,11 @@ PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
 VENV ?= $(REQUIREMENTS:requirements%.txt=.venv%)
 BIN := $(VENV)/bin
+COMPILED := .venv-compiled/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 NATIVE := $(addprefix adam_jax/fused/cpu/,CMakeLists.txt *.cc *.h)
 
-.PHONY: help train test crossings sanitize wheel optax-suite bench figures pictures check format clean
+.PHONY: help train test crossings sanitize wheel compiled optax-suite bench figures pictures check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,13 @@ wheel:  ## Build a wheel in dist/, and test it in an empty environment (2 min).
 	build/wheel/bin/python $(PIP_INSTALL) --constraint $(REQUIREMENTS) dist/adam_jax-*.whl
 	build/wheel/bin/python tests/installed.py
 	@ls dist/adam_jax-*.whl
+
+compiled:  ## Test what XLA compiles for a TPU v5e and an H100, without either (4 min; 1 GB to install).
+	@if $(MAKE) --no-print-directory .venv-compiled/ready; then \
+	  $(COMPILED)/python -m pytest -n auto -rx --confcutdir tests/compiled tests/compiled $(ARGS); \
+	else \
+	  echo "=== NOTHING COMPILED FOR TPU AND GPU: the reason stands above." >&2; \
+	fi
 
 bench: $(VENV)/ready  ## Measure how true moments are, a sweep beside single runs, and a step beside optax, torch and a bare loop (20 min and more).
 	$(BIN)/python benchmarks/moment_accuracy.py
@@ -98,4 +106,23 @@ $(VENV)/ready: $(REQUIREMENTS) pyproject.toml $(NATIVE)
 	$(BIN)/python $(PIP_INSTALL) --no-deps -r $(REQUIREMENTS)
 	$(BIN)/python $(PIP_INSTALL) --no-deps --no-build-isolation \
 	  --config-settings=build-dir=build/$(VENV) --editable .
+	@touch $@
+
+# One that has libtpu and the CUDA plugin for the jax of requirements.txt. The native step
+# is for this machine, so it is not built.
+.venv-compiled/ready: requirements.txt pyproject.toml
+	@rm -rf .venv-compiled; \
+	if [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+	  echo "libtpu and the CUDA plugin are for Linux on x86_64"; exit 1; \
+	fi; \
+	for python in python3.12 python3.13 \
+	    "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[23].*/bin/python; do \
+	  if "$$python" -m venv .venv-compiled 2>/dev/null; then exit; fi; \
+	done; \
+	echo "there is no Python 3.12 or 3.13"; exit 1
+	@$(COMPILED)/python $(PIP_INSTALL) --no-deps -r requirements.txt
+	@$(COMPILED)/python $(PIP_INSTALL) --no-deps --no-build-isolation \
+	  --config-settings=wheel.cmake=false --editable .
+	@$(COMPILED)/python $(PIP_INSTALL) --no-deps $$($(COMPILED)/python -c \
+	  'from adam_jax.experiments.bench.compiled import packages as p; print(p("v5e"), p("h100"))')
 	@touch $@

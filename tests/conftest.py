@@ -14,7 +14,8 @@ _KEPT = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_KEPT))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-collect_ignore = ["reference"]  # a script that needs PyTorch
+# A script that needs PyTorch, and what `make compiled` runs.
+collect_ignore = ["reference", "compiled"]
 
 import jax  # noqa: E402
 import jax.export  # noqa: E402

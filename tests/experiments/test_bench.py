@@ -14,9 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from adam_jax.experiments.bench import problems, steppers, timing
-from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
-from adam_jax.experiments.bench.plan import BenchConfig, make_plan
+from adam_jax.experiments.bench import compiled, plan, problems, steppers, timing
+from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, WRAPPERS
+from adam_jax.experiments.bench.plan import BenchConfig, make_plan, why_missing
 from adam_jax.experiments.bench.problems import Problem, parse_size
 from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import draw_grads
@@ -31,7 +31,7 @@ TINY = ("bench", "--sizes", "64", "4096", "3x2^5", "--repeats=2")
 SIZE = ("size", "parameters", "leaves")
 # 8-bit codes are for leaves of 4,096 elements or more.
 SHAPES = ((2, 4096), (3, 5), (), (17,))
-LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 0.02, "8bit": 0.1}
+LARGEST_ERROR = {"float32": 1e-4, "8bit": 0.1, "pure_8bit": 0.1}  # others 0.02
 MISTAKES = {
     "a size": ("--sizes=2^x", r"size '2\^x' is unknown: give a number of parameters"),
     "no parameters": ("--sizes=0", r"size '0' is unknown"),
@@ -46,6 +46,10 @@ MISTAKES = {
     "a base": ("--base=adam", r"base 'adam' is unknown: choose from optax, "),
     "one pair": ("--repeats=1", r"repeats is 1, but must be 2 or more"),
     "a word": ("--repeats=x", r"repeats: expected int, got x"),
+    "a machine": (
+        "--compiled=v4",
+        r"compiled is 'v4', but must be one of v5e, v5p, v6e, h100, perhaps",
+    ),
     "no folder": (
         "--json=no/such/x.json",
         r"cannot write no.such.x.json: No such file",
@@ -75,7 +79,7 @@ def expected_params(grads, steps, inside):
 )
 def test_every_candidate_takes_the_steps_of_adamw(name, format):
     candidate = CANDIDATES[name]
-    if why := candidate.why_missing():
+    if why := why_missing(candidate):
         pytest.skip(why)
     grads = draw_grads(Problem("test", SHAPES), FORMATS[format].dtype)
     stepper = candidate.make(FORMATS[format], grads)
@@ -85,8 +89,7 @@ def test_every_candidate_takes_the_steps_of_adamw(name, format):
     for found, exact in zip(stepper.params(), expected, strict=True):
         assert found.shape == exact.shape
         error = np.abs(found - exact).mean() / 5e-3  # of the way that it went
-        bound = LARGEST_ERROR[format.removeprefix("pure_")]
-        assert error < bound
+        assert error < LARGEST_ERROR.get(format, 0.02)
     assert stepper.state_bytes < stepper.peak_bytes
     arrays = jax.tree.leaves(grads)
     assert stepper.peak_bytes >= 2 * sum(x.nbytes for x in arrays)
@@ -160,15 +163,14 @@ def test_ctrl_c_saves_what_is_measured(tmp_path, capfd, monkeypatch):
     assert paths[1].stat().st_size > 0
 
 
-def test_quick_measures_everything_but_diagnostics(capfd):
+def test_quick_measures_everything_but_wrappers(capfd):
     plan = make_plan(BenchConfig(quick=True))
     names = {cell.candidate for cell in plan.cells}
-    left_out = {name for name in CANDIDATES if name.startswith("record")}
-    assert names == set(CANDIDATES) - left_out - set(plan.missing)
+    assert names == set(CANDIDATES) - set(WRAPPERS) - set(plan.missing)
     assert plan.repeats < make_plan(BenchConfig()).repeats
 
 
-def test_diagnostics_are_measured_at_two_sizes_or_where_asked():
+def test_wrappers_are_measured_at_two_sizes_or_where_asked():
     def sizes(**options):
         cells = make_plan(BenchConfig(**options)).cells
         return {c.problem.name for c in cells if c.candidate == "record_all"}
@@ -237,6 +239,8 @@ def test_sizes():
     assert parse_size("2^12") == Problem("2^12", ((4096,),))
     assert parse_size("300x4096").shapes == ((4096,),) * 300
     assert parse_size("2x3^2").parameters == 18
+    assert parse_size("3,2^4,5").shapes == ((3, 16, 5),)
+    assert parse_size("12x64,2^2").shapes == ((64, 4),) * 12
     gpt2 = parse_size("gpt2")
     assert len(gpt2.shapes) == 148
     assert gpt2.parameters == 124_439_808  # as the published model has
@@ -290,3 +294,111 @@ def test_turns_are_whole_cycles_and_a_budget_ends_them(clock):
     found = timing.compare(base, other, cycle=100, repeats=25, budget=10)
     assert turns[1:] == [100] * 3
     assert found.pairs == 3
+
+
+@pytest.mark.parametrize(
+    ("machine", "command"),
+    [
+        ("v5e", "libtpu==0.0.52"),
+        ("v6e:4x4", "libtpu==0.0.52"),
+        ("h100", "jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0}"),
+    ],
+)
+def test_what_compiles_for_a_machine_is_named_if_missing(
+    machine, command, capfd, monkeypatch
+):
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
+    assert main(["bench", f"--compiled={machine}", "--candidates=adamw"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    command = f"pip install --no-deps {command.format(jax.__version__)}"
+    kind = machine.split(":")[0]
+    assert err == f"adam-jax: error: to compile for {kind}, run {command}\n"
+
+
+@pytest.mark.parametrize("option", ["--candidates=torch", "--base=bare_loop"])
+def test_what_jax_does_not_compile_is_refused_by_name(option, capfd):
+    assert main(["bench", "--compiled=v5e", option]) == 2
+    sentence = f"{option.split('=')[1]} cannot be measured here: JAX does not compile"
+    assert sentence in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--repeats=3", "--picture=x.png"])
+def test_what_is_compiled_is_not_run(option, capfd):
+    assert main(["bench", "--compiled=v5e", option]) == 2
+    assert "leave out repeats and picture" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("chips", [1, 8])
+def test_counts_of_a_compiled_step(chips, tmp_path, capfd, monkeypatch):
+    """On CPU, for which JAX compiles everywhere."""
+    devices = jax.devices()[:chips]
+    monkeypatch.setattr(plan, "find_devices", lambda machine: devices)
+    broken = CANDIDATES["packed"]._replace(program=lambda format: 1 // 0)
+    monkeypatch.setitem(CANDIDATES, "packed", broken)
+    path = tmp_path / "compiled.json"
+    options = ("--formats=float32", "--candidates", "optax", "packed", "skip_nonfinite")
+    command = ["bench", "--compiled=v5e", "--sizes", "256,256", "2x64,64"]
+    assert main([*command, *options, f"--json={path}"]) == 0
+    found = json.loads(path.read_text())
+    assert set(found["skipped"]) == {
+        f"{x} packed, float32" for x in ("256,256", "2x64,64")
+    }
+    assert [row["candidate"] for row in found["rows"]] == [
+        "optax",
+        "skip_nonfinite",
+    ] * 2
+    for row in found["rows"]:
+        assert row["compiled_for"] == "v5e"
+        assert row["base"] == "optax"
+        moved = row["moved_bytes_per_parameter"]
+        if row["candidate"] == "optax":
+            assert moved == row["base_moved_bytes_per_parameter"]
+        assert moved >= 28  # parameters, both moments, gradients
+        assert row["not_in_place_bytes_per_parameter"] < 1  # scalars
+        assert row["temporary_bytes_per_parameter"] >= 0
+        assert row["compile_seconds"] > 0
+        assert not row["collectives"] or row["candidate"] == "skip_nonfinite"
+    out = capfd.readouterr().out
+    assert "256,256: 65,536 parameters, for v5e" in out
+    assert "as compiled, not run" in out
+    assert "without 2x64,64 packed, float32: it does not compile: integer" in out
+    assert "…" not in out
+
+
+@pytest.mark.parametrize(("donated", "not_in_place"), [((0,), 0), ((), 4)])
+def test_bytes_of_a_program_on_cpu(donated, not_in_place):
+    array = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    jitted = jax.jit(lambda x, y: x - y, donate_argnums=donated)
+    cost = compiled.read_cost(jitted.lower(array, array).compile())
+    assert (cost.moved, cost.not_in_place) == (12_000, 1000 * not_in_place)
+    assert (cost.temporary, cost.branches, cost.collectives) == (0, 0, {})
+
+
+def test_bytes_of_a_program_for_a_tpu():
+    text = """HloModule jit_step, is_scheduled=true
+
+%fused (a: f32[8]) -> f32[8] {
+  ROOT %inner = f32[8]{0} add(%a, %a)
+}
+
+ENTRY %main.3 (a: f32[1000,8], b: bf16[100]) -> (f32[1000,8], bf16[100]) {
+  %a = f32[1000,8]{1,0:T(8,128)} parameter(0), metadata={op_name="a"}
+  %b = bf16[100]{0:T(256)(128)(2,1)} parameter(1)
+  %flags = pred[10]{0} constant({...})
+  %copy-start = (bf16[100]{0:T(256)S(1)}, bf16[100]{0:T(256)}, u32[]{:S(2)}) \
+copy-start(bf16[100]{0:T(256)(128)(2,1)} %b)
+  %copy-done = bf16[100]{0:T(256)S(1)} copy-done(%copy-start)
+  %code = s8[16]{0} custom-call(%flags), custom_call_target="kernel"
+  %cast = f32[1000,8]{1,0} custom-call(%a), custom_call_target="ConcatBitcast"
+  %sum = (f32[1000,8]{1,0}, /*index=1*/bf16[100]{0:S(1)}) fusion(%a, %copy-done), \
+kind=kLoop, calls=%fused
+  %first = f32[1000,8]{1,0} get-tuple-element(%sum), index=0
+  %twice = f32[1000,8]{1,0} all-reduce(%first), to_apply=%fused
+  ROOT %out = (f32[1000,8]{1,0}, bf16[100]{0}) tuple(%twice, %b)
+}
+""".replace("\\\n", "")
+    moved, operations = compiled.count_traffic(text)
+    copied, kernel, summed, reduced = 200, 10 + 16, 2 * 32_000, 2 * 32_000
+    assert moved == copied + kernel + summed + reduced
+    assert operations["fusion"] == operations["copy-start"] == 1

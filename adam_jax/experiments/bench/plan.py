@@ -113,7 +113,7 @@ def make_plan(config: BenchConfig) -> Plan:
     missing = {
         name: why
         for name, candidate in CANDIDATES.items()
-        if (why := _why_missing(candidate, bool(config.compiled)))
+        if (why := why_missing(candidate, bool(config.compiled)))
     }
     for name in (*(config.candidates or ()), *([forced] if forced else ())):
         if name in missing:
@@ -152,7 +152,8 @@ def _formats(config: BenchConfig) -> Sequence[str]:
     return tuple(FORMATS) if config.compiled else TIMED_FORMATS
 
 
-def _why_missing(candidate: Candidate, compiled: bool) -> str | None:
+def why_missing(candidate: Candidate, compiled: bool = False) -> str | None:
+    """Return a sentence if a candidate cannot be timed here, or not be compiled."""
     if compiled and candidate.program is None:
         return "JAX does not compile it"
     if not compiled and candidate.needs_kernel and fused.backend() == "xla":
