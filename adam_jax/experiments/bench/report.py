@@ -16,7 +16,7 @@ COLUMNS = (
     *("of limit", "state B", "peak B", "compile s"),
 )
 COMPILED_COLUMNS = (
-    *("step of", "format", "moved B", "beside", "moves B", "temporary B"),
+    *("step of", "format", "moved B", "beside", "its B", "temporary B"),
     *("not in place B", "fusions", "copies", "collectives", "compile s"),
 )
 TEXTS = ("step of", "format", "beside", "collectives")
