@@ -6,14 +6,13 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from adam_jax.experiments.arguments import new_parser
-from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
+from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, TIMED_FORMATS
 from adam_jax.experiments.bench.compiled import CHIPS
 from adam_jax.experiments.bench.plan import (
     COMPILED,
     COMPILED_SIZES,
     REPEATS,
     SIZES,
-    TIMED_FORMATS,
     BenchConfig,
 )
 
@@ -64,8 +63,8 @@ def build_parser() -> ArgumentParser:
         type=str,
         default=None,
         metavar="MACHINE",
-        help=f"Compile for a {', a '.join(CHIPS)}, which need not be here, and count "
-        "bytes, run nothing. With its chips, as in v5e:4x4: leaves are cut over all.",
+        help=f"Count bytes, run nothing: compile for {', '.join(CHIPS)}, none of which "
+        "need be here. With its chips, as in v5e:4x4, leaves are cut over all of them.",
     )
     parser.add_argument(
         "--base",

@@ -39,6 +39,8 @@ FORMATS = {
     "mu_bfloat16": Format("bfloat16", "float32", jnp.float32),
     "pure_float32": Format("float32", "float32", jnp.bfloat16),
 }
+# The others only if asked for: their times lie between those of these.
+TIMED_FORMATS = ("float32", "bfloat16", "8bit", "pure_bfloat16", "pure_8bit")
 
 
 class Candidate(NamedTuple):

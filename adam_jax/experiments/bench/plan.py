@@ -11,6 +11,7 @@ from adam_jax import fused
 from adam_jax.experiments.bench.candidates import (
     CANDIDATES,
     FORMATS,
+    TIMED_FORMATS,
     WRAPPERS,
     Candidate,
 )
@@ -22,7 +23,6 @@ SIZES = (
     *("150x2^17", "300x4096", "1000x64", "gpt2"),
 )
 QUICK_SIZES, QUICK_FORMATS = ("2^12", "2^16"), ("float32", "8bit")
-TIMED_FORMATS = ("float32", "bfloat16", "8bit", "pure_bfloat16", "pure_8bit")
 WRAPPERS_SIZES = ("2^24", "150x2^17")
 # On TPU, leaves that are smaller lie in VMEM as a whole.
 COMPILED_SIZES = ("16384,8192",)
