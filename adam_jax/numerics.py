@@ -20,11 +20,7 @@ from adam_jax.placement import in_host, on_device
 
 
 def is_narrow(dtype: DTypeLike) -> bool:
-    """Return whether a dtype is a float of less than 16 bits.
-
-    >>> is_narrow("float8_e5m2"), is_narrow("bfloat16"), is_narrow("int8")
-    (True, False, False)
-    """
+    """Return whether a dtype is a float of less than 16 bits, such as float8_e5m2."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
 
 
@@ -110,18 +106,19 @@ def bound(x: jax.Array) -> jax.Array:
     limit = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2 - 4)
     if jnp.iscomplexobj(x):
         size = jnp.abs(x)
-        too_large = jnp.isfinite(size) & (size > limit)
+        too_large = _is_finite(size) & (size > limit)
         factor = jnp.where(too_large, limit / jnp.where(too_large, size, 1), 1)
         return x * factor.astype(x.dtype)
-    return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x)
+    return jnp.where(_is_finite(x), jnp.clip(x, -limit, limit), x)
+
+
+def _is_finite(x: jax.Array) -> jax.Array:
+    """Return `jnp.isfinite(x)`, which Pallas lacks before jax 0.9, for real `x`."""
+    return jnp.abs(x) <= float(jnp.finfo(x.dtype).max)
 
 
 def sqrt(x: jax.Array) -> jax.Array:
-    """Return the square root of `x >= 0`, with derivative 0 at 0 instead of inf.
-
-    >>> float(jax.grad(sqrt)(0.0)), float(jax.grad(sqrt)(4.0))
-    (0.0, 0.25)
-    """
+    """Return the square root of `x >= 0`, with derivative 0 at 0 instead of inf."""
     zero = x == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
@@ -324,9 +321,10 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
     """
     # Masked and converted, not shifted into 16 bits: on TPU a bitcast between widths
     # ends XLA's fusion, and everything is read twice.
-    raw = lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)
-    rounded = lax.bitcast_convert_type(raw & jnp.uint32(0xFFFF0000), jnp.float32)
-    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+    raw = lax.bitcast_convert_type(x, jnp.uint32)
+    rounded = (raw + (bits >> 16)) & jnp.uint32(0xFFFF0000)
+    rounded = lax.bitcast_convert_type(rounded, jnp.float32)
+    return jnp.where(_is_finite(x), rounded, x).astype(jnp.bfloat16)
 
 
 def split_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -210,4 +210,5 @@ def test_the_mean_of_large_squares_is_finite(format):
     np.testing.assert_allclose(updates, -1.0, rtol=1e-6)
     assert jnp.isfinite(optax.tree.get(state, "nu")).all()
     tiny = format.init(jnp.full((64, 64), 1e-37), False)
-    np.testing.assert_allclose(tiny.decode(jnp.ones((64, 64))), 1e-37, rtol=1e-6)
+    # Some steps of a mean of these are subnormal, of 17 bits.
+    np.testing.assert_allclose(tiny.decode(jnp.ones((64, 64))), 1e-37, rtol=2e-5)

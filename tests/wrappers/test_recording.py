@@ -852,7 +852,8 @@ def test_packed_moments_have_the_figures_of_unpacked_ones():
 
 def test_moments_sharded_over_more_axes_than_parameters():
     """As in ZeRO, on explicit axes. Nothing but sums is exchanged."""
-    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    kinds = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)
     with jax.set_mesh(mesh):
         plain = {"w": jnp.linspace(-1, 1, 128).reshape(16, 8)}
         tx = record(adam_jax.adam(1e-2), FIGURES, learning_rate=1e-2)
