@@ -897,6 +897,7 @@ def test_a_step_is_exported_where_its_call_is_allowed():
 
 
 @needs_native
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_a_step_is_exported_for_several_platforms():
     """Each has its own kernel, or none."""
     params = {"w": jnp.ones((16, 64))}
