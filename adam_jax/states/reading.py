@@ -117,7 +117,12 @@ def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
     return mu, nu
 
 
-def _is_hole(node: Any) -> bool:
+def is_hole(node: Any) -> bool:
+    """Return whether a node stands where a leaf is masked, or has nothing to keep.
+
+    Args:
+      node: a node of a tree like the parameters.
+    """
     return isinstance(node, optax.MaskedNode)
 
 
@@ -140,7 +145,7 @@ def cut_to(tree: Any, like: Any) -> Any:
     except ValueError:  # such as variables of Flax, of another class
         by_path = dict(jax.tree_util.tree_leaves_with_path(like))
         for path, leaf in leaves:
-            if path not in by_path and not _is_hole(leaf):
+            if path not in by_path and not is_hole(leaf):
                 raise ValueError(
                     f"params do not fit the state: {jax.tree_util.keystr(path)} is not "
                     "in them. Pass the parameters that the state was made for."
@@ -148,7 +153,7 @@ def cut_to(tree: Any, like: Any) -> Any:
         found = [by_path.get(path) for path, _ in leaves]
     for (path, leaf), other in zip(leaves, found, strict=True):
         is_array = hasattr(other, "shape") or jax.tree_util.all_leaves([other])
-        if not _is_hole(leaf) and not is_array:
+        if not is_hole(leaf) and not is_array:
             raise ValueError(
                 f"params do not fit the state: {jax.tree_util.keystr(path)} is "
                 f"{a_type(type(other))}, not an array. Pass the parameters that the "
@@ -156,7 +161,7 @@ def cut_to(tree: Any, like: Any) -> Any:
             )
     return structure.unflatten(
         [
-            leaf if _is_hole(leaf) else other
+            leaf if is_hole(leaf) else other
             for (_, leaf), other in zip(leaves, found, strict=True)
         ]
     )
@@ -185,14 +190,14 @@ def expect_shapes(moment: Any, params: Any) -> None:
 
 
 def _is_end(node: Any) -> bool:
-    return _is_hole(node) or isinstance(node, Place)
+    return is_hole(node) or isinstance(node, Place)
 
 
 def _merge(tree: Any, other: Any) -> Any:
     """Merge two trees, each with holes where the other has leaves."""
-    if tree is None or _is_hole(tree):
+    if tree is None or is_hole(tree):
         return other
-    if other is None or _is_hole(other):
+    if other is None or is_hole(other):
         return tree
     if jax.tree_util.all_leaves([tree]):
         raise ValueError(

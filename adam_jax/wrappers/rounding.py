@@ -34,6 +34,7 @@ from adam_jax.stages.flow import (
     expect_updates,
     expect_whole,
 )
+from adam_jax.states.reading import is_hole
 
 
 class RoundToParamsState(NamedTuple):
@@ -86,7 +87,8 @@ def round_to_params(
     inner = optax.with_extra_args_support(tx)
 
     def init_fn(params):
-        _check_params(params, "round_to_params")
+        check_inexact(params, "params")
+        _refuse_float16(params, "round_to_params")
         inner_state = inner.init(jax.tree.map(_widen, params))
         return RoundToParamsState(inner_state, jnp.zeros([], jnp.int32))
 
@@ -180,7 +182,8 @@ def compensate_params(
         return numerics.dtype_of(param) == jnp.bfloat16
 
     def init_fn(params):
-        _check_params(params, "compensate_params")
+        check_inexact(params, "params")
+        _refuse_float16(params, "compensate_params")
 
         def start(param):
             if not is_half(param):
@@ -234,8 +237,7 @@ def _widen(param: Any) -> Any:
     return numerics.widen(param)
 
 
-def _check_params(params: Any, name: str) -> None:
-    check_inexact(params, "params")
+def _refuse_float16(params: Any, name: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if numerics.dtype_of(leaf) == jnp.float16:
             raise TypeError(
@@ -249,15 +251,11 @@ def _expect_fit(params: Any, residual: Any) -> None:
     """Refuse parameters that another state was made for."""
     given = dict(jax.tree_util.tree_leaves_with_path(params))
     reference = jax.tree_util.tree_map_with_path(
-        lambda path, x: given.get(path, 0.0) if _is_hole(x) else x,
+        lambda path, x: given.get(path, 0.0) if is_hole(x) else x,
         residual,
-        is_leaf=_is_hole,
+        is_leaf=is_hole,
     )
     check_like(params, reference, "params", "the residual of the optimizer's state")
-
-
-def _is_hole(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
 
 
 def _expect_params(updates: Any, params: Any, name: str) -> Any:
@@ -268,5 +266,5 @@ def _expect_params(updates: Any, params: Any, name: str) -> Any:
         )
     expect_updates(updates, name)
     params = fit_params(params, updates)
-    _check_params(params, name)
+    _refuse_float16(params, name)
     return params
