@@ -14,9 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax import numerics
-from adam_jax.moments.accumulators import look_ahead
-from adam_jax.moments.blocks import EightBitFormat
-from adam_jax.moments.formats import DenseFormat, Stored
+from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import as_leaves
 from adam_jax.recipes.notes import Notes
 from adam_jax.recipes.recipe import Origin, Recipe
@@ -92,18 +90,7 @@ def leaves_like(tree: Any, params: Any) -> list[Any]:
 
 def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
     """Return whether kernels know every line of a recipe, for this parameter."""
-    origin, rounding = recipe.origin, recipe.rounding
-    if recipe.learning_rate is None:
-        return False
-    known = all(
-        moment.accumulator.is_ema
-        and moment.accumulator.read in readings
-        and type(moment.format) in (DenseFormat, EightBitFormat)
-        for moment, readings in (
-            (origin.first, (None, look_ahead)),
-            (origin.second, (None,)),
-        )
-    )
+    rounding = recipe.rounding
     # A parameter is rounded either by apply_updates, from an update of the parameter's
     # dtype, or by round_to_params. A weight decay must be that of the same parameter.
     if rounding is None:
@@ -115,7 +102,7 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
     if recipe.part and any(recipe.part.param is x for x in own):
         own = (recipe.part.param_buffer,)
     decayed = recipe.decay is None or any(recipe.decay.param is x for x in own)
-    return known and lands and decayed and numerics.dtype_of(param) in _FLOATS
+    return recipe.is_known and lands and decayed and numerics.dtype_of(param) in _FLOATS
 
 
 def _leaves_of(origin: Origin) -> list[tuple[Any, Arrays, Arrays]]:
@@ -132,7 +119,7 @@ def _leaves_of(origin: Origin) -> list[tuple[Any, Arrays, Arrays]]:
     )
     return [
         (grad, _arrays(mu[i], nu[i]), _arrays(new_mu[i], new_nu[i]))
-        for i, grad in enumerate(jax.tree.leaves(origin.grads))
+        for i, grad in enumerate(origin.leaves)
     ]
 
 

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adam_jax.fused.cpu import native
-from adam_jax.fused.dispatch import choose, is_sharded, kernels
+from adam_jax.fused.dispatch import kernels
 from adam_jax.fused.kernels import Counts, Group, Options, Scalars, Seeds
-from adam_jax.fused.members import Arrays, Member, find_members, key_of, leaves_like
+from adam_jax.fused.members import Arrays, Member, find_members, key_of
 from adam_jax.hyperparams import at
 from adam_jax.moments.accumulators import look_ahead
-from adam_jax.recipes.notes import Notes, are_finite
+from adam_jax.recipes.notes import Notes
 from adam_jax.recipes.recipe import Recipe
 
 
@@ -87,16 +86,6 @@ class Call:
         made = [*(x for group in stepped for x in group.params), *moments]
         return dict(zip(self.replaces(params), made, strict=True))
 
-    def are_finite(self, operands: Operands) -> jax.Array:
-        """Return whether all updates of the step would be finite, or it is not taken.
-
-        Args:
-          operands: the arrays of this call.
-        """
-        scalars, counts, take = operands[1:]
-        groups = self._groups(operands)
-        return ~take | native.are_finite(groups, scalars, counts, self.options)
-
     def _groups(self, operands: Operands) -> list[Group]:
         return [
             Group(place, keys, params, grads, *moments)
@@ -127,43 +116,6 @@ def make_plan(
         if places:
             found.append((member, places))
     return _make_calls(found)
-
-
-def all_finite(notes: Notes, updates: Any, params: Any) -> jax.Array:
-    """Return whether all updates are finite.
-
-    Updates that the kernel can check are not computed for this.
-
-    Args:
-      notes: the notes taken so far.
-      updates: the updates.
-      params: the parameters.
-    """
-    leaves = leaves_like(updates, params)
-    if not native.available() or any(map(is_sharded, leaves)):
-        return are_finite(leaves)
-    members = find_members(notes, params, updates)
-    made_calls = _make_calls([(member, Arrays(*[None] * 4)) for member in members])
-    pairs = [
-        pair for pair in zip(*made_calls, strict=True) if "cpu" in pair[0].platforms
-    ]
-    calls, operands = [call for call, _ in pairs], [own for _, own in pairs]
-    ours = {i for call in calls for group in call.numbers for i in group}
-    rest = are_finite([x for i, x in enumerate(leaves) if i not in ours])
-    if not calls:
-        return rest
-    made = [leaves[i] for i in sorted(ours)]
-    number, structure = len(made), jax.tree.structure(operands)
-
-    def fused(*values):
-        own = structure.unflatten(values[number:])
-        found = [call.are_finite(x) for call, x in zip(calls, own, strict=True)]
-        return [jnp.all(jnp.stack(found))]
-
-    def composed(*values):
-        return [are_finite(values[:number])]
-
-    return rest & choose({"cpu": fused}, composed)(*made, *jax.tree.leaves(operands))[0]
 
 
 def _find_places(notes: Notes, member: Member, slots: dict[int, int]) -> Arrays | None:

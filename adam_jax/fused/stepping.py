@@ -21,7 +21,7 @@ from adam_jax.checks import check_arrays, prune
 from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import choose, is_sharded, kernels
-from adam_jax.fused.plan import Call, all_finite, make_plan
+from adam_jax.fused.plan import Call, make_plan
 from adam_jax.recipes.notes import collecting
 from adam_jax.stages.flow import expect_optimizer, expect_whole
 
@@ -150,7 +150,7 @@ def _run(
         """Return the result of the step, and the operands of the kernel calls."""
         nonlocal calls
         params, grads, state = structure.unflatten(given)
-        with collecting(all_finite) as notes:
+        with collecting() as notes:
             updates, after = update(grads, state, params, **extra_args)
         expect_whole(updates, "fused.step")
         made = optax.apply_updates(params, updates), after

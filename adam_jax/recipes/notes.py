@@ -11,7 +11,7 @@ ever wrong, and stages need not know the code around them.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,10 +25,6 @@ from adam_jax.recipes.recipe import Choice, Flowing, Origin, Part, Recipe
 
 # In this order, each at most once.
 _LINES = ("decay", "learning_rate", "rounding")
-
-
-Check = Callable[["Notes", Any, Any], Any]
-"""A function of notes, updates and params: whether all updates are finite."""
 
 
 class ByArray:
@@ -51,15 +47,13 @@ class Notes:
     """All notes on arrays.
 
     Attributes:
-      check: tells whether updates with a recipe are finite, without computing them.
       recipes: notes on updates, each a `Recipe`.
       moments: notes on moments between stages, each a `Flowing`.
       choices: notes on new arrays of a state, each a `Choice`.
     """
 
-    def __init__(self, check: Check):
+    def __init__(self) -> None:
         """Start empty."""
-        self.check = check
         self.recipes: ByArray = ByArray()
         self.moments: ByArray = ByArray()
         self.choices: ByArray = ByArray()
@@ -69,13 +63,9 @@ _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
 
 
 @contextlib.contextmanager
-def collecting(check: Check) -> Iterator[Notes]:
-    """Let stages note how they compute their outputs.
-
-    Args:
-      check: as in `Notes`.
-    """
-    notes = Notes(check)
+def collecting() -> Iterator[Notes]:
+    """Let stages note how they compute their outputs, if they do not yet."""
+    notes = _notes.get() or Notes()
     token = _notes.set(notes)
     try:
         yield notes
@@ -213,17 +203,32 @@ def note_gate(updates: tuple[Any, Any], state: tuple[Any, Any, Any], gate: Any) 
         notes.choices[new] = Choice(chosen, old, gate)
 
 
-def all_finite(updates: Any, params: Any = None) -> jax.Array:
-    """Return whether all elements of a tree are finite, a bool scalar.
+def all_finite(updates: Any, grads: Any) -> jax.Array:
+    """Return whether all updates are finite, a bool scalar, where the gradients are.
+
+    From finite gradients, moments and parameters, Adam's lines compute finite updates:
+    they bound gradients by 2^60, and a quotient of moments is largest, at 2^123, where
+    nu is the smallest number that is not 0. So of an update with a recipe only the
+    scalars are looked at. To look at the update itself would take as long as a step.
 
     Args:
-      updates: a pytree of arrays.
-      params: the parameters, if `updates` are updates of them.
+      updates: the updates, a pytree of arrays.
+      grads: the gradients, whose elements are looked at elsewhere.
     """
-    notes = _notes.get()
-    if notes is not None and params is not None:
-        return notes.check(notes, updates, params)
-    return are_finite(jax.tree.leaves(updates))
+    notes = _notes.get() or Notes()
+    seen = {id(x) for x in jax.tree.leaves(grads)}
+    arrays, scalars, weights = [], {}, {}
+    for update in jax.tree.leaves(updates):
+        recipe = notes.recipes.get(update)
+        if recipe and recipe.is_known and update.dtype != jnp.float16:
+            arrays += [x for x in recipe.grads if id(x) not in seen]
+            scalars |= {id(x): x for x in recipe.scalars}
+            weights |= {id(x): x for x in recipe.weights}
+        else:
+            arrays.append(update)
+    numbers = [*scalars.values(), *(1 / x for x in weights.values())]
+    known = [jnp.isfinite(x) for x in numbers if not isinstance(x, float)]
+    return are_finite(arrays) & jnp.all(jnp.array([True, *known]))
 
 
 def are_finite(arrays: Sequence[Any]) -> jax.Array:

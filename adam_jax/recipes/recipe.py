@@ -1,8 +1,14 @@
 """Recipes: which moments an update came from, and by which lines of Adam."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
+import jax
+
+from adam_jax.moments.accumulators import look_ahead
+from adam_jax.moments.blocks import EightBitFormat
+from adam_jax.moments.formats import DenseFormat
 from adam_jax.moments.moment import Gathered, Moment
 
 
@@ -25,6 +31,11 @@ class Origin:
     grads: Any
     mu: Gathered
     nu: Gathered
+
+    @functools.cached_property
+    def leaves(self) -> list[Any]:
+        """The gradients as a list."""
+        return jax.tree.leaves(self.grads)
 
 
 class Flowing(NamedTuple):
@@ -125,6 +136,35 @@ class Recipe:
     part: Part | None = None
     rounding: Rounding | None = None
     gates: tuple[Any, ...] = ()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has all lines, and moments of Adam's kind in formats of ours."""
+        first, second = self.origin.first, self.origin.second
+        return self.learning_rate is not None and all(
+            moment.accumulator.is_ema
+            and moment.accumulator.read in readings
+            and type(moment.format) in (DenseFormat, EightBitFormat)
+            for moment, readings in ((first, (None, look_ahead)), (second, (None,)))
+        )
+
+    @property
+    def grads(self) -> list[Any]:
+        """The gradients that its moment gathers: one, or all of those in a buffer."""
+        grad = self.origin.leaves[self.leaf]
+        whole = self.part is not None and self.part.grad_buffer is grad
+        return list(self.part.grads) if self.part and whole else [grad]
+
+    @property
+    def scalars(self) -> list[Any]:
+        """The scalars of its lines."""
+        rate = self.decay.rate if self.decay else 0.0
+        return [self.eps, self.eps_root, rate, self.learning_rate]
+
+    @property
+    def weights(self) -> list[Any]:
+        """The weights that its moments have seen, > 0 unless something is wrong."""
+        return [self.origin.mu.seen, self.origin.nu.seen]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -114,6 +114,78 @@ def test_updates_that_are_not_finite_are_skipped_too():
     assert (updates == 0).all() and state.skipped == 1
 
 
+def blow_up(tree, params=None):
+    return jax.tree.map(lambda x: x / 0.0, tree)
+
+
+def chained(*parts):
+    """Adam with another stage before or after it; gradients are checked as it sees."""
+    stages = {"adam": adam_jax.adam(1e-3), "blow_up": optax.stateless(blow_up)}
+    return optax.chain(*(stages[part] for part in parts))
+
+
+def not_finite(count):
+    return jnp.float32(jnp.nan) + count
+
+
+UNSOUND = {
+    "before": lambda: chained("blow_up", "adam"),
+    "after": lambda: chained("adam", "blow_up"),
+    "packed": lambda: adam_jax.packed(chained("blow_up", "adam")),
+    "other moments": lambda: adam_jax.lion(not_finite),
+    "learning rate": lambda: adam_jax.adam(not_finite),
+    "weight decay": lambda: adam_jax.adamw(1e-3, weight_decay=not_finite),
+    "b1": lambda: adam_jax.adam(1e-3, b1=not_finite),
+    "b2, not corrected": lambda: optax.chain(
+        adam_jax.scale_by_moments(0.9, not_finite),
+        adam_jax.precondition(),
+        adam_jax.scale_by_lr(1e-3),
+    ),
+    "eps": lambda: adam_jax.adam(1e-3, eps=not_finite),
+    "float16": lambda: adam_jax.adam(lambda n: jnp.float32(1e9)),
+}
+
+
+@GUARDS
+@pytest.mark.parametrize("name", UNSOUND)
+@pytest.mark.parametrize("fuse", [False, True])
+def test_finite_gradients_may_still_do_harm(guard, name, fuse):
+    """What Adam's own lines cannot do, something else in the chain can."""
+    tx, dtype = guard(UNSOUND[name]()), "float16" if name == "float16" else "float32"
+    params = {"w": jnp.ones((2, 3), dtype), "b": jnp.ones(4, dtype)}
+    state = tx.init(params)
+
+    def step(params, grads, state):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(adam_jax.fused.step(tx) if fuse else step)
+    stepped, after = step(params, params, state)
+    assert (after.skipped, after.taken) == (1, 0)
+    kept = (stepped, after.inner_state), (params, state.inner_state)
+    jax.tree.map(np.testing.assert_array_equal, *kept)
+
+
+@pytest.mark.parametrize("size", [1e38, 1e-38, 1e-45])
+@pytest.mark.parametrize("make", [adam_jax.adamw, adam_jax.nadamw])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "8bit"])
+def test_adam_makes_finite_updates_of_finite_gradients(size, make, format):
+    """Guards rely on it. mu outlives nu here, so that their quotient grows."""
+    tx = make(1.0, b1=0.99, b2=0.5, eps=0.0, mu_dtype=format, nu_dtype=format)
+    params = jnp.full(4096, 2.0**100)
+
+    def step(state, scale):
+        grads = jnp.full(4096, jnp.float32(size) * scale)
+        updates, state = tx.update(grads, state, params)
+        return state, jnp.isfinite(updates).all()
+
+    scales = jnp.array([1.0] * 3 + [0.0] * 150 + [1e-30, 1.0], jnp.float32)
+    _, finite = jax.jit(lambda state: jax.lax.scan(step, state, scales))(
+        tx.init(params)
+    )
+    assert finite.all()
+
+
 def test_a_spike_is_told_after_the_warm_up():
     tx = skip_spikes(adam_jax.sgd(1.0), threshold=3.0, warmup=5)
     state = tx.init(jnp.zeros(1))

@@ -130,6 +130,19 @@ def test_buffers_are_bounded(shape, count, buffers):
     assert len(state.inner_state[0].mu.buffers) == 3
 
 
+@pytest.mark.parametrize("make", [adam_jax.adamw, adam_jax.sgd])
+def test_it_leaves_leaves_alone_but_on_cpu(make, monkeypatch):
+    """Unless it is told which are small. A state goes on as it was packed."""
+    params = {f"leaf{i}": jnp.ones(64) for i in range(100)}
+    default, told = packed(make(1e-3)), packed(make(1e-3), max_size=2**12)
+    plain, together = jax.tree.leaves(make(1e-3).init(params)), default.init(params)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert len(jax.tree.leaves(default.init(params))) == len(plain)
+    few = jax.tree.structure(together)
+    assert jax.tree.structure(told.init(params)) == few
+    assert jax.tree.structure(default.update(params, together, params)[1]) == few
+
+
 def test_leaves_that_fit_are_packed_in_float64_too():
     with jax.enable_x64(True):
         dtypes = ("float64",)
