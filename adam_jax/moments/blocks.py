@@ -174,7 +174,7 @@ def encode_values(
     Args:
       x: float32.
       exponents: int32, of each element's block; it broadcasts to the shape of x.
-      bits: random uint32s.
+      bits: uint32s, of which the upper 16 bits are random; the others do not count.
       signed: as in `encode_blocks`.
     """
     dtype = jnp.int8 if signed else jnp.uint8
@@ -185,7 +185,8 @@ def encode_values(
     field = jnp.clip(_biased_exponent(size) - lowest, 1, top_field)
     # Exact: a power of two scales the last mantissa bit to 1.
     steps = size * _power_of_two(254 - (lowest + field - _MANTISSA_BITS))
-    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
+    # In the middle of its 2^-16, so that codes are true on average.
+    uniform = (bits >> 16).astype(jnp.float32) * 2.0**-16 + 2.0**-17
     mantissa = jnp.floor(steps + uniform).astype(jnp.int32)
     codes = jnp.minimum(((field - 1) << _MANTISSA_BITS) + mantissa, largest)
     if signed:

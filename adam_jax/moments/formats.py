@@ -19,14 +19,41 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from typing_extensions import TypeAliasType
 
 from adam_jax import numerics, placement
 from adam_jax.hyperparams import check_seed
 
 Noise = TypeAliasType("Noise", Callable[[tuple[int, ...]], jax.Array])
-"""A function from a shape to random uint32s of that shape."""
+"""A function from a shape to uint32s of that shape, whose upper 16 bits are random.
+
+The lower bits are not for use: those of a first moment's noise round the second moment.
+"""
+
+
+def make_noise(
+    seed: int, past: ArrayLike, number: int, order: int, like: jax.Array
+) -> Noise:
+    """Return the random bits that round one leaf of a moment in one step.
+
+    The first moment takes the upper half of a hash, the second the lower half. XLA
+    makes one hash for both if their seeds are equal.
+
+    Args:
+      seed: of the moment's format.
+      past: int32 scalar, the number of steps before this one.
+      number: the leaf's place in the tree.
+      order: 1 or 2, that of the moment.
+      like: an array that the bits are sharded like.
+    """
+    words = (seed, past, 0, number)  # with a 0, which those of round_to_params lack
+
+    def noise(shape: tuple[int, ...]) -> jax.Array:
+        bits = numerics.random_bits(shape, words, like)
+        return bits if order == 1 else bits << 16
+
+    return noise
 
 
 class Stored(NamedTuple):
@@ -124,7 +151,8 @@ class Format(abc.ABC):
         Args:
           x: the moment of one leaf after this step, float32 or wider.
           old: the stored moment before this step.
-          noise: a function from a shape to the random bits of this step and leaf.
+          noise: a function from a shape to the random bits of this step and leaf,
+            uint32s of which only the upper 16 bits may be used.
         """
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:

@@ -14,7 +14,7 @@ from adam_jax import numerics, placement
 from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
-from adam_jax.moments.formats import Format, Stored
+from adam_jax.moments.formats import Format, Stored, make_noise
 
 
 class Gathered(NamedTuple):
@@ -217,8 +217,7 @@ class Moment:
         leaves, structure = jax.tree.flatten(moment)
         encoded = []
         for i, old in enumerate(as_leaves(stored, structure)):
-            words = (self.format.seed, past, self.order == 1, i)
-            noise = functools.partial(numerics.random_bits, words=words, like=leaves[i])
+            noise = make_noise(self.format.seed, past, i, self.order, leaves[i])
             new = self.format.encode(leaves[i], old, noise)
             encoded.append(_check_stored(new, self.format, old))
         return _as_tree(encoded, structure, self.format.reader)

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -149,6 +150,27 @@ def test_no_more_is_moved_than_today(machine, candidate, format, today, goal):
             f"{moved:.2f} bytes, {cost.temporary / count:.2f} of them temporary: the "
             f"goal is {goal}, none temporary"
         )
+
+
+@pytest.mark.parametrize("make", [adam_jax.dense, adam_jax.eight_bit])
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_one_hash_serves_both_moments_if_their_seeds_are_equal(make, seeds):
+    """Each hash takes two multiplications an element."""
+    kind = {"dtype": "bfloat16"} if make is adam_jax.dense else {}
+    mu_dtype, nu_dtype = (make(**kind, seed=seed) for seed in seeds)
+    tx = adam_jax.adamw(1e-3, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    [shape], devices = MATRIX, find_devices("v5e")
+    params = place(jax.ShapeDtypeStruct(shape, "float32"), devices)
+    state = place(jax.eval_shape(tx.init, params), devices)
+    compiled, _ = compile_step(Program(tx.init, step), params, state, params)
+    text = compiled.as_text()
+    multiplications = re.findall(r"u32\[16384,8192\]\S* multiply\(", text)
+    assert len(multiplications) == 2 * len({*seeds})
 
 
 def lay(machine, chips, spec, axes, format):

@@ -24,7 +24,8 @@ from adam_jax import (
     load_moments,
     numerics,
 )
-from adam_jax.moments.blocks import encode_blocks
+from adam_jax.moments.blocks import decode_values, encode_blocks, encode_values
+from adam_jax.moments.formats import make_noise
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 from moment_accuracy import measure_format, measure_optax, nearest
@@ -141,6 +142,84 @@ def test_random_bits_are_uniform_and_unrelated():
     assert np.abs(correlation - np.eye(16)).max() < 5 / 4096**0.5
     shifted = np.corrcoef(bits[0, 1:] / 2**32, bits[0, :-1] / 2**32)[0, 1]
     assert abs(shifted) < 5 / 4096**0.5
+
+
+def draw_halves(seed=0, step=0, leaf=0, shape=(1024, 1024)):
+    """Draw the noise of both moments, as a kernel does: 16 bits of each element."""
+    like = jnp.zeros(shape)
+    both = [make_noise(seed, step, leaf, order, like)(shape) for order in (1, 2)]
+    return [np.asarray(bits >> 16).reshape(-1) for bits in both]
+
+
+def chi_square(x, y):
+    """Return chi^2 of the upper 4 bits of each: 255 +- 23 if they are unrelated."""
+    cells = np.bincount((x >> 12) * 16 + (y >> 12), minlength=256)
+    expected = len(x) / 256
+    return ((cells - expected) ** 2 / expected).sum()
+
+
+def test_the_halves_of_a_hash_are_unrelated():
+    """To each other, and to those of neighbours, rows, steps, seeds and leaves."""
+    mu, nu = draw_halves()
+    others = {
+        "the next": [np.roll(half, 1) for half in (mu, nu)],
+        "the row below": [np.roll(half, 1024) for half in (mu, nu)],
+        "2^19 away": [np.roll(half, 2**19) for half in (mu, nu)],
+        "the next step": draw_halves(step=1),
+        "the next seed": draw_halves(seed=1),
+        "the next leaf": draw_halves(leaf=1),
+    }
+    pairs = [("itself", mu, nu)]
+    pairs += [(name, x, y) for name, ys in others.items() for x in (mu, nu) for y in ys]
+    for name, x, y in pairs:
+        correlation = np.corrcoef(x, y)[0, 1]
+        assert abs(correlation) < 5 / len(x) ** 0.5, name
+        assert chi_square(x, y) < 255 + 5 * (2 * 255) ** 0.5, name
+    for half in (mu, nu):
+        ones = (half[:, None] >> np.arange(16) & 1).mean(0)
+        assert np.abs(ones - 0.5).max() < 5 * 0.5 / len(half) ** 0.5
+
+
+def test_moments_and_parameters_are_rounded_by_different_bits():
+    """The words of round_to_params are a seed, a step and a leaf, too."""
+    params = np.asarray(numerics.random_bits((1024, 1024), [0, 0, 0]) >> 16).ravel()
+    for half in draw_halves():
+        assert abs(np.corrcoef(params, half)[0, 1]) < 5 / 1024
+
+
+def test_one_seed_makes_one_hash_of_both_moments():
+    """`make compiled` counts the hashes that XLA makes."""
+    like = jnp.zeros((3, 40))
+    mu, nu, other = (
+        make_noise(seed, 7, 1, order, like)(like.shape)
+        for seed, order in [(3, 1), (3, 2), (4, 2)]
+    )
+    np.testing.assert_array_equal(mu << 16, nu)
+    assert not np.array_equal(nu, other)
+
+
+@SIGNED
+def test_codes_are_drawn_with_all_16_bits(signed):
+    """Each noise once: the share that is rounded up is the fraction, to 2^-17."""
+    bits = np.arange(2**16, dtype=np.uint32) << 16
+    lower = np.random.default_rng(0).integers(2**16, size=2**16, dtype=np.uint32)
+    encode = jax.jit(encode_values, static_argnums=3)
+    errors = []
+    # Steps of 1/16 at 1 and above; below the least normal, 2^-6 or 2^-14 of it.
+    least = 2.0 ** (-6 if signed else -14)
+    for size in np.random.default_rng(1).uniform(1, 1.9, 100):
+        for x, step in [(size, 1 / 16), ((size - 0.5) * least, least / 16)]:
+            x = np.float32(x)
+            down = np.floor(x / step)
+            exponents = jnp.full(1, 127)
+            args = jnp.full(2**16, x), exponents
+            codes = encode(*args, jnp.asarray(bits | lower), signed)
+            np.testing.assert_array_equal(codes, encode(*args, bits, signed))
+            values = np.asarray(decode_values(codes, exponents), np.float64)
+            errors.append(np.mean(values / step - down) - (x / step - down))
+    assert np.abs(errors).max() <= 1.1 * 2**-17
+    # Uniform in +-2^-17, they have a standard deviation of 2^-17 / sqrt(3).
+    assert abs(np.mean(errors)) < 5 * 2**-17 / (3 * len(errors)) ** 0.5
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 7), (2, 3, 33), (0, 4), (4, 0)])

@@ -139,7 +139,8 @@ std::vector<float> reference_load(const Leaf& leaf, const Moment& moment, Array&
 }
 
 void reference_store(const Leaf& leaf, const Moment& moment,
-                     const std::vector<float>& moments, Array& values, Array& scales) {
+                     const std::vector<float>& moments, int dropped, Array& values,
+                     Array& scales) {
   const int64_t n = values.size();
   if (is_code(moment.dtype)) {
     // Blocks without elements are as blocks of zeros.
@@ -149,7 +150,8 @@ void reference_store(const Leaf& leaf, const Moment& moment,
   const int top = is_signed ? 7 : 15;
   for (int64_t i = 0; i < n; ++i) {
     const float x = moments[static_cast<size_t>(i)];
-    const uint32_t random = reference_mix(static_cast<uint32_t>(i) + moment.key);
+    const uint32_t random = reference_mix(static_cast<uint32_t>(i) + moment.key)
+                            << dropped;
     if (moment.dtype == Dtype::kFloat32) values.as<float>()[i] = x;
     if (moment.dtype == Dtype::kBfloat16) {
       values.as<uint16_t>()[i] = reference_random_bfloat16(x, random);
@@ -178,7 +180,7 @@ void reference_store(const Leaf& leaf, const Moment& moment,
     } else {
       const auto steps = static_cast<float>(
           std::ldexp(size, 127 + 4 - (exponent - top) - field));
-      const float sum = steps + static_cast<float>((random >> 8) / 16777216.0);
+      const float sum = steps + static_cast<float>(((random >> 16) + 0.5) / 65536.0);
       code = std::min(16 * (field - 1) + static_cast<int>(std::floor(sum)),
                       16 * top + 15);
       if (is_signed && steps < 0.25f) code = 0;
@@ -252,7 +254,6 @@ void draw_moment(Leaf& leaf, Moment& moment, Dtype codes, Array& values, Array& 
   const int64_t n = leaf.rows * leaf.columns;
   const Dtype choices[] = {Dtype::kFloat32, Dtype::kBfloat16, codes};
   moment.dtype = n == 0 ? Dtype::kFloat32 : choices[draw(0, 2)];
-  moment.key = static_cast<uint32_t>(generator());
   values = Array(n, moment.dtype);
   fill(values, codes == Dtype::kUint8);
   if (!is_code(moment.dtype)) return;
@@ -295,6 +296,8 @@ Trial draw_trial() {
     fill(arrays.param, false);
     draw_moment(leaf, leaf.mu, Dtype::kInt8, arrays.mu, arrays.mu_scales);
     draw_moment(leaf, leaf.nu, Dtype::kUint8, arrays.nu, arrays.nu_scales);
+    leaf.mu.key = static_cast<uint32_t>(generator());
+    leaf.nu.key = chance(50) ? leaf.mu.key : static_cast<uint32_t>(generator());
     trial.leaves.push_back(leaf);
     trial.before.push_back(std::move(arrays));
   }
@@ -352,8 +355,8 @@ void reference_step(const Trial& trial, size_t i, bool fused, Results& results) 
       out = reference_bfloat16(param + (chosen - param), 0, true);
     }
   }
-  reference_store(leaf, leaf.mu, mu, results.mu, results.mu_scales);
-  reference_store(leaf, leaf.nu, nu, results.nu, results.nu_scales);
+  reference_store(leaf, leaf.mu, mu, 0, results.mu, results.mu_scales);
+  reference_store(leaf, leaf.nu, nu, 16, results.nu, results.nu_scales);
 }
 
 Results make_results(const Trial& trial, size_t i) {

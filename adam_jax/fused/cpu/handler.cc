@@ -150,7 +150,7 @@ class Reader {
     Moment mu = moment("mu", mu_values, *like, mu_coded, ffi::S8, Dtype::kInt8);
     Moment nu = moment("nu", nu_values, *like, nu_coded, ffi::U8, Dtype::kUint8);
     const int64_t place = attributes_.places[group];
-    mu.key = key({attributes_.mu_seed, count_, 1, place});
+    mu.key = key({attributes_.mu_seed, count_, 0, place});
     nu.key = key({attributes_.nu_seed, count_, 0, place});
     if (mu_coded) read_exponents("mu_exponents", mu_values, mu);
     if (nu_coded) read_exponents("nu_exponents", nu_values, nu);

@@ -112,7 +112,8 @@ void narrow_bits(const float* buffer, int64_t n, Narrow* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<Narrow>(to_bits(buffer[i]));
 }
 
-// Adds `up` to the bits of a finite number and truncates them. NaN stays NaN: arithmetic
+// Adds `up` to the bits of a finite number and truncates them: if `up` is random, as in
+// numerics.round_to_bfloat16. NaN stays NaN: arithmetic
 // returns only quiet ones, whose quiet bit is in the upper half.
 inline uint32_t to_bfloat16(float x, uint32_t up) {
   const uint32_t bits = to_bits(x);
@@ -121,11 +122,6 @@ inline uint32_t to_bfloat16(float x, uint32_t up) {
 
 inline uint32_t to_nearest_bfloat16(float x) {
   return to_bfloat16(x, 0x7FFF + ((to_bits(x) >> 16) & 1));
-}
-
-// numerics.round_to_bfloat16
-inline uint32_t to_random_bfloat16(float x, uint32_t random) {
-  return to_bfloat16(x, random >> 16);
 }
 
 inline float from_bfloat16(uint32_t x) { return from_bits(x << 16); }
@@ -166,8 +162,20 @@ inline void decode_block(int64_t n, int exponent, float* values) {
   }
 }
 
+// The random bits of an element, in the upper 16. As in formats.make_noise, a second
+// moment drops the upper half of its hash, a first moment none.
+struct Noise {
+  uint32_t key;
+  int dropped;
+
+  uint32_t operator()(int64_t i) const {
+    return mix(key + static_cast<uint32_t>(i)) << dropped >> 16;
+  }
+  Noise from(int64_t i) const { return {key + static_cast<uint32_t>(i), dropped}; }
+};
+
 template <typename Kind, bool kFinite>
-inline void encode_values(int64_t n, uint32_t key, int exponent, float* values) {
+inline void encode_values(int64_t n, Noise noise, int exponent, float* values) {
   constexpr int kTop = Kind::kTopField;
   constexpr bool kSigned = kTop == Signed::kTopField;
   constexpr int kLargest = ((kTop + 1) << kMantissaBits) - 1;
@@ -181,10 +189,10 @@ inline void encode_values(int64_t n, uint32_t key, int exponent, float* values) 
     field = field < 1 ? 1 : field;
     const int shift = 254 - (lowest + field - kMantissaBits);
     const float steps = from_bits(bits) * from_bits(static_cast<uint32_t>(shift) << 23);
-    const uint32_t random = mix(key + static_cast<uint32_t>(i));
-    // The product is exact: fused or not, the sum is the same.
-    const float sum = multiply_add(
-        static_cast<float>(static_cast<int>(random >> 8)), 0x1p-24f, steps);
+    // All but the last sum are exact: fused or not, it is the same.
+    const float uniform =
+        multiply_add(static_cast<float>(static_cast<int>(noise(i))), 0x1p-16f, 0x1p-17f);
+    const float sum = steps + uniform;
     uint32_t mantissa;
     if (kFinite) {
       mantissa = static_cast<uint32_t>(static_cast<int>(sum));
@@ -207,7 +215,7 @@ inline void encode_values(int64_t n, uint32_t key, int exponent, float* values) 
 }
 
 template <typename Kind>
-inline void encode_block(int64_t n, uint32_t key, float* values, uint8_t* scale) {
+inline void encode_block(int64_t n, Noise noise, float* values, uint8_t* scale) {
   constexpr float kRoom = 1 + 0x1p-5f;
   uint32_t largest = 0;  // magnitudes are ordered as their bits are, NaN above all
   for (int64_t i = 0; i < n; ++i) {
@@ -217,9 +225,9 @@ inline void encode_block(int64_t n, uint32_t key, float* values, uint8_t* scale)
   const int peak = static_cast<int>(to_bits(from_bits(largest) * kRoom) >> 23);
   const int exponent = peak > kLeastExponent ? peak : kLeastExponent;
   if (exponent < 255) {
-    encode_values<Kind, true>(n, key, exponent, values);
+    encode_values<Kind, true>(n, noise, exponent, values);
   } else {
-    encode_values<Kind, false>(n, key, exponent, values);
+    encode_values<Kind, false>(n, noise, exponent, values);
   }
   *scale = static_cast<uint8_t>(exponent);
 }
@@ -262,15 +270,15 @@ void decode(const Leaf& leaf, const Moment& moment, Chunk chunk, float* buffer) 
 }
 
 template <typename Kind>
-void encode(const Leaf& leaf, const Moment& moment, Chunk chunk, float* buffer) {
-  const uint32_t key = moment.key + static_cast<uint32_t>(chunk.begin);
+void encode(const Leaf& leaf, const Moment& moment, Chunk chunk, Noise noise,
+            float* buffer) {
   for_blocks(leaf, moment.blocks, chunk, [&](int64_t i, int64_t n, int64_t number) {
-    const uint32_t block_key = key + static_cast<uint32_t>(i);
+    const Noise from_block = noise.from(i);
     uint8_t* scale = moment.scales_out + number;
     if (n == kUsualBlock) {
-      encode_block<Kind>(kUsualBlock, block_key, buffer + i, scale);
+      encode_block<Kind>(kUsualBlock, from_block, buffer + i, scale);
     } else {
-      encode_block<Kind>(n, block_key, buffer + i, scale);
+      encode_block<Kind>(n, from_block, buffer + i, scale);
     }
   });
   auto* codes = static_cast<typename Kind::Code*>(moment.out) + chunk.begin;
@@ -289,18 +297,17 @@ const float* load_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
   return buffer;
 }
 
-void store_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
+void store_moment(const Leaf& leaf, const Moment& moment, Chunk chunk, int dropped,
                   float* buffer) {
+  const Noise noise = Noise{moment.key, dropped}.from(chunk.begin);
   if (moment.dtype == Dtype::kInt8) {
-    encode<Signed>(leaf, moment, chunk, buffer);
+    encode<Signed>(leaf, moment, chunk, noise, buffer);
   } else if (moment.dtype == Dtype::kUint8) {
-    encode<Unsigned>(leaf, moment, chunk, buffer);
+    encode<Unsigned>(leaf, moment, chunk, noise, buffer);
   } else if (moment.dtype == Dtype::kBfloat16) {
-    const uint32_t key = moment.key + static_cast<uint32_t>(chunk.begin);
     ADAM_JAX_SIMD
     for (int64_t i = 0; i < chunk.size; ++i) {
-      buffer[i] = from_bits(
-          to_random_bfloat16(buffer[i], mix(key + static_cast<uint32_t>(i))));
+      buffer[i] = from_bits(to_bfloat16(buffer[i], noise(i)));
     }
     narrow_bits(buffer, chunk.size,
                 static_cast<uint16_t*>(moment.out) + chunk.begin);
@@ -320,7 +327,7 @@ void round_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk, float* buf
     ADAM_JAX_SIMD
     for (int64_t i = 0; i < chunk.size; ++i) {
       const uint32_t random = mix(key + static_cast<uint32_t>(i));
-      buffer[i] = from_bfloat16(to_random_bfloat16(buffer[i], random));
+      buffer[i] = from_bfloat16(to_bfloat16(buffer[i], random >> 16));
     }
   }
 }
@@ -381,8 +388,8 @@ bool step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
   arrays.new_nu = destination(leaf.nu.out, leaf.nu.dtype, chunk, nu);
   const bool adds = rounding == Rounding::kStochastic || !rounds;
   choose_compute(nesterov, leaf.decays, adds)(arrays, scalars, chunk.size);
-  store_moment(leaf, leaf.mu, chunk, mu);
-  store_moment(leaf, leaf.nu, chunk, nu);
+  store_moment(leaf, leaf.mu, chunk, 0, mu);
+  store_moment(leaf, leaf.nu, chunk, 16, nu);
   if (rounds) {
     round_bfloat16(leaf, rounding, chunk, out);
     store_bfloat16(leaf, rounding, chunk, arrays.param, out);

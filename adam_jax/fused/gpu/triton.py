@@ -123,8 +123,8 @@ def _step(
     """Step one leaf: return all its arrays but the gradient."""
     seeds, (place, number) = options.seeds, places
     words = [
-        numerics.hash_words((seeds.mu, counts.moments, True, place)),
-        numerics.hash_words((seeds.nu, counts.moments, False, place)),
+        numerics.hash_words((seeds.mu, counts.moments, 0, place)),
+        numerics.hash_words((seeds.nu, counts.moments, 0, place)),
         numerics.hash_words((seeds.params, counts.params, number)),
     ]
     words = jax.lax.bitcast_convert_type(jnp.stack(words), jnp.int32)
@@ -189,11 +189,12 @@ def _kernel(
         )
         return decode_values(values, exponents.astype(jnp.int32)[:, None])
 
+    @functools.cache
     def bits(i: int) -> jax.Array:
         unsigned = functools.partial(jax.lax.bitcast_convert_type, new_dtype=jnp.uint32)
         return numerics.hash_index(unsigned(index), unsigned(words[i]))
 
-    def store(name: str, x: jax.Array, i: int) -> None:
+    def store(name: str, x: jax.Array, noise: jax.Array) -> None:
         ref = write[name]
         if f"{name}_exponents" in write:
             sizes = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
@@ -205,9 +206,9 @@ def _kernel(
                 exponents.astype(jnp.uint8),
                 mask=block_exists & taken,
             )
-            x = encode_values(x, exponents[:, None], bits(i), signed=name == "mu")
+            x = encode_values(x, exponents[:, None], noise, signed=name == "mu")
         elif ref.dtype == jnp.bfloat16:
-            x = numerics.round_to_bfloat16(x, bits(i))
+            x = numerics.round_to_bfloat16(x, noise)
         plgpu.store(ref.at[index], x, mask=kept)
 
     grad, param = numerics.bound(load("grad")), load("param")
@@ -230,8 +231,9 @@ def _kernel(
         moved = param + (chosen.astype(jnp.float32) - param)
     if not interpret:
         plgpu.debug_barrier()  # what is stored below, another warp may have to load
-    store("mu", mu, 0)
-    store("nu", nu, 1)
+    # As in formats.make_noise; with one seed, the same hash serves both.
+    store("mu", mu, bits(0))
+    store("nu", nu, bits(int(options.seeds.mu != options.seeds.nu)) << 16)
     moved = moved.astype(write["param"].dtype)
     plgpu.store(write["param"].at[index], moved, mask=kept)
 
