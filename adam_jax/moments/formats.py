@@ -47,7 +47,7 @@ def make_noise(
       order: 1 or 2, that of the moment.
       like: an array that the bits are sharded like.
     """
-    words = (seed, past, 0, number)  # with a 0, which those of round_to_params lack
+    words = (seed, 0, number, past)  # with a 0, which those of round_to_params lack
 
     def noise(shape: tuple[int, ...]) -> jax.Array:
         bits = numerics.random_bits(shape, words, like)

@@ -106,7 +106,7 @@ def round_to_params(
         def round_leaf(update, param, old, i):
             if numerics.dtype_of(param) != jnp.bfloat16:
                 return numerics.cast(update, numerics.dtype_of(param))
-            words = seed, state.count, i
+            words = seed, i, state.count
             bits = numerics.random_bits(param.shape, words, param)
             new = (old + update).astype(jnp.float32)
             return numerics.round_to_bfloat16(new, bits).astype(jnp.float32) - old

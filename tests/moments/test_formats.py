@@ -134,7 +134,7 @@ def test_round_to_bfloat16():
 def test_random_bits_are_uniform_and_unrelated():
     """Bits are fair; steps, leaves and elements do not correlate."""
     bits = np.stack(
-        [numerics.random_bits((64, 64), [0, t, 0, i]) for t in range(8) for i in (0, 1)]
+        [numerics.random_bits((64, 64), [0, 0, i, t]) for t in range(8) for i in (0, 1)]
     ).reshape(16, -1)
     ones = np.unpackbits(bits.view(np.uint8)).reshape(-1, 32).mean(0)
     assert np.all(np.abs(ones - 0.5) < 5 * 0.5 / bits.size**0.5)
@@ -181,7 +181,7 @@ def test_the_halves_of_a_hash_are_unrelated():
 
 
 def test_moments_and_parameters_are_rounded_by_different_bits():
-    """The words of round_to_params are a seed, a step and a leaf, too."""
+    """The words of round_to_params are a seed, a leaf and a step, too."""
     params = np.asarray(numerics.random_bits((1024, 1024), [0, 0, 0]) >> 16).ravel()
     for half in draw_halves():
         assert abs(np.corrcoef(params, half)[0, 1]) < 5 / 1024

@@ -132,7 +132,7 @@ class Reader {
       leaf.param = param.untyped_data();
       leaf.param_dtype = float_dtype("param", param);
       leaf.param_key =
-          key({attributes_.param_seed, param_count_, number_});
+          key({attributes_.param_seed, number_, param_count_});
       expect_shape("param", param, grad);
       leaf.out = result_like("the result", param);
       leaf.columns = static_cast<int64_t>(grad.element_count());
@@ -150,8 +150,8 @@ class Reader {
     Moment mu = moment("mu", mu_values, *like, mu_coded, ffi::S8, Dtype::kInt8);
     Moment nu = moment("nu", nu_values, *like, nu_coded, ffi::U8, Dtype::kUint8);
     const int64_t place = attributes_.places[group];
-    mu.key = key({attributes_.mu_seed, count_, 0, place});
-    nu.key = key({attributes_.nu_seed, count_, 0, place});
+    mu.key = key({attributes_.mu_seed, 0, place, count_});
+    nu.key = key({attributes_.nu_seed, 0, place, count_});
     if (mu_coded) read_exponents("mu_exponents", mu_values, mu);
     if (nu_coded) read_exponents("nu_exponents", nu_values, nu);
     if (!error_.empty()) return;

@@ -123,9 +123,9 @@ def _step(
     """Step one leaf: return all its arrays but the gradient."""
     seeds, (place, number) = options.seeds, places
     words = [
-        numerics.hash_words((seeds.mu, counts.moments, 0, place)),
-        numerics.hash_words((seeds.nu, counts.moments, 0, place)),
-        numerics.hash_words((seeds.params, counts.params, number)),
+        numerics.hash_words((seeds.mu, 0, place, counts.moments)),
+        numerics.hash_words((seeds.nu, 0, place, counts.moments)),
+        numerics.hash_words((seeds.params, number, counts.params)),
     ]
     words = jax.lax.bitcast_convert_type(jnp.stack(words), jnp.int32)
     leading = scalars, words, take
