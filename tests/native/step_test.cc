@@ -337,21 +337,23 @@ void reference_step(const Trial& trial, size_t i, bool fused, Results& results) 
     if (leaf.decays) update = sum_of_product(fused, s.weight_decay, param, update);
     const float rate = -s.learning_rate;
     const float scaled = rate * update;
-    results.finite &= std::isfinite(scaled);
     const float added = sum_of_product(fused, rate, update, param);
     const bool narrow = leaf.param_dtype == Dtype::kBfloat16;
     if (!narrow) {
+      results.finite &= std::isfinite(scaled);
       results.out.as<float>()[j] = added;
       continue;
     }
     uint16_t& out = results.out.as<uint16_t>()[j];
     if (trial.rounding == Rounding::kNearest) {
-      const uint16_t rounded = reference_bfloat16(scaled, 0, true);
-      out = reference_bfloat16(param + bfloat16(rounded), 0, true);
+      const float rounded = bfloat16(reference_bfloat16(scaled, 0, true));
+      results.finite &= std::isfinite(rounded);
+      out = reference_bfloat16(param + rounded, 0, true);
     } else {
       const uint32_t random =
           reference_mix(static_cast<uint32_t>(j) + leaf.param_key);
       const float chosen = bfloat16(reference_random_bfloat16(added, random));
+      results.finite &= std::isfinite(chosen);
       out = reference_bfloat16(param + (chosen - param), 0, true);
     }
   }
