@@ -117,10 +117,13 @@ def _is_finite(x: jax.Array) -> jax.Array:
     return jnp.abs(x) <= float(jnp.finfo(x.dtype).max)
 
 
+@jax.custom_jvp
 def sqrt(x: jax.Array) -> jax.Array:
     """Return the square root of `x >= 0`, with derivative 0 at 0 instead of inf."""
-    zero = x == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+    return jnp.sqrt(x)
+
+
+sqrt.defjvps(lambda tangent, root, x: divide_or_zero(tangent, 2 * root))
 
 
 def rsqrt_or_zero(x: jax.Array) -> jax.Array:
@@ -267,21 +270,21 @@ def random_bits(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))  # one call, without jit as well
-def _random_bits(
-    hashed: jax.Array, shape: tuple[int, ...], sharding: Any
-) -> jax.Array:
+def _random_bits(hashed: jax.Array, shape: tuple[int, ...], sharding: Any) -> jax.Array:
     axes = list(range(len(shape)))
+    iota = functools.partial(
+        lax.broadcasted_iota, jnp.uint32, shape, out_sharding=sharding
+    )
     while len(axes) > 1 and math.prod(shape[axis] for axis in axes) > POSITIONS:
-        iota = lax.broadcasted_iota(
-            jnp.uint32, shape, axes.pop(0), out_sharding=sharding
-        )
-        hashed = hash_index(iota, hashed)
-    index, stride = jnp.uint32(0), 1
-    for axis in reversed(axes):
-        iota = lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
-        index = index + iota * jnp.uint32(stride % POSITIONS)
-        stride *= shape[axis]
-    return hash_index(jnp.broadcast_to(index, shape), hashed)
+        hashed = hash_index(iota(dimension=axes.pop(0)), hashed) + _INCREMENT
+    # The last axis comes last: XLA adds what is equal along it once a row.
+    for i, axis in enumerate(axes):
+        stride = math.prod(shape[other] for other in axes[i + 1 :])
+        hashed = hashed + iota(dimension=axis) * jnp.uint32(stride % POSITIONS)
+    return hash_index(jnp.uint32(0), jnp.broadcast_to(hashed, shape))
+
+
+_INCREMENT = np.uint32(0x9E3779B9)  # or zeros would give zeros
 
 
 def hash_words(words: Sequence[ArrayLike]) -> jax.Array:
@@ -290,27 +293,23 @@ def hash_words(words: Sequence[ArrayLike]) -> jax.Array:
     Args:
       words: as in `random_bits`.
     """
-    bits: Any = np.uint32(0)
+    bits: Any = _INCREMENT
     with np.errstate(over="ignore"):
         for word in words:
             known = isinstance(word, int)
             word = np.uint32(word % 2**32) if known else jnp.asarray(word, jnp.uint32)
-            bits = _mix(bits + word)
+            bits = hash_index(word, bits) + _INCREMENT
     return jnp.asarray(bits)
 
 
-def hash_index(index: jax.Array, words: jax.Array) -> jax.Array:
+def hash_index(index: Any, words: Any) -> Any:
     """Return the random bits of elements.
 
     Args:
       index: uint32s, the positions of the elements in the whole array.
       words: what `hash_words` returned.
     """
-    return _mix(index + words)
-
-
-def _mix(x: Any) -> Any:
-    x = x + np.uint32(0x9E3779B9)
+    x: Any = index + words
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -328,7 +327,8 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
     raw = lax.bitcast_convert_type(x, jnp.uint32)
     rounded = (raw + (bits >> 16)) & jnp.uint32(0xFFFF0000)
     rounded = lax.bitcast_convert_type(rounded, jnp.float32)
-    return jnp.where(_is_finite(x), rounded, x).astype(jnp.bfloat16)
+    # Infinities stay as they are; of NaN, the mantissa might overflow.
+    return jnp.where(x == x, rounded, x).astype(jnp.bfloat16)
 
 
 def split_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:

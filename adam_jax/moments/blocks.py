@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -119,6 +120,10 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
 # The widths of the two codes, by the dtype that stores them.
 _EXPONENT_BITS = {"int8": 3, "uint8": 4}
 _MANTISSA_BITS = 4
+_DROPPED_BITS = 23 - _MANTISSA_BITS  # of the mantissa of a float32
+_INFINITY = 0x7F800000
+# The bits of 8, less half of the last bit of the noise: so it is unbiased.
+_OFFSET = 0x41000000 - (1 << (_DROPPED_BITS - 17))
 _LEAST_EXPONENT = 20  # 2^-107: every quantum below is then a normal float32
 
 
@@ -145,14 +150,17 @@ def _encode(
     x: jax.Array, bits: jax.Array, blocks: int, signed: bool
 ) -> tuple[jax.Array, jax.Array]:
     x = x.astype(jnp.float32)
-    exponents = find_exponents(_block_max(jnp.abs(x), blocks))
-    codes = encode_values(x, _spread(exponents, x.shape), bits, signed)
-    return codes, exponents.astype(jnp.uint8)
+    exponents = find_exponents(_block_max(jnp.abs(x), blocks)).astype(jnp.uint8)
+    spread = functools.partial(_spread, shape=x.shape)
+    # From the bytes, so that XLA writes these, and not the integers as well.
+    codes = encode_values(x, exponents.astype(jnp.int32), bits, signed, spread)
+    return codes, exponents
 
 
 @jax.jit
 def _decode(codes: jax.Array, exponents: jax.Array) -> jax.Array:
-    return decode_values(codes, _spread(exponents.astype(jnp.int32), codes.shape))
+    spread = functools.partial(_spread, shape=codes.shape)
+    return decode_values(codes, exponents.astype(jnp.int32), spread)
 
 
 def find_exponents(peaks: jax.Array) -> jax.Array:
@@ -161,60 +169,75 @@ def find_exponents(peaks: jax.Array) -> jax.Array:
     Args:
       peaks: float32, the size of the largest element of each block.
     """
-    # Room above the largest element, so that rounding it up stays in range.
-    room = 1 + 2.0 ** -(_MANTISSA_BITS + 1)
-    return jnp.maximum(_biased_exponent(peaks * room), _LEAST_EXPONENT)
+    # Above the block's largest code the next exponent: rounding up stays in range.
+    bits = jnp.minimum(lax.bitcast_convert_type(peaks, jnp.int32), _INFINITY)  # or NaN
+    return jnp.maximum((bits + ((1 << _DROPPED_BITS) - 1)) >> 23, _LEAST_EXPONENT)
 
 
 def encode_values(
-    x: jax.Array, exponents: jax.Array, bits: jax.Array, signed: bool
+    x: jax.Array,
+    exponents: jax.Array,
+    bits: jax.Array,
+    signed: bool,
+    spread: Callable[[jax.Array], jax.Array] = lambda per_block: per_block,
 ) -> jax.Array:
     """Round each element stochastically to its code, int8 or uint8.
 
     Args:
       x: float32.
-      exponents: int32, of each element's block; it broadcasts to the shape of x.
+      exponents: int32, of each block; once spread, it broadcasts to the shape of x.
       bits: uint32s, of which the upper 16 bits are random; the others do not count.
       signed: as in `encode_blocks`.
+      spread: repeats an array like `exponents` for each element; by default its
+        result broadcasts as it is.
     """
     dtype = jnp.int8 if signed else jnp.uint8
-    top_field = (1 << _EXPONENT_BITS[jnp.dtype(dtype).name]) - 1
-    largest = ((top_field + 1) << _MANTISSA_BITS) - 1
-    size = jnp.abs(x)
-    lowest = exponents - top_field
-    field = jnp.clip(_biased_exponent(size) - lowest, 1, top_field)
-    # Exact: a power of two scales the last mantissa bit to 1.
-    steps = size * _power_of_two(254 - (lowest + field - _MANTISSA_BITS))
-    # In the middle of its 2^-16, so that codes are true on average.
-    uniform = (bits >> 16).astype(jnp.float32) * 2.0**-16 + 2.0**-17
-    mantissa = jnp.floor(steps + uniform).astype(jnp.int32)
-    codes = jnp.minimum(((field - 1) << _MANTISSA_BITS) + mantissa, largest)
+    scale = spread(_power_of_two(257 + _top_field(dtype) - exponents))
+    steps = jnp.abs(x) * scale  # of the smallest code; 16 are the least normal number
     if signed:
         # Raising a far smaller element to the first code would be a leap beside an
         # exact nu: below a quarter of that code, it becomes zero.
-        codes = jnp.where(steps < 0.25, 0, codes)
-        codes = jnp.where(x < 0, -codes, codes)
+        steps = jnp.where(steps >= 0.25, steps, 0)
     else:
-        codes = jnp.where(size > 0, jnp.maximum(codes, 1), 0)
+        steps = jnp.where(x > 0, jnp.maximum(steps, 1), 0)
+    # What is below 16 moves into the binade below, where steps are half as long. Then
+    # the upper bits, less those of 8, are the code, and the others are what is rounded.
+    steps = jnp.maximum(steps, (steps + 16) * 0.5)
+    raw = lax.bitcast_convert_type(steps, jnp.int32)
+    noise = ((bits >> 16) << (_DROPPED_BITS - 16)).astype(jnp.int32)
+    codes = (raw - _OFFSET + noise) >> _DROPPED_BITS
+    if signed:
+        codes = jnp.where(x < 0, -codes, codes)
     return codes.astype(dtype)
 
 
-def decode_values(codes: jax.Array, exponents: jax.Array) -> jax.Array:
+def decode_values(
+    codes: jax.Array,
+    exponents: jax.Array,
+    spread: Callable[[jax.Array], jax.Array] = lambda per_block: per_block,
+) -> jax.Array:
     """Return the float32 array that codes stand for.
 
     Args:
       codes: int8 or uint8.
-      exponents: int32, of each element's block; it broadcasts to the shape of codes.
+      exponents: int32, of each block; once spread, it broadcasts to the shape of codes.
+      spread: as in `encode_values`.
     """
-    top_field = (1 << _EXPONENT_BITS[codes.dtype.name]) - 1
-    codes = codes.astype(jnp.int32)
-    size = jnp.abs(codes)
-    field = jnp.maximum(size >> _MANTISSA_BITS, 1)
-    mantissa = size - ((field - 1) << _MANTISSA_BITS)
-    scale = _power_of_two(exponents - top_field + field - _MANTISSA_BITS)
-    value = jnp.sign(codes).astype(jnp.float32) * mantissa.astype(jnp.float32) * scale
+    signed = codes.dtype == jnp.int8
     # A block that held an infinity or NaN decodes to NaN.
-    return jnp.where(exponents == 255, jnp.nan, value)
+    scale = _power_of_two(exponents - _top_field(codes.dtype))
+    scale = spread(jnp.where(exponents == 255, jnp.nan, scale))
+    codes = codes.astype(jnp.int32)
+    size = jnp.abs(codes) if signed else codes
+    value = lax.bitcast_convert_type((size << _DROPPED_BITS) + (127 << 23), jnp.float32)
+    # Below the least normal number, 2, the steps do not halve again.
+    value = jnp.minimum(value, value + (value - 2)) * scale
+    return jnp.where(codes < 0, -value, value) if signed else value
+
+
+def _top_field(dtype: Any) -> int:
+    """Return the largest exponent field of the codes that a dtype stores."""
+    return (1 << _EXPONENT_BITS[jnp.dtype(dtype).name]) - 1
 
 
 def _fit_block(x: jax.Array, block: int) -> int:
@@ -278,11 +301,6 @@ def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     block = -(-shape[-1] // max(x.shape[-1], 1))
     repeated = jnp.broadcast_to(x[..., None], (*x.shape, block))
     return repeated.reshape(*shape[:-1], x.shape[-1] * block)[..., : shape[-1]]
-
-
-def _biased_exponent(x: jax.Array) -> jax.Array:
-    """Return the exponent field of a non-negative float32, an int32 in 0..255."""
-    return lax.bitcast_convert_type(x, jnp.int32) >> 23
 
 
 def _power_of_two(biased_exponent: jax.Array) -> jax.Array:

@@ -62,19 +62,28 @@ EXACT += [
 # What moves more than it must. First what is moved today, which may only fall, then the
 # goal: a test that says XFAIL has not reached it.
 TOO_MUCH = [
-    ("v5e", "adamw", "8bit", 61.3, 33),
+    ("v5e", "adamw", "8bit", 61.1, 33),
     ("v5e", "adamw", "pure_8bit", 38.3, 33),
-    ("v5e", "fused_step", "8bit", 61.3, 16.2),
+    ("v5e", "fused_step", "8bit", 61.1, 16.2),
     ("v5e", "fused_step", "pure_8bit", 38.3, 10.2),
     ("v5e", "record_one", "float32", 44.1, 32),
     ("v5e", "record_default", "float32", 228.1, 44),
     ("v5p", "compensated", "pure_float32", 36.1, 26),
     ("v6e", "compensated", "pure_float32", 36.1, 26),
-    ("h100", "adamw", "8bit", 33.4, 33),
-    ("h100", "adamw", "pure_8bit", 17.6, 33),
+    ("h100", "adamw", "8bit", 22.9, 16.2),
+    ("h100", "adamw", "pure_8bit", 14.9, 10.2),
     ("h100", "record_one", "float32", 44.1, 32),
     ("h100", "record_default", "float32", 68.5, 44),
 ]
+# Operations an element on a v5e, as XLA counts them. What several passes make, counts
+# several times: codes are decoded in three.
+OPERATIONS = {
+    ("optax", "float32"): 15.01,
+    ("adamw", "float32"): 22.01,
+    ("adamw", "bfloat16"): 50.01,
+    ("adamw", "8bit"): 155,
+    ("adamw", "pure_bfloat16"): 73.01,
+}
 SPECS = {
     "rows": PartitionSpec("data", None),
     "columns": PartitionSpec(None, "model"),
@@ -106,15 +115,21 @@ def program_of(candidate, format):
     return Program(tx.init, step)
 
 
-@functools.cache
 def cost_of(machine, candidate, format, shapes=MATRIX):
     """Return the cost of a step on one chip, and the number of its parameters."""
+    compiled, count = compile_for(machine, candidate, format, shapes)
+    return read_cost(compiled), count
+
+
+@functools.cache
+def compile_for(machine, candidate, format, shapes=MATRIX):
+    """Return a step compiled for one chip, and the number of its parameters."""
     devices, program = find_devices(machine), program_of(candidate, format)
     dtype = FORMATS[format].dtype
     params = place([jax.ShapeDtypeStruct(x, dtype) for x in shapes], devices)
     state = place(jax.eval_shape(program.init, params), devices)
     compiled, _ = compile_step(program, params, state, params)
-    return read_cost(compiled), count_local(params)
+    return compiled, count_local(params)
 
 
 def check_nothing_is_added(cost, count):
@@ -150,6 +165,13 @@ def test_no_more_is_moved_than_today(machine, candidate, format, today, goal):
             f"{moved:.2f} bytes, {cost.temporary / count:.2f} of them temporary: the "
             f"goal is {goal}, none temporary"
         )
+
+
+@pytest.mark.parametrize(("candidate", "format"), OPERATIONS)
+def test_no_more_is_computed_than_today(candidate, format):
+    compiled, count = compile_for("v5e", candidate, format)
+    operations = compiled.cost_analysis()["flops"] / count
+    assert operations <= OPERATIONS[candidate, format]
 
 
 @pytest.mark.parametrize("make", [adam_jax.dense, adam_jax.eight_bit])

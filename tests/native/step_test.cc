@@ -167,23 +167,23 @@ void reference_store(const Leaf& leaf, const Moment& moment,
       peak = std::isnan(size) || size > peak ? size : peak;
       if (std::isnan(peak)) break;
     }
-    const int exponent = std::max(20, exponent_field(peak * 1.03125f));
+    // The largest code stands for 31/16 times a power of two.
+    const bool beyond = std::isfinite(peak) && std::ldexp(peak, -std::ilogb(peak)) > 1.9375f;
+    const int exponent = std::max(20, exponent_field(peak) + (peak > 0 && beyond));
     scales.as<uint8_t>()[row * moment.blocks + column / block] =
         static_cast<uint8_t>(exponent);
     const float size = std::fabs(x);
     const int field = std::clamp(exponent_field(size) - (exponent - top), 1, top);
     int code;
     if (std::isnan(x)) {
-      code = is_signed ? 96 : 0;
-    } else if (std::isinf(x)) {
-      code = is_signed ? 95 : 1;
+      code = 0;
+    } else if (std::isinf(x)) {  // it stands for NaN in any case
+      code = (0x7F800000 - 0x41000000) >> 19;
     } else {
-      const auto steps = static_cast<float>(
-          std::ldexp(size, 127 + 4 - (exponent - top) - field));
-      const float sum = steps + static_cast<float>(((random >> 16) + 0.5) / 65536.0);
-      code = std::min(16 * (field - 1) + static_cast<int>(std::floor(sum)),
-                      16 * top + 15);
-      if (is_signed && steps < 0.25f) code = 0;
+      const double steps = std::ldexp(size, 127 + 4 - (exponent - top) - field);
+      const double parts = std::nearbyint(std::ldexp(steps, 19)) + (random >> 16) * 8 + 4;
+      code = 16 * (field - 1) + static_cast<int>(std::floor(std::ldexp(parts, -19)));
+      if (is_signed && steps < 0.25) code = 0;
       if (!is_signed) code = size > 0 ? std::max(code, 1) : 0;
     }
     if (is_signed) values.as<int8_t>()[i] = static_cast<int8_t>(x < 0 ? -code : code);

@@ -8,6 +8,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <type_traits>
+
 #if defined(__clang__)
 #define ADAM_JAX_SIMD _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)
@@ -112,12 +114,12 @@ void narrow_bits(const float* buffer, int64_t n, Narrow* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<Narrow>(to_bits(buffer[i]));
 }
 
-// Adds `up` to the bits of a finite number and truncates them: if `up` is random, as in
-// numerics.round_to_bfloat16. NaN stays NaN: arithmetic
-// returns only quiet ones, whose quiet bit is in the upper half.
+// Adds `up` to the bits and truncates them: if `up` is random, as in
+// numerics.round_to_bfloat16. NaN stays NaN: arithmetic returns only quiet ones, whose
+// quiet bit is in the upper half.
 inline uint32_t to_bfloat16(float x, uint32_t up) {
   const uint32_t bits = to_bits(x);
-  return ((bits & kMagnitude) < kInfinity ? bits + up : bits) >> 16;
+  return (x == x ? bits + up : bits) >> 16;
 }
 
 inline uint32_t to_nearest_bfloat16(float x) {
@@ -134,7 +136,20 @@ const float* load(const void* in, Dtype dtype, Chunk chunk, float* buffer) {
   return buffer;
 }
 
-// The two kinds of codes of formats.encode_blocks.
+// The random bits of a chunk, as in formats.make_noise: the upper half of a hash for a
+// first moment, the lower half for a second one.
+void draw(uint32_t key, Chunk chunk, float* bits) {
+  key += static_cast<uint32_t>(chunk.begin);
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < chunk.size; ++i) bits[i] = from_bits(mix(key++));
+}
+
+template <bool kFirst>
+inline uint32_t half_of(float bits) {
+  return kFirst ? to_bits(bits) >> 16 : to_bits(bits) & 0xFFFF;
+}
+
+// The two kinds of codes of blocks.encode_values.
 struct Signed {
   using Code = int8_t;
   static constexpr int kTopField = 7;
@@ -143,98 +158,80 @@ struct Unsigned {
   using Code = uint8_t;
   static constexpr int kTopField = 15;
 };
-constexpr int kMantissaBits = 4;
+constexpr int kDroppedBits = 19;
 constexpr int kLeastExponent = 20;
+constexpr uint32_t kSign = 0x80000000;
+
+inline uint32_t larger(uint32_t x, uint32_t y) { return x > y ? x : y; }
+
+inline float power_of_two(int biased_exponent) {
+  return from_bits(static_cast<uint32_t>(biased_exponent) << 23);
+}
 
 template <typename Kind>
 inline void decode_block(int64_t n, int exponent, float* values) {
-  const int lowest = exponent - Kind::kTopField - kMantissaBits;
-  const uint32_t unknown = exponent == 255 ? 0x7FC00000 : 0;
+  const float scale = exponent == 255 ? from_bits(0x7FC00000)
+                                      : power_of_two(exponent - Kind::kTopField);
   ADAM_JAX_SIMD
   for (int64_t i = 0; i < n; ++i) {
     const int code = static_cast<int>(to_bits(values[i]));
     const int size = code < 0 ? -code : code;
-    const int field = size >> kMantissaBits > 1 ? size >> kMantissaBits : 1;
-    const int mantissa = size - ((field - 1) << kMantissaBits);
-    const float scale = from_bits(static_cast<uint32_t>(lowest + field) << 23);
-    const float value = static_cast<float>(code < 0 ? -mantissa : mantissa) * scale;
-    values[i] = unknown ? from_bits(unknown) : value;
-  }
-}
-
-// The random bits of an element, in the upper 16. As in formats.make_noise, a second
-// moment drops the upper half of its hash, a first moment none.
-struct Noise {
-  uint32_t key;
-  int dropped;
-
-  uint32_t operator()(int64_t i) const {
-    return mix(key + static_cast<uint32_t>(i)) << dropped >> 16;
-  }
-  Noise from(int64_t i) const { return {key + static_cast<uint32_t>(i), dropped}; }
-};
-
-template <typename Kind, bool kFinite>
-inline void encode_values(int64_t n, Noise noise, int exponent, float* values) {
-  constexpr int kTop = Kind::kTopField;
-  constexpr bool kSigned = kTop == Signed::kTopField;
-  constexpr int kLargest = ((kTop + 1) << kMantissaBits) - 1;
-  const int lowest = exponent - kTop;
-  ADAM_JAX_SIMD
-  for (int64_t i = 0; i < n; ++i) {
-    const float value = values[i];
-    const uint32_t bits = to_bits(value) & kMagnitude;
-    // At most kTop: no element's exponent is above the block's.
-    int field = static_cast<int>(bits >> 23) - lowest;
-    field = field < 1 ? 1 : field;
-    const int shift = 254 - (lowest + field - kMantissaBits);
-    const float steps = from_bits(bits) * from_bits(static_cast<uint32_t>(shift) << 23);
-    // All but the last sum are exact: fused or not, it is the same.
-    const float uniform =
-        multiply_add(static_cast<float>(static_cast<int>(noise(i))), 0x1p-16f, 0x1p-17f);
-    const float sum = steps + uniform;
-    uint32_t mantissa;
-    if (kFinite) {
-      mantissa = static_cast<uint32_t>(static_cast<int>(sum));
-    } else {  // as XLA converts: NaN to 0, infinity to the largest
-      mantissa = static_cast<uint32_t>(static_cast<int>(bits < kInfinity ? sum : 0.0f));
-      mantissa = bits == kInfinity ? 0x7FFFFFFFu : mantissa;
-    }
-    const uint32_t base = static_cast<uint32_t>(field - 1) << kMantissaBits;
-    int code = static_cast<int>(base + mantissa);  // wraps for infinity, as in XLA
-    code = code < kLargest ? code : kLargest;
-    if (kSigned) {
-      code = steps < 0.25f ? 0 : code;
-      code = value < 0 ? -code : code;
-    } else {
-      code = code > 1 ? code : 1;
-      code = from_bits(bits) > 0 ? code : 0;
-    }
-    values[i] = from_bits(static_cast<uint32_t>(code));
+    const float high =
+        from_bits((static_cast<uint32_t>(size) << kDroppedBits) + 0x3F800000);
+    const float low = multiply_add(high, 2, -2);  // exact where it is the smaller one
+    const uint32_t raw = to_bits(low) < to_bits(high) ? to_bits(low) : to_bits(high);
+    const float value = from_bits(raw) * scale;
+    values[i] = from_bits(to_bits(value) | (static_cast<uint32_t>(code) & kSign));
   }
 }
 
 template <typename Kind>
-inline void encode_block(int64_t n, Noise noise, float* values, uint8_t* scale) {
-  constexpr float kRoom = 1 + 0x1p-5f;
+inline void encode_block(int64_t n, const float* bits, float* values,
+                         uint8_t* exponents) {
+  constexpr bool kSigned = Kind::kTopField == Signed::kTopField;
+  constexpr uint32_t kOffset = 0x41000000 - (1 << (kDroppedBits - 17));
   uint32_t largest = 0;  // magnitudes are ordered as their bits are, NaN above all
   for (int64_t i = 0; i < n; ++i) {
-    const uint32_t size = to_bits(values[i]) & kMagnitude;
-    largest = size > largest ? size : largest;
+    largest = larger(largest, to_bits(values[i]) & kMagnitude);
   }
-  const int peak = static_cast<int>(to_bits(from_bits(largest) * kRoom) >> 23);
+  largest = largest < kInfinity ? largest : kInfinity;
+  const int peak = static_cast<int>((largest + ((1 << kDroppedBits) - 1)) >> 23);
   const int exponent = peak > kLeastExponent ? peak : kLeastExponent;
-  if (exponent < 255) {
-    encode_values<Kind, true>(n, noise, exponent, values);
-  } else {
-    encode_values<Kind, false>(n, noise, exponent, values);
+  *exponents = static_cast<uint8_t>(exponent);
+  const float scale = power_of_two(257 + Kind::kTopField - exponent);
+  ADAM_JAX_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    const float size = from_bits(to_bits(values[i]) & kMagnitude);
+    const float steps = size * scale;
+    // Positive floats are ordered as their bits are, of which the maximum takes less.
+    uint32_t raw = to_bits(steps);
+    if (kSigned) {
+      raw = steps >= 0.25f ? raw : 0;
+    } else {
+      raw = larger(raw, 0x3F800000);
+      raw = size > 0 ? raw : 0;
+    }
+    raw = larger(raw, to_bits(multiply_add(from_bits(raw), 0.5f, 8)));
+    const uint32_t noise = half_of<kSigned>(bits[i]) << (kDroppedBits - 16);
+    const uint32_t code = (raw - kOffset + noise) >> kDroppedBits;
+    const uint32_t sign = kSigned && values[i] < 0 ? ~0u : 0;
+    values[i] = from_bits((code ^ sign) - sign);
   }
-  *scale = static_cast<uint8_t>(exponent);
 }
+
+// The default block size. As the compiler knows it, loops have no remainders.
+constexpr int64_t kUsualBlock = 32;
 
 // Calls visit(offset in the chunk, size, number of the block) for each block.
 template <typename Visit>
 inline void for_blocks(const Leaf& leaf, int64_t blocks, Chunk chunk, Visit visit) {
+  if (blocks * kUsualBlock == leaf.columns) {
+    const int64_t first = chunk.begin / kUsualBlock;
+    for (int64_t i = 0; i < chunk.size; i += kUsualBlock) {
+      visit(i, kUsualBlock, first + i / kUsualBlock);
+    }
+    return;
+  }
   const int64_t block = (leaf.columns + blocks - 1) / blocks;
   int64_t column = chunk.begin % leaf.columns;
   int64_t number = chunk.begin / leaf.columns * blocks + column / block;
@@ -252,9 +249,6 @@ inline void for_blocks(const Leaf& leaf, int64_t blocks, Chunk chunk, Visit visi
   }
 }
 
-// The default block size. As the compiler knows it, loops have no remainders.
-constexpr int64_t kUsualBlock = 32;
-
 template <typename Kind>
 void decode(const Leaf& leaf, const Moment& moment, Chunk chunk, float* buffer) {
   const auto* codes = static_cast<const typename Kind::Code*>(moment.in) + chunk.begin;
@@ -270,19 +264,18 @@ void decode(const Leaf& leaf, const Moment& moment, Chunk chunk, float* buffer) 
 }
 
 template <typename Kind>
-void encode(const Leaf& leaf, const Moment& moment, Chunk chunk, Noise noise,
-            float* buffer) {
+void encode(const Leaf& leaf, const Moment& moment, Chunk chunk, const float* bits,
+            float* values) {
   for_blocks(leaf, moment.blocks, chunk, [&](int64_t i, int64_t n, int64_t number) {
-    const Noise from_block = noise.from(i);
-    uint8_t* scale = moment.scales_out + number;
+    uint8_t* exponents = moment.scales_out + number;
     if (n == kUsualBlock) {
-      encode_block<Kind>(kUsualBlock, from_block, buffer + i, scale);
+      encode_block<Kind>(kUsualBlock, bits + i, values + i, exponents);
     } else {
-      encode_block<Kind>(n, from_block, buffer + i, scale);
+      encode_block<Kind>(n, bits + i, values + i, exponents);
     }
   });
   auto* codes = static_cast<typename Kind::Code*>(moment.out) + chunk.begin;
-  narrow_bits(buffer, chunk.size, codes);
+  narrow_bits(values, chunk.size, codes);
 }
 
 const float* load_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
@@ -297,21 +290,27 @@ const float* load_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
   return buffer;
 }
 
-void store_moment(const Leaf& leaf, const Moment& moment, Chunk chunk, int dropped,
-                  float* buffer) {
-  const Noise noise = Noise{moment.key, dropped}.from(chunk.begin);
-  if (moment.dtype == Dtype::kInt8) {
-    encode<Signed>(leaf, moment, chunk, noise, buffer);
-  } else if (moment.dtype == Dtype::kUint8) {
-    encode<Unsigned>(leaf, moment, chunk, noise, buffer);
-  } else if (moment.dtype == Dtype::kBfloat16) {
+template <bool kFirst>
+void store_moment(const Leaf& leaf, const Moment& moment, Chunk chunk,
+                  const float* bits, float* values) {
+  if (moment.dtype == Dtype::kBfloat16) {
+    auto* out = static_cast<uint16_t*>(moment.out) + chunk.begin;
     ADAM_JAX_SIMD
     for (int64_t i = 0; i < chunk.size; ++i) {
-      buffer[i] = from_bits(to_bfloat16(buffer[i], noise(i)));
+      out[i] = static_cast<uint16_t>(to_bfloat16(values[i], half_of<kFirst>(bits[i])));
     }
-    narrow_bits(buffer, chunk.size,
-                static_cast<uint16_t*>(moment.out) + chunk.begin);
+  } else if (moment.dtype != Dtype::kFloat32) {
+    encode<std::conditional_t<kFirst, Signed, Unsigned>>(leaf, moment, chunk, bits, values);
   }
+}
+
+void store_moments(const Leaf& leaf, Chunk chunk, float* bits, float* mu, float* nu) {
+  const bool narrow_mu = leaf.mu.dtype != Dtype::kFloat32;
+  if (narrow_mu) draw(leaf.mu.key, chunk, bits);
+  store_moment<true>(leaf, leaf.mu, chunk, bits, mu);
+  if (leaf.nu.dtype == Dtype::kFloat32) return;
+  if (!narrow_mu || leaf.mu.key != leaf.nu.key) draw(leaf.nu.key, chunk, bits);
+  store_moment<false>(leaf, leaf.nu, chunk, bits, nu);
 }
 
 // Rounds what is in `buffer` to bfloat16: for kNearest an update, for kStochastic the
@@ -388,8 +387,7 @@ bool step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
   arrays.new_nu = destination(leaf.nu.out, leaf.nu.dtype, chunk, nu);
   const bool adds = rounding == Rounding::kStochastic || !rounds;
   choose_compute(nesterov, leaf.decays, adds)(arrays, scalars, chunk.size);
-  store_moment(leaf, leaf.mu, chunk, 0, mu);
-  store_moment(leaf, leaf.nu, chunk, 16, nu);
+  store_moments(leaf, chunk, grad, mu, nu);  // the gradient is no longer needed
   if (rounds) {
     round_bfloat16(leaf, rounding, chunk, out);
     store_bfloat16(leaf, rounding, chunk, arrays.param, out);

@@ -23,7 +23,7 @@ namespace portable { Kernel step_chunk; }
 namespace avx2 { Kernel step_chunk; }
 namespace avx512 { Kernel step_chunk; }
 
-// The finalizer of MurmurHash3, as in numerics._mix.
+// The finalizer of MurmurHash3, as in numerics.hash_index.
 inline uint32_t mix(uint32_t x) {
   x += 0x9E3779B9u;
   x = (x ^ (x >> 16)) * 0x85EBCA6Bu;
