@@ -168,8 +168,9 @@ void reference_store(const Leaf& leaf, const Moment& moment,
       if (std::isnan(peak)) break;
     }
     // The largest code stands for 31/16 times a power of two.
-    const bool beyond = std::isfinite(peak) && std::ldexp(peak, -std::ilogb(peak)) > 1.9375f;
-    const int exponent = std::max(20, exponent_field(peak) + (peak > 0 && beyond));
+    int power = 0;
+    const bool beyond = std::isfinite(peak) && std::frexp(peak, &power) > 31.0f / 32;
+    const int exponent = std::max(20, exponent_field(peak) + beyond);
     scales.as<uint8_t>()[row * moment.blocks + column / block] =
         static_cast<uint8_t>(exponent);
     const float size = std::fabs(x);
