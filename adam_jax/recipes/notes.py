@@ -206,9 +206,8 @@ def note_gate(updates: tuple[Any, Any], state: tuple[Any, Any, Any], gate: Any) 
 def all_finite(updates: Any, grads: Any) -> jax.Array:
     """Return whether all updates are finite, a bool scalar, where the gradients are.
 
-    From finite gradients, moments and parameters, Adam's lines compute finite updates:
-    they bound gradients by 2^60, and a quotient of moments is largest, at 2^123, where
-    nu is the smallest number that is not 0. So of an update with a recipe only the
+    From finite gradients, moments and parameters, Adam's lines compute finite updates,
+    unless a scalar is absurd (`Recipe.bounds`). So of an update with a recipe only the
     scalars are looked at. To look at the update itself would take as long as a step.
 
     Args:
@@ -217,18 +216,16 @@ def all_finite(updates: Any, grads: Any) -> jax.Array:
     """
     notes = _notes.get() or Notes()
     seen = {id(x) for x in jax.tree.leaves(grads)}
-    arrays, scalars, weights = [], {}, {}
+    arrays, alike = [], {}
     for update in jax.tree.leaves(updates):
         recipe = notes.recipes.get(update)
-        if recipe and recipe.is_known and update.dtype != jnp.float16:
-            arrays += [x for x in recipe.grads if id(x) not in seen]
-            scalars |= {id(x): x for x in recipe.scalars}
-            weights |= {id(x): x for x in recipe.weights}
-        else:
+        if recipe is None or not recipe.is_known or update.dtype == jnp.float16:
             arrays.append(update)
-    numbers = [*scalars.values(), *(1 / x for x in weights.values())]
-    known = [jnp.isfinite(x) for x in numbers if not isinstance(x, float)]
-    return are_finite(arrays) & jnp.all(jnp.array([True, *known]))
+        elif not recipe.gates:  # or a guard inside has looked
+            arrays += [x for x in recipe.grads if id(x) not in seen]
+            alike[tuple(map(id, recipe.scalars))] = recipe
+    bounds = [x for recipe in alike.values() for x in recipe.bounds]
+    return are_finite(arrays) & jnp.all(jnp.isfinite(jnp.array([0.0, *bounds])))
 
 
 def are_finite(arrays: Sequence[Any]) -> jax.Array:

@@ -5,6 +5,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from adam_jax.moments.accumulators import look_ahead
 from adam_jax.moments.blocks import EightBitFormat
@@ -157,14 +158,21 @@ class Recipe:
 
     @property
     def scalars(self) -> list[Any]:
-        """The scalars of its lines."""
+        """The scalars of its lines, and the weights that its moments have seen."""
         rate = self.decay.rate if self.decay else 0.0
-        return [self.eps, self.eps_root, rate, self.learning_rate]
+        seen = [self.origin.mu.seen, self.origin.nu.seen]
+        return [*seen, self.eps, self.eps_root, rate, self.learning_rate]
 
     @property
-    def weights(self) -> list[Any]:
-        """The weights that its moments have seen, > 0 unless something is wrong."""
-        return [self.origin.mu.seen, self.origin.nu.seen]
+    def bounds(self) -> list[Any]:
+        """Numbers that are finite if all updates of finite numbers are.
+
+        Gradients are bounded by 2^60, so mu is, once it is divided by its weight. It is
+        divided by eps at least, or by 2^-63, the root of the least normal float32.
+        """
+        mu_seen, nu_seen, eps, eps_root, rate, learning_rate = self.scalars
+        quotient = 2.0**60 / jnp.maximum(eps, 2.0**-63)
+        return [1 / mu_seen, 1 / nu_seen, eps_root, rate, learning_rate * quotient]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -409,10 +409,9 @@ def test_a_nan_in_a_step_that_is_not_taken_changes_nothing(make):
 
 @pytest.mark.parametrize("inner", [adam_jax.skip_nonfinite, adam_jax.skip_spikes])
 def test_a_guard_counts_what_the_guard_in_it_skips_as_taken(inner):
-    tx = adam_jax.skip_nonfinite(inner(adam_jax.adamw(1e-2)))
-    params = {"w": jnp.ones(70).at[0].set(jnp.inf)}
-    grads = {"w": jnp.ones(70)}
-    state = take(tx, params, grads, tx.init(params))[1]
+    tx = adam_jax.skip_nonfinite(inner(adam_jax.adamw(lambda n: jnp.inf + n)))
+    params = {"w": jnp.ones(70)}
+    state = take(tx, params, params, tx.init(params))[1]
     assert (state.taken, state.skipped, state.inner_state.skipped) == (1, 0, 1)
 
 
@@ -549,8 +548,8 @@ def test_a_step_that_is_not_taken_leaves_every_bit(name, wrap, rounds):
 
 
 @pytest.mark.parametrize("poison", ["learning_rate", "nu", "mu", "params"])
-def test_a_guard_finds_what_is_not_finite_wherever_it_comes_from(poison):
-    """Gradients are finite; the updates would not be."""
+def test_a_guard_and_what_is_not_finite_but_no_gradient(poison):
+    """Of one element, its moment or the parameter: then it is left to itself."""
     rate = jnp.nan if poison == "learning_rate" else 1e-2
     tx = adam_jax.skip_nonfinite(
         optax.inject_hyperparams(adam_jax.adamw)(learning_rate=1e-2)
@@ -568,9 +567,12 @@ def test_a_guard_finds_what_is_not_finite_wherever_it_comes_from(poison):
     assert native_leaves(fused.step(tx), params, grads, state) == 5 * available()
     landed, expected = update_and_apply(tx, params, grads, state)
     stepped, after = take(tx, params, grads, state)
-    # An infinite nu makes an update of 0.
-    assert after.skipped == expected.skipped == (poison != "nu")
+    assert after.skipped == expected.skipped == (poison == "learning_rate")
     assert_close(stepped, landed)
+    finite = jax.tree.map(lambda x: int(jnp.isfinite(x).sum()), stepped)
+    sizes = jax.tree.map(jnp.size, params)
+    sizes["w"] -= poison in ("mu", "params")  # an infinite nu makes an update of 0
+    assert finite == sizes
 
 
 def test_a_guard_in_a_shard_map_and_under_vmap():
