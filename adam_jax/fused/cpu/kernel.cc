@@ -56,21 +56,44 @@ inline float bound(float x) {
   return (size > kLimit) & (to_bits(size) != kInfinity) ? limit : x;
 }
 
+// Adds `up` to the bits and truncates them: if `up` is random, as in
+// numerics.round_to_bfloat16. NaN stays NaN: arithmetic returns only quiet ones, whose
+// quiet bit is in the upper half.
+inline uint32_t to_bfloat16(float x, uint32_t up) {
+  const uint32_t bits = to_bits(x);
+  return (x == x ? bits + up : bits) >> 16;
+}
+
+inline float from_bfloat16(uint32_t x) { return from_bits(x << 16); }
+
+// An element of a moment: a float as it is, or a bfloat16 with random bits to round by.
+inline float load(float x) { return x; }
+inline float load(uint16_t x) { return from_bfloat16(x); }
+inline void store(float x, uint32_t, float* out) { *out = x; }
+inline void store(float x, uint32_t random, uint16_t* out) {
+  *out = static_cast<uint16_t>(to_bfloat16(x, random));
+}
+
+template <typename Stored>
 struct Arrays {
-  const float *param, *grad, *mu, *nu;
-  float *out, *new_mu, *new_nu;
+  const float *param, *grad;
+  const Stored *mu, *nu;
+  float* out;
+  Stored *new_mu, *new_nu;
+  uint32_t key;  // of the first element, for both moments
 };
 
-template <bool kNesterov, bool kDecays, bool kAddsToParam>
-void compute(const Arrays& arrays, const Scalars& scalars, int64_t n) {
-  const Arrays a = arrays;  // copies, which stores to float cannot change
+template <typename Stored, bool kNesterov, bool kDecays, bool kAddsToParam>
+void compute(const Arrays<Stored>& arrays, const Scalars& scalars, int64_t n) {
+  const Arrays<Stored> a = arrays;  // copies, which stores cannot change
   const Scalars s = scalars;
+  uint32_t key = a.key;
   ADAM_JAX_SIMD
   for (int64_t i = 0; i < n; ++i) {
     const float grad = bound(a.grad[i]);
     const float first = s.one_minus_b1 * grad;
-    const float mu = multiply_add(s.b1, a.mu[i], first);
-    const float nu = multiply_add(s.b2, a.nu[i], s.one_minus_b2 * (grad * grad));
+    const float mu = multiply_add(s.b1, load(a.mu[i]), first);
+    const float nu = multiply_add(s.b2, load(a.nu[i]), s.one_minus_b2 * (grad * grad));
     const float read = kNesterov ? multiply_add(s.b1 * mu, s.look_ahead, first) : mu;
     const float divisor = sqrtf(nu / s.nu_weight + s.eps_root) + s.eps;
     // XLA rewrites (mu / weight) / divisor to this.
@@ -80,25 +103,27 @@ void compute(const Arrays& arrays, const Scalars& scalars, int64_t n) {
     if (kDecays) update = multiply_add(s.weight_decay, param, update);
     const float rate = -s.learning_rate;
     a.out[i] = kAddsToParam ? multiply_add(rate, update, param) : rate * update;
-    a.new_mu[i] = mu;
-    a.new_nu[i] = nu;
+    const uint32_t bits = mix(key++);
+    store(mu, bits >> 16, a.new_mu + i);
+    store(nu, bits & 0xFFFF, a.new_nu + i);
   }
 }
 
-using Compute = void (*)(const Arrays&, const Scalars&, int64_t);
-
-Compute choose_compute(bool nesterov, bool decays, bool adds_to_param) {
+template <typename Stored>
+void compute(const Arrays<Stored>& arrays, const Scalars& scalars, int64_t n,
+             bool nesterov, bool decays, bool adds_to_param) {
+  using Compute = void (*)(const Arrays<Stored>&, const Scalars&, int64_t);
   static constexpr Compute kTable[] = {
-      compute<false, false, false>, compute<false, false, true>,
-      compute<false, true, false>,  compute<false, true, true>,
-      compute<true, false, false>,  compute<true, false, true>,
-      compute<true, true, false>,   compute<true, true, true>,
+      compute<Stored, false, false, false>, compute<Stored, false, false, true>,
+      compute<Stored, false, true, false>,  compute<Stored, false, true, true>,
+      compute<Stored, true, false, false>,  compute<Stored, true, false, true>,
+      compute<Stored, true, true, false>,   compute<Stored, true, true, true>,
   };
-  return kTable[nesterov * 4 + decays * 2 + adds_to_param];
+  kTable[nesterov * 4 + decays * 2 + adds_to_param](arrays, scalars, n);
 }
 
-// Loops over arrays of a single width compile to the best code. So narrower arrays go
-// through a 32-bit buffer, which holds their bits as floats.
+// Codes go through a 32-bit buffer, which holds their bits as floats: loops over arrays
+// of 32 and 8 bits compile to slow code.
 
 template <typename Narrow>
 void widen_bits(const Narrow* in, int64_t n, float* buffer) {
@@ -114,19 +139,9 @@ void narrow_bits(const float* buffer, int64_t n, Narrow* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<Narrow>(to_bits(buffer[i]));
 }
 
-// Adds `up` to the bits and truncates them: if `up` is random, as in
-// numerics.round_to_bfloat16. NaN stays NaN: arithmetic returns only quiet ones, whose
-// quiet bit is in the upper half.
-inline uint32_t to_bfloat16(float x, uint32_t up) {
-  const uint32_t bits = to_bits(x);
-  return (x == x ? bits + up : bits) >> 16;
-}
-
 inline uint32_t to_nearest_bfloat16(float x) {
   return to_bfloat16(x, 0x7FFF + ((to_bits(x) >> 16) & 1));
 }
-
-inline float from_bfloat16(uint32_t x) { return from_bits(x << 16); }
 
 const float* load(const void* in, Dtype dtype, Chunk chunk, float* buffer) {
   if (dtype == Dtype::kFloat32) return static_cast<const float*>(in) + chunk.begin;
@@ -331,17 +346,17 @@ void round_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk, float* buf
   }
 }
 
-// Writes new parameters from what round_bfloat16 left in `buffer`.
+// Writes new parameters from what round_bfloat16 left in the buffer.
 void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
-                    const float* param, float* buffer) {
+                    const float* param, const float* buffer) {
+  auto* const out = static_cast<uint16_t*>(leaf.out) + chunk.begin;
   // round_to_params emits the difference. Adding it rounds if they are far apart.
   const bool chosen = rounding == Rounding::kStochastic;
   ADAM_JAX_SIMD
   for (int64_t i = 0; i < chunk.size; ++i) {
     const float update = chosen ? buffer[i] - param[i] : buffer[i];
-    buffer[i] = from_bits(to_nearest_bfloat16(param[i] + update));
+    out[i] = static_cast<uint16_t>(to_nearest_bfloat16(param[i] + update));
   }
-  narrow_bits(buffer, chunk.size, static_cast<uint16_t*>(leaf.out) + chunk.begin);
 }
 
 bool are_finite(const float* values, int64_t n) {
@@ -367,31 +382,42 @@ bool step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
   float* const grad = buffers + 2 * stride;
   float* const param = buffers + 3 * stride;
   float* const out = buffers + 4 * stride;
-  Arrays arrays;
-  arrays.param = load(leaf.param, leaf.param_dtype, chunk, param);
-  arrays.grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
-  arrays.mu = load_moment(leaf, leaf.mu, chunk, mu);
-  arrays.nu = load_moment(leaf, leaf.nu, chunk, nu);
+  const bool checks = leaf.out == nullptr;
   const bool rounds = leaf.param_dtype == Dtype::kBfloat16;
-  if (leaf.out == nullptr) {
-    arrays.out = out;
-    arrays.new_mu = mu;
-    arrays.new_nu = nu;
-    const bool adds = rounds && rounding == Rounding::kStochastic;
-    choose_compute(nesterov, leaf.decays, adds)(arrays, scalars, chunk.size);
-    if (rounds) round_bfloat16(leaf, rounding, chunk, out);
-    return are_finite(out, chunk.size);
+  const bool chooses = rounding == Rounding::kStochastic;
+  const bool adds = checks ? rounds && chooses : chooses || !rounds;
+  const float* const old_param = load(leaf.param, leaf.param_dtype, chunk, param);
+  const float* const old_grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
+  float* const new_param =
+      checks ? out : destination(leaf.out, leaf.param_dtype, chunk, out);
+  const auto run = [&](const auto& arrays) {
+    compute(arrays, scalars, chunk.size, nesterov, leaf.decays, adds);
+  };
+  const bool halves =
+      leaf.mu.dtype == Dtype::kBfloat16 && leaf.nu.dtype == Dtype::kBfloat16;
+  if (halves && leaf.mu.key == leaf.nu.key && !checks) {
+    const auto in = [&](const Moment& moment) {
+      return static_cast<const uint16_t*>(moment.in) + chunk.begin;
+    };
+    const auto to = [&](const Moment& moment) {
+      return static_cast<uint16_t*>(moment.out) + chunk.begin;
+    };
+    run(Arrays<uint16_t>{old_param, old_grad, in(leaf.mu), in(leaf.nu), new_param,
+                         to(leaf.mu), to(leaf.nu),
+                         leaf.mu.key + static_cast<uint32_t>(chunk.begin)});
+  } else {
+    const auto to = [&](const Moment& moment, float* buffer) {
+      return checks ? buffer : destination(moment.out, moment.dtype, chunk, buffer);
+    };
+    run(Arrays<float>{old_param, old_grad, load_moment(leaf, leaf.mu, chunk, mu),
+                      load_moment(leaf, leaf.nu, chunk, nu), new_param,
+                      to(leaf.mu, mu), to(leaf.nu, nu), 0});
+    // The gradient is no longer needed.
+    if (!checks) store_moments(leaf, chunk, grad, mu, nu);
   }
-  arrays.out = destination(leaf.out, leaf.param_dtype, chunk, out);
-  arrays.new_mu = destination(leaf.mu.out, leaf.mu.dtype, chunk, mu);
-  arrays.new_nu = destination(leaf.nu.out, leaf.nu.dtype, chunk, nu);
-  const bool adds = rounding == Rounding::kStochastic || !rounds;
-  choose_compute(nesterov, leaf.decays, adds)(arrays, scalars, chunk.size);
-  store_moments(leaf, chunk, grad, mu, nu);  // the gradient is no longer needed
-  if (rounds) {
-    round_bfloat16(leaf, rounding, chunk, out);
-    store_bfloat16(leaf, rounding, chunk, arrays.param, out);
-  }
+  if (rounds) round_bfloat16(leaf, rounding, chunk, out);
+  if (checks) return are_finite(out, chunk.size);
+  if (rounds) store_bfloat16(leaf, rounding, chunk, old_param, out);
   return true;
 }
 
