@@ -89,6 +89,9 @@ def test_sqrt_and_division_at_zero():
     gradient = jax.grad(ratio, (0, 1))(jnp.float32(1), jnp.float32(0))
     assert jnp.isfinite(jnp.array(gradient)).all()
     assert jnp.isnan(ratio(jnp.float32(1), jnp.float32(jnp.nan)))
+    slope = jax.grad(numerics.sqrt)
+    for order, at_four in [(slope, 1 / 4), (jax.grad(slope), -1 / 32)]:
+        assert (order(jnp.float32(4)), order(jnp.float32(0))) == (at_four, 0)
     np.testing.assert_allclose(numerics.divide(jnp.array([4 + 2j]), 2.0), [2 + 1j])
 
 

@@ -146,9 +146,28 @@ def test_round_to_bfloat16():
     assert set(np.unique(rounded)) == {1.0, 1 + 1 / 128}
     # Binomial: sigma of the mean is 0.43 / 128 / sqrt(1e5), 1.1e-5.
     np.testing.assert_allclose(rounded.mean(), 1 + 1 / 512, atol=5e-5)
-    special = jnp.float32([jnp.inf, -jnp.inf, 0.0, jnp.nan])
-    kept = numerics.round_to_bfloat16(special, jnp.full(4, 2**32 - 1, jnp.uint32))
-    np.testing.assert_array_equal(kept.astype(jnp.float32), special)
+
+
+@pytest.mark.parametrize("bits", [0, 2**16 - 1, 2**32 - 1])
+def test_round_to_bfloat16_keeps_what_is_not_to_be_rounded(bits):
+    """Also the NaN of NVIDIA, whose mantissa would overflow, and its negative."""
+    nan = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000], np.uint32).view(np.float32)
+    special = np.float32([np.inf, -np.inf, 0.0, -0.0, 1.0, -(2.0**-100), *nan])
+    rounded = jax.jit(numerics.round_to_bfloat16)(special, jnp.full(9, bits, "uint32"))
+    rounded = np.asarray(rounded.astype(jnp.float32))
+    np.testing.assert_array_equal(rounded, special)
+    np.testing.assert_array_equal(np.signbit(rounded[:6]), np.signbit(special[:6]))
+
+
+@SIGNED
+def test_special_elements(signed):
+    """Zeros stay; infinities and NaN make their block NaN, whatever is beside them."""
+    x = np.ones((6, 32), np.float32)
+    x[0, 0], x[1, 0], x[2, 0], x[3, 0] = 0, np.inf, np.nan, np.float32(1e-40)
+    x[4, 0], x[5] = np.array([0xFFFFFFFF], np.uint32).view(np.float32)[0], 0
+    decoded = np.asarray(encode_blocks(jnp.asarray(x), 1, signed, noise(0)).decode())
+    assert np.isnan(decoded[[1, 2, 4]]).all() and np.isfinite(decoded[[0, 3, 5]]).all()
+    assert decoded[0, 0] == 0 and (decoded[5] == 0).all() and decoded[3, 0] <= 2**-14
 
 
 def test_random_bits_are_uniform_and_unrelated():
