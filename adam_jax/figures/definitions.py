@@ -4,6 +4,7 @@ A `Figure` defines what to sum over the elements of a leaf, and how to compute t
 figure from the sums over one leaf or over the whole tree.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -187,6 +188,34 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 _EDGES = 2.0 ** np.arange(-9.5, 3)
 
 
+def _once(value: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Let a function of a leaf return the same array at every call.
+
+    Figures that sum the same array share its sum.
+    """
+
+    @functools.wraps(value)
+    def once(leaf, *args):
+        found = vars(leaf).setdefault("_found", {})
+        if (value, *args) not in found:
+            found[value, *args] = value(leaf, *args)
+        return found[value, *args]
+
+    return once
+
+
+@_once
+def square(leaf: Leaf, part: str) -> jax.Array:
+    """Return |x|^2 for each element of a part of the leaf.
+
+    Args:
+      leaf: a leaf with that part.
+      part: its name, such as "grad".
+    """
+    return numerics.abs_sq(getattr(leaf, part))
+
+
+@_once
 def step_size(leaf: Leaf) -> jax.Array:
     """Return |update| / learning rate for each element, and 0 where the rate is 0.
 
@@ -197,6 +226,7 @@ def step_size(leaf: Leaf) -> jax.Array:
     return numerics.divide_or_zero(size, leaf.learning_rate.astype(size.dtype))
 
 
+@_once
 def signal_to_noise(leaf: Leaf) -> jax.Array:
     """Return |mu_hat| / sqrt(nu_hat) for each element, and 0 where nu is 0.
 
@@ -229,7 +259,7 @@ def norm(part: str) -> Figure:
       part: the name of the part, such as "grad".
     """
     return Figure(
-        lambda leaf: (numerics.abs_sq(getattr(leaf, part)),),
+        lambda leaf: (square(leaf, part),),
         lambda sums, leaf: jnp.sqrt(sums[0]),
     )
 
@@ -289,7 +319,7 @@ FIGURES: dict[str, Figure] = {
     "update_norm": norm("update"),
     "param_norm": norm("param"),
     "update_ratio": Figure(
-        lambda leaf: (numerics.abs_sq(leaf.update), numerics.abs_sq(leaf.param)),
+        lambda leaf: (square(leaf, "update"), square(leaf, "param")),
         lambda sums, leaf: ratio(jnp.sqrt(sums)),
     ),
     "effective_step": Figure(lambda leaf: (step_size(leaf),), mean),

@@ -13,7 +13,14 @@ from jax import lax
 
 from adam_jax import numerics, placement
 from adam_jax.checks import check_like
-from adam_jax.figures.definitions import QUANTILES, Figure, Leaf, Step, check_figures
+from adam_jax.figures.definitions import (
+    QUANTILES,
+    Figure,
+    Leaf,
+    MissingError,
+    Step,
+    check_figures,
+)
 from adam_jax.figures.sums import sum_all
 from adam_jax.hyperparams import a_type
 from adam_jax.stages.gathering import MomentsState
@@ -72,7 +79,14 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
             )
     leaves, number = _leaves(step)
     sums = [[_sums(*item, leaf) for item in figures.items()] for leaf in leaves]
-    rows = [sum_all([x for columns in row for x in columns]) for row in sums]
+    beside = _beside(figures, leaves[0])
+    rows = [
+        sum_all(
+            [x for columns in row for x in columns],
+            [getattr(leaf, part) for part in beside],
+        )
+        for row, leaf in zip(sums, leaves, strict=True)
+    ]
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
     table = jnp.stack([row.astype(dtype) for row in rows])
     # Besides its sums, a figure reads these: for each leaf, and for the whole tree.
@@ -114,6 +128,22 @@ def _sums(name: str, figure: Figure, leaf: Leaf) -> tuple[jax.Array, ...]:
             f"shape, got {'shapes' if isinstance(sums, tuple) else 'shape'} {found}."
         )
     return sums
+
+
+def _beside(figures: Mapping[str, Figure], leaf: Leaf) -> list[str]:
+    """Return the names of the parts that a loop over a leaf reads in any case.
+
+    What figures are of gradients and parameters alone needs no loop over the rest.
+    """
+    large = [x for x in ("grad", "param", "mu", "nu", "landed") if x in vars(leaf)]
+    kept = {"grad", "param", "size", "learning_rate", "bound"}
+    few = Leaf(**{k: v for k, v in vars(leaf).items() if k in kept})
+    try:
+        for figure in figures.values():
+            jax.eval_shape(lambda figure=figure: figure.sums(few))
+    except MissingError:
+        return large
+    return []
 
 
 def _leaves(step: Step) -> tuple[list[Leaf], int]:

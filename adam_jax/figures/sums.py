@@ -1,6 +1,7 @@
 """Sums over all elements of several arrays of the same shape, in few passes."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,11 +12,16 @@ from jax import lax
 from adam_jax import numerics
 
 
-def sum_all(arrays: list[jax.Array]) -> jax.Array:
+def sum_all(arrays: list[jax.Array], beside: Sequence[jax.Array] = ()) -> jax.Array:
     """Return the sum of each of several arrays of the same shape.
 
+    On TPU and GPU all are summed in one pass, which XLA also makes part of the loop
+    that computes them.
+
     Args:
-      arrays: floating-point, complex or boolean arrays.
+      arrays: floating-point, complex or boolean arrays. One that is among them several
+        times is summed once.
+      beside: what else that loop reads.
 
     Returns:
       An array of one number per array, in float32 or wider. The sum of a boolean array
@@ -24,12 +30,54 @@ def sum_all(arrays: list[jax.Array]) -> jax.Array:
     dtype = numerics.compute_dtype(*{x.dtype for x in arrays if x.dtype != bool})
     if not arrays or arrays[0].ndim == 0:
         return jnp.array(arrays, dtype)
+    single = {id(x): x for x in arrays}
+    sums = lax.platform_dependent(
+        list(single.values()),
+        list(beside),
+        cpu=functools.partial(_sum_by_rows, dtype),
+        cuda=functools.partial(_sum_together, dtype),
+        rocm=functools.partial(_sum_together, dtype),
+        default=functools.partial(_sum_side_by_side, dtype),
+    )
+    found = dict(zip(single, sums, strict=True))
+    return jnp.stack([found[id(x)] for x in arrays])
+
+
+# A TPU and a GPU add up many partial sums, so none needs to be kept short. XLA decides
+# what to fuse by the arrays that are read. So all sums read all of them (`_tie`): then
+# it makes one loop, with the step in it. On TPU it fuses the step only with separate
+# reductions, and on GPU it forms one loop only of a variadic one.
+def _sum_side_by_side(dtype: Any, arrays: Any, beside: Any) -> list[jax.Array]:
+    return [jnp.sum(_tie(x.astype(dtype), beside)) for x in arrays]
+
+
+def _sum_together(dtype: Any, arrays: Any, beside: Any) -> list[jax.Array]:
+    tied = [_tie(x.astype(dtype), beside) for x in arrays]
+    return _reduce(tied, range(arrays[0].ndim))
+
+
+def _tie(x: jax.Array, arrays: Any) -> jax.Array:
+    """Return `x`, so that XLA believes that it depends on the arrays as well."""
+    if x.dtype != jnp.float32:
+        return x
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    for other in arrays:
+        if other.shape == x.shape:
+            # The sign alone has no second bit. XLA does not see it, LLVM does.
+            real = other.real.astype(jnp.float32)
+            sign = lax.bitcast_convert_type(real, jnp.uint32) >> jnp.uint32(31)
+            bits |= sign & jnp.uint32(2)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _sum_by_rows(dtype: Any, arrays: Any, beside: Any) -> list[jax.Array]:
+    """Return the sums, of partial sums over rows that a CPU adds up in order."""
+    del beside
     # XLA vectorises sums of integers, but keeps the order of floats: hence two passes.
     counts = [x.astype(jnp.int32) for x in arrays if x.dtype == bool]
     floats = [x.astype(dtype) for x in arrays if x.dtype != bool]
     counted, added = (iter(_sum_alike(group, dtype)) for group in (counts, floats))
-    sums = [next(counted if x.dtype == bool else added) for x in arrays]
-    return jnp.stack(sums)
+    return [next(counted if x.dtype == bool else added) for x in arrays]
 
 
 def _sum_alike(arrays: list[jax.Array], dtype: Any) -> list[jax.Array]:
@@ -37,7 +85,7 @@ def _sum_alike(arrays: list[jax.Array], dtype: Any) -> list[jax.Array]:
     if not arrays:
         return []
     # Row by row: a single float32 stops growing at 2^24 times what is added to it.
-    parts = [jnp.stack(_sum_rows(part)) for part in _cut_rows(arrays)]
+    parts = [jnp.stack(_reduce(x, [x[0].ndim - 1])) for x in _cut_rows(arrays)]
     sums = [part.astype(dtype).sum(axis=range(1, part.ndim)) for part in parts]
     return list(functools.reduce(jnp.add, sums))
 
@@ -57,11 +105,11 @@ def _cut_rows(arrays: list[jax.Array]) -> list[list[jax.Array]]:
     return cut if whole == length else [*cut, [x[..., whole:] for x in arrays]]
 
 
-def _sum_rows(arrays: list[jax.Array]) -> list[jax.Array]:
-    """Return the sums over the last axis, in one pass."""
+def _reduce(arrays: list[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
+    """Return the sums over some axes, in one pass."""
 
     def add(left, right):
         return [x + y for x, y in zip(left, right, strict=True)]
 
     zeros = [np.zeros([], x.dtype) for x in arrays]
-    return lax.reduce(arrays, zeros, add, [arrays[0].ndim - 1])
+    return lax.reduce(arrays, zeros, add, axes)

@@ -186,16 +186,28 @@ def record(
             measured = look(None)
         else:
             measured = lax.cond(count % every == 0, look, lambda _: state.figures, None)
-        # The step itself waits for the figures and shares nothing with them. So XLA
-        # keeps no copy of the arrays that the step overwrites. (Nothing is below -inf,
-        # but XLA does not know that.)
         looked = [jnp.all(~(m.leaves < -jnp.inf)) for m in measured.values()]
         looked = jnp.all(jnp.array(looked, bool))
-        grads = jax.tree.map(lambda g: jnp.where(looked, g, jnp.zeros_like(g)), grads)
+        if every == 1:
+            grads = lax.platform_dependent(
+                grads, looked, cpu=_wait, default=lambda grads, looked: grads
+            )
+        else:
+            grads = _wait(grads, looked)
         updates, inner_state = inner.update(grads, before, params, **extra_args)
         return updates, RecordState(inner_state, count, measured)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _wait(grads: Any, looked: jax.Array) -> Any:
+    """Return the gradients, once the figures are known.
+
+    A step with them shares nothing with the one that was measured. So XLA keeps no copy
+    of the arrays that the step overwrites. (Nothing is below -inf, but XLA does not
+    know that.)
+    """
+    return jax.tree.map(lambda g: jnp.where(looked, g, jnp.zeros_like(g)), grads)
 
 
 def _measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:

@@ -408,9 +408,18 @@ def test_step_bound(b1, b2):
     np.testing.assert_allclose(step_bound(b1, b2), max(alone, always), rtol=1e-5)
 
 
-def test_every_figure_takes_one_pass():
-    """Over a leaf: counts in one, floats in another, whatever is asked for."""
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_every_figure_takes_one_pass(platform):
+    """Over a leaf; on CPU counts take another, whatever is asked for."""
     step, _ = hand_made(jnp.dtype("float32"), {"matrix": (64, 64)})
-    jaxpr = str(jax.make_jaxpr(lambda s: measure(FIGURES, s))(step._replace(bound=1.0)))
-    large = [x for x in jaxpr.splitlines() if " reduce[" in x]
-    assert len(large) == 2, jaxpr
+    traced = jax.jit(lambda s: measure(FIGURES, s)).trace(step._replace(bound=1.0))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    large = [x for x in text.splitlines() if ".reduce(" in x and "64x64" in x]
+    assert len(large) == {"cpu": 2, "cuda": 1}[platform]
+    # A sum that several figures share is taken once.
+    names = ("gradient_norm", "update_norm", "param_norm", "update_ratio")
+    for some, count in ((names, 3), (names[:1], 1), (("at_step_bound",), 1)):
+        traced = jax.jit(measured, static_argnums=0).trace(some, step)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+        large = [x for x in text.splitlines() if ".reduce(" in x and "64x64" in x]
+        assert len(large) == count, some
