@@ -78,29 +78,29 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
                 f"{a_type(type(moments))} among them."
             )
     leaves, number = _leaves(step)
-    sums = [[_sums(*item, leaf) for item in figures.items()] for leaf in leaves]
-    beside = _beside(figures, leaves[0])
-    rows = [
-        sum_all(
-            [x for columns in row for x in columns],
-            [getattr(leaf, part) for part in beside],
-        )
-        for row, leaf in zip(sums, leaves, strict=True)
-    ]
+    items = tuple(figures.items())
+    try:
+        hash(items)
+        sum_leaf = _traced_once
+    except TypeError:  # somebody's own functions
+        sum_leaf = _sum_leaf
+    rows = [sum_leaf(items, leaf, step.learning_rate, step.bound) for leaf in leaves]
+    first = _as_leaf(leaves[0], step.learning_rate, step.bound)
+    sums = [jax.eval_shape(lambda f=f: f.sums(first)) for _, f in items]
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
     table = jnp.stack([row.astype(dtype) for row in rows])
     # Besides its sums, a figure reads these: for each leaf, and for the whole tree.
-    scalars: dict[str, Any] = {"size": np.array([leaf.size for leaf in leaves], dtype)}
+    scalars: dict[str, Any] = {"size": np.array([_size(leaf) for leaf in leaves], dtype)}
     whole: dict[str, Any] = {"size": scalars["size"].sum()}
     for name in ("mu_weight", "nu_weight"):
-        if name in vars(leaves[0]):
-            weights = [jnp.asarray(getattr(leaf, name), dtype) for leaf in leaves]
+        if name in leaves[0]:
+            weights = [jnp.asarray(leaf[name], dtype) for leaf in leaves]
             scalars[name] = jnp.stack(weights)
             moment = name.removesuffix("_weight")
             kept = next(m for m in step.moments if getattr(m, moment) is not None)
             whole[name] = _weight(kept, moment).astype(dtype)
     measured, end = {}, 0
-    for (name, figure), columns in zip(figures.items(), sums[0], strict=True):
+    for (name, figure), columns in zip(items, sums, strict=True):
         start, end = end, end + len(columns)
         part = table[:, start:end]
 
@@ -118,36 +118,50 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     return measured
 
 
-def _sums(name: str, figure: Figure, leaf: Leaf) -> tuple[jax.Array, ...]:
-    """Return what a figure sums over a leaf."""
-    sums = figure.sums(leaf)
-    if not isinstance(sums, tuple) or any(np.size(x) != leaf.size for x in sums):
-        found = jax.tree.map(np.shape, sums)
-        raise TypeError(
-            f"the sums of the figure {name!r} must be a tuple of arrays of the leaf's "
-            f"shape, got {'shapes' if isinstance(sums, tuple) else 'shape'} {found}."
-        )
-    return sums
+def _sum_leaf(
+    items: tuple[tuple[str, Figure], ...],
+    arrays: Mapping[str, jax.Array],
+    learning_rate: Any,
+    bound: Any,
+) -> jax.Array:
+    """Return all that the figures sum over a leaf, in one array."""
+    leaf = _as_leaf(arrays, learning_rate, bound)
+    sums = []
+    for name, figure in items:
+        found = figure.sums(leaf)
+        if not isinstance(found, tuple) or any(np.size(x) != leaf.size for x in found):
+            shapes = jax.tree.map(np.shape, found)
+            kind = "shapes" if isinstance(found, tuple) else "shape"
+            raise TypeError(
+                f"the sums of the figure {name!r} must be a tuple of arrays of the "
+                f"leaf's shape, got {kind} {shapes}."
+            )
+        sums += found
+    return sum_all(sums, _beside(items, leaf))
 
 
-def _beside(figures: Mapping[str, Figure], leaf: Leaf) -> list[str]:
-    """Return the names of the parts that a loop over a leaf reads in any case.
+# A model has many leaves of the same shape.
+_traced_once = jax.jit(_sum_leaf, static_argnums=0)
 
-    What figures are of gradients and parameters alone needs no loop over the rest.
+
+def _beside(items: tuple[tuple[str, Figure], ...], leaf: Leaf) -> list[jax.Array]:
+    """Return what the loop of an optimizer reads, if figures need more of a leaf.
+
+    What they are of gradients and parameters alone needs no such loop.
     """
-    large = [x for x in ("grad", "param", "mu", "nu", "landed") if x in vars(leaf)]
     kept = {"grad", "param", "size", "learning_rate", "bound"}
     few = Leaf(**{k: v for k, v in vars(leaf).items() if k in kept})
     try:
-        for figure in figures.values():
+        for _, figure in items:
             jax.eval_shape(lambda figure=figure: figure.sums(few))
     except MissingError:
-        return large
+        large = ("grad", "param", "mu", "nu", "landed")
+        return [getattr(leaf, part) for part in large if part in vars(leaf)]
     return []
 
 
-def _leaves(step: Step) -> tuple[list[Leaf], int]:
-    """Return the leaves of a step, in the order of its trees, and their number.
+def _leaves(step: Step) -> tuple[list[dict[str, Any]], int]:
+    """Return the arrays of each leaf of a step, in the order of its trees, and how many.
 
     For a tree without leaves, return one leaf without elements: it shows which figures
     the step allows.
@@ -173,7 +187,7 @@ def _leaves(step: Step) -> tuple[list[Leaf], int]:
                 for path, x in _by_path(getattr(m, name)).items()
             }
     paths = list(next(iter((trees | moments).values()), ()))
-    return [_leaf(step, path, trees, moments) for path in paths or [None]], len(paths)
+    return [_leaf(path, trees, moments) for path in paths or [None]], len(paths)
 
 
 def _weight(state: MomentsState, moment: str) -> jax.Array:
@@ -185,28 +199,37 @@ def _by_path(tree: Any) -> dict[Any, Any]:
     return dict(jax.tree_util.tree_leaves_with_path(tree))
 
 
-def _leaf(step: Step, path: Any, trees: Any, moments: Any) -> Leaf:
+def _leaf(path: Any, trees: Any, moments: Any) -> dict[str, Any]:
+    """Return the arrays of a leaf, and the weights of its moments, by name."""
     none = np.zeros([0], np.float32)
-    raw = {name: tree[path] if tree else none for name, tree in trees.items()}
+    arrays = {name: tree[path] if tree else none for name, tree in trees.items()}
     weights = {}
     for name, found in moments.items():  # masked leaves have none: as if it were 0
-        zeros = jnp.zeros(jnp.shape(next(iter(raw.values()), none)))
+        zeros = jnp.zeros(jnp.shape(next(iter(arrays.values()), none)))
         moment = found.get(path, {name: zeros, f"{name}_weight": 1.0})
-        raw[name] = moment[name]
+        arrays[name] = moment[name]
         weights[f"{name}_weight"] = numerics.widen(moment[f"{name}_weight"])
-    raw = _shard_alike(raw)
-    parts = {
-        name: numerics.widen(x) if name in moments else _as_stored(x)
-        for name, x in raw.items()
+    return _shard_alike(arrays) | weights
+
+
+def _size(arrays: Mapping[str, jax.Array]) -> int:
+    """Return the number of elements of a leaf."""
+    return next((x.size for k, x in arrays.items() if not k.endswith("_weight")), 0)
+
+
+def _as_leaf(arrays: Mapping[str, jax.Array], learning_rate: Any, bound: Any) -> Leaf:
+    """Return a leaf of these arrays, in float32 or wider."""
+    stored = ("grad", "update", "param")
+    parts: dict[str, Any] = {
+        name: _as_stored(x) if name in stored else numerics.widen(x)
+        for name, x in arrays.items()
     }
-    parts |= weights
-    if "update" in raw and "param" in raw:
-        landed = (raw["param"] + raw["update"]).astype(raw["param"].dtype)
-        parts["landed"] = _as_stored(landed)
-    if step.learning_rate is not None:
-        parts["learning_rate"] = jnp.asarray(step.learning_rate)
-    size = next((x.size for x in parts.values()), 0)
-    return Leaf(size=size, bound=step.bound, **parts)
+    if "update" in arrays and "param" in arrays:
+        landed = arrays["param"] + arrays["update"]
+        parts["landed"] = _as_stored(landed.astype(arrays["param"].dtype))
+    if learning_rate is not None:
+        parts["learning_rate"] = jnp.asarray(learning_rate)
+    return Leaf(size=_size(arrays), bound=bound, **parts)
 
 
 def _shard_alike(parts: dict[str, Any]) -> dict[str, jax.Array]:
