@@ -90,8 +90,9 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
     table = jnp.stack([row.astype(dtype) for row in rows])
     # Besides its sums, a figure reads these: for each leaf, and for the whole tree.
-    scalars: dict[str, Any] = {"size": np.array([_size(leaf) for leaf in leaves], dtype)}
-    whole: dict[str, Any] = {"size": scalars["size"].sum()}
+    sizes = np.array([_size(leaf) for leaf in leaves], dtype)
+    scalars: dict[str, Any] = {"size": sizes}
+    whole: dict[str, Any] = {"size": sizes.sum()}
     for name in ("mu_weight", "nu_weight"):
         if name in leaves[0]:
             weights = [jnp.asarray(leaf[name], dtype) for leaf in leaves]
@@ -144,10 +145,10 @@ def _sum_leaf(
 _traced_once = jax.jit(_sum_leaf, static_argnums=0)
 
 
-def _beside(items: tuple[tuple[str, Figure], ...], leaf: Leaf) -> list[jax.Array]:
-    """Return what the loop of an optimizer reads, if figures need more of a leaf.
+def _beside(items: tuple[tuple[str, Figure], ...], leaf: Leaf) -> dict[str, jax.Array]:
+    """Return what the loop of an optimizer reads and writes, if figures need that loop.
 
-    What they are of gradients and parameters alone needs no such loop.
+    What they are of gradients and parameters alone does not.
     """
     kept = {"grad", "param", "size", "learning_rate", "bound"}
     few = Leaf(**{k: v for k, v in vars(leaf).items() if k in kept})
@@ -155,16 +156,16 @@ def _beside(items: tuple[tuple[str, Figure], ...], leaf: Leaf) -> list[jax.Array
         for _, figure in items:
             jax.eval_shape(lambda figure=figure: figure.sums(few))
     except MissingError:
-        large = ("grad", "param", "mu", "nu", "landed")
-        return [getattr(leaf, part) for part in large if part in vars(leaf)]
-    return []
+        large = {"grad", "param", "mu", "nu", "landed"}
+        return {k: v for k, v in vars(leaf).items() if k in large}
+    return {}
 
 
 def _leaves(step: Step) -> tuple[list[dict[str, Any]], int]:
-    """Return the arrays of each leaf of a step, in the order of its trees, and how many.
+    """Return the arrays of each leaf of a step, in the order of its trees.
 
-    For a tree without leaves, return one leaf without elements: it shows which figures
-    the step allows.
+    Return the number of leaves, too. For a tree without any, return one leaf without
+    elements: it shows which figures the step allows.
     """
     trees = {"grad": step.grads, "update": step.updates, "param": step.params}
     given = {name: tree for name, tree in trees.items() if tree is not None}

@@ -1,7 +1,7 @@
 """Sums over all elements of several arrays of the same shape, in few passes."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,16 +12,18 @@ from jax import lax
 from adam_jax import numerics
 
 
-def sum_all(arrays: list[jax.Array], beside: Sequence[jax.Array] = ()) -> jax.Array:
+def sum_all(
+    arrays: list[jax.Array], beside: Mapping[str, jax.Array] | None = None
+) -> jax.Array:
     """Return the sum of each of several arrays of the same shape.
 
-    On TPU and GPU all are summed in one pass, which XLA also makes part of the loop
-    that computes them.
+    On TPU and GPU all are summed in one pass, in the loop that takes the step if there
+    is one.
 
     Args:
       arrays: floating-point, complex or boolean arrays. One that is among them several
         times is summed once.
-      beside: what else that loop reads.
+      beside: the parts of a leaf, by name, that this loop reads and writes.
 
     Returns:
       An array of one number per array, in float32 or wider. The sum of a boolean array
@@ -33,7 +35,7 @@ def sum_all(arrays: list[jax.Array], beside: Sequence[jax.Array] = ()) -> jax.Ar
     single = {id(x): x for x in arrays}
     sums = lax.platform_dependent(
         list(single.values()),
-        list(beside),
+        dict(beside or {}),
         cpu=functools.partial(_sum_by_rows, dtype),
         cuda=functools.partial(_sum_together, dtype),
         rocm=functools.partial(_sum_together, dtype),
@@ -43,27 +45,33 @@ def sum_all(arrays: list[jax.Array], beside: Sequence[jax.Array] = ()) -> jax.Ar
     return jnp.stack([found[id(x)] for x in arrays])
 
 
-# A TPU and a GPU add up many partial sums, so none needs to be kept short. XLA decides
-# what to fuse by the arrays that are read. So all sums read all of them (`_tie`): then
-# it makes one loop, with the step in it. On TPU it fuses the step only with separate
-# reductions, and on GPU it forms one loop only of a variadic one.
+# A TPU and a GPU add up many partial sums, so none needs to be kept short. What XLA
+# fuses depends on what each sum reads. So each reads more, or seems to (`_tie`): then
+# one loop takes the step and all sums, and keeps nothing in memory in between. What it
+# takes was found by trying: tests/compiled has it.
+
+
 def _sum_side_by_side(dtype: Any, arrays: Any, beside: Any) -> list[jax.Array]:
-    return [jnp.sum(_tie(x.astype(dtype), beside)) for x in arrays]
+    """Return the sums as TPUs do them best: a reduction for each."""
+    seen = [beside[x] for x in ("grad", "mu", "nu", "landed") if x in beside]
+    return [jnp.sum(_tie(x.astype(dtype), seen)) for x in arrays]
 
 
 def _sum_together(dtype: Any, arrays: Any, beside: Any) -> list[jax.Array]:
-    tied = [_tie(x.astype(dtype), beside) for x in arrays]
+    """Return the sums as GPUs do them best: a single reduction."""
+    seen = [beside[x] for x in ("grad", "param", "mu", "nu") if x in beside]
+    tied = [_tie(x.astype(dtype), seen) for x in arrays]
     return _reduce(tied, range(arrays[0].ndim))
 
 
-def _tie(x: jax.Array, arrays: Any) -> jax.Array:
-    """Return `x`, so that XLA believes that it depends on the arrays as well."""
+def _tie(x: jax.Array, arrays: list[jax.Array]) -> jax.Array:
+    """Return `x` in such a way that XLA takes it to depend on the arrays as well."""
     if x.dtype != jnp.float32:
         return x
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     for other in arrays:
         if other.shape == x.shape:
-            # The sign alone has no second bit. XLA does not see it, LLVM does.
+            # What is left of a sign has no second bit, which XLA does not know.
             real = other.real.astype(jnp.float32)
             sign = lax.bitcast_convert_type(real, jnp.uint32) >> jnp.uint32(31)
             bits |= sign & jnp.uint32(2)
