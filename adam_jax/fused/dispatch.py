@@ -18,9 +18,10 @@ def kernels() -> dict[str, ModuleType]:
     found = {"cpu": native} if native.available() else {}
     try:  # Pallas takes a moment to import, and is not for every system
         from adam_jax.fused.gpu import triton
+        from adam_jax.fused.tpu import mosaic
     except ImportError:
         return found
-    return found | {"cuda": triton}
+    return found | {"cuda": triton, "tpu": mosaic}
 
 
 def choose(
@@ -89,7 +90,7 @@ def _lower_for(platform: str | None) -> Callable[..., Any]:
 
 
 mlir.register_lowering(_choice, _lower_for(None))
-for _platform in ("cpu", "cuda"):
+for _platform in ("cpu", "cuda", "tpu"):
     mlir.register_lowering(_choice, _lower_for(_platform), platform=_platform)
 
 

@@ -34,10 +34,13 @@ def step(tx: optax.GradientTransformation) -> Step:
     It is `tx.update` followed by `optax.apply_updates`, with the same state. On CPU,
     native code steps Adam and AdamW (also `nadam`, `nadamw`, `simplified_adam`, and the
     same stages in your own chain). Parameters may be float32 or bfloat16; moments may
-    be stored in float32, bfloat16 or 8 bits. On NVIDIA GPUs, a Pallas kernel steps the
-    leaves of these optimizers that have 8-bit moments (if both have, in blocks of one
-    size); the others XLA fuses by itself. All other leaves, and all on other platforms,
-    go through XLA, and so do programs for several devices, outside of a shard_map.
+    be stored in float32, bfloat16 or 8 bits. On NVIDIA GPUs and on TPUs, a Pallas
+    kernel steps the leaves of these optimizers that have 8-bit moments (if both have,
+    in blocks of one size); the others XLA fuses by itself. On TPUs, such a leaf must
+    have blocks of 8, 16, 32, 64 or 128 elements, and two axes or more, of which the
+    last two fill half of their tiles of 8 x 128. All other leaves, and all on other
+    platforms, go through XLA, and so do programs for several devices, outside of a
+    shard_map.
 
     Anything may come before the optimizer: clipping, zero_nans, L2. Wrappers around it
     must pass updates and new moments on unchanged, as do `optax.chain`, `masked`,
@@ -103,11 +106,11 @@ def backend() -> Literal["native", "pallas", "xla"]:
     """Return which code computes fused steps here: "native", "pallas" or "xla".
 
     It is "native" on CPU, unless the package was installed without a C++ compiler;
-    "pallas" on NVIDIA GPUs, for 8-bit moments; and "xla" elsewhere.
+    "pallas" on NVIDIA GPUs and on TPUs, for 8-bit moments; and "xla" elsewhere.
     """
     version = get_backend().platform_version
     platform = "cuda" if "cuda" in version else jax.default_backend()
-    names: Any = {"cpu": "native", "cuda": "pallas"}
+    names: Any = {"cpu": "native", "cuda": "pallas", "tpu": "pallas"}
     return names[platform] if platform in kernels() else "xla"
 
 

@@ -1,4 +1,4 @@
-"""What XLA compiles for a TPU v5e and an H100: bytes moved, memory, collectives.
+"""What XLA compiles for TPUs and an H100: bytes moved, memory, collectives.
 
 `make compiled` runs these tests, where libtpu and the CUDA plugin are installed. No
 such machine is needed, and nothing is run.
@@ -58,17 +58,14 @@ EXACT = [
 ]
 EXACT += [(machine, "adamw", "pure_bfloat16", 14) for machine in ("v5p", "v6e")]
 EXACT += [("v5e", "record_all", "float32", 28)]
-EXACT += [
-    ("h100", "fused_step", "8bit", 16.125),
-    ("h100", "fused_step", "pure_8bit", 10.125),
-]
+KERNELS = ("v5e", "v5p", "v6e", "h100")  # where one steps 8-bit moments
+EXACT += [(machine, "fused_step", "8bit", 16.125) for machine in KERNELS]
+EXACT += [(machine, "fused_step", "pure_8bit", 10.125) for machine in KERNELS]
 # What moves more than it must. First what is moved today, which may only fall, then the
 # goal: a test that says XFAIL has not reached it.
 TOO_MUCH = [
     ("v5e", "adamw", "8bit", 61.1, 33),
     ("v5e", "adamw", "pure_8bit", 38.3, 33),
-    ("v5e", "fused_step", "8bit", 61.1, 16.2),
-    ("v5e", "fused_step", "pure_8bit", 38.3, 10.2),
     ("v5p", "compensated", "pure_float32", 36.1, 26),
     ("v6e", "compensated", "pure_float32", 36.1, 26),
     ("h100", "adamw", "8bit", 22.9, 33),
@@ -152,6 +149,20 @@ def test_the_least_is_moved_for_leaves_of_any_shape(machine, format):
     cost, count = cost_of(machine, "adamw", format, LEAVES)
     assert cost.moved / count == pytest.approx(LEAST["adamw", format], abs=0.01)
     check_nothing_is_added(cost, count)
+
+
+@pytest.mark.parametrize("machine", KERNELS)
+def test_a_kernel_moves_the_least_for_leaves_of_any_shape(machine):
+    """All but vectors, which it leaves to XLA on TPU.
+
+    There XLA lays exponents of fewer than 4,096 columns column by column, and copies
+    them: on v5p through main memory, those of one leaf at a time.
+    """
+    cost, count = cost_of(machine, "fused_step", "8bit", LEAVES[1:])
+    copies = {"v5p": 0.22, "v6e": 0.1}.get(machine, 0.01)
+    assert cost.moved / count == pytest.approx(16.125, abs=copies)
+    assert cost.temporary <= 0.15 * count
+    check_nothing_is_added(cost._replace(temporary=0), count)
 
 
 @pytest.mark.parametrize(("machine", "candidate", "format", "today", "goal"), TOO_MUCH)
@@ -301,9 +312,10 @@ def test_more_chips_take_no_more_temporary_memory_each(machine, axes, spec):
     assert many.temporary <= few.temporary
 
 
-def test_a_kernel_steps_each_shard():
+@every_machine
+def test_a_kernel_steps_each_shard(machine):
     program, spec = program_of("fused_step", "8bit"), SPECS["rows"]
-    params, mesh = lay("h100", 16, "rows", "automatic", "8bit")
+    params, mesh = lay(machine, 16, "rows", "automatic", "8bit")
     state = start(program, params)
     specs = jax.tree.map(lambda x: spec if x.size > 1000 else PartitionSpec(), state)
     step = jax.shard_map(
