@@ -36,10 +36,9 @@ struct Shared {
 
   void work() {
     if (next >= step.tasks()) return;
-    const Step::Done own = step.run([this] { return next.fetch_add(1); });
+    const int64_t own = step.run([this] { return next.fetch_add(1); });
     const std::lock_guard<std::mutex> lock(mutex);
-    done += own.tasks;
-    finite &= own.finite;
+    done += own;
     if (done == step.tasks()) finished.notify_one();
   }
 
@@ -48,11 +47,9 @@ struct Shared {
   std::mutex mutex;
   std::condition_variable finished;
   int64_t done = 0;
-  bool finite = true;
 };
 
-// Runs a step. Returns whether all that was checked was finite.
-bool run(Step step, ffi::ThreadPool& pool) {
+void run(Step step, ffi::ThreadPool& pool) {
   const auto shared = std::make_shared<Shared>(std::move(step));
   if (shared->step.elements() > kInline) {
     const int64_t threads = std::min(pool.num_threads(), shared->step.tasks());
@@ -62,7 +59,6 @@ bool run(Step step, ffi::ThreadPool& pool) {
   // Running threads have taken all remaining tasks: this never waits for the pool.
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->done == shared->step.tasks(); });
-  return shared->finite;
 }
 
 template <typename... Parts>
@@ -105,11 +101,10 @@ Moment part(Moment moment, int64_t offset) {
   return moment;
 }
 
-// Reads groups, operand by operand, and remembers the first error. If there are no
-// results, leaves are only checked.
+// Reads groups, operand by operand, and remembers the first error.
 class Reader {
  public:
-  Reader(ffi::RemainingArgs operands, ffi::RemainingRets* results,
+  Reader(ffi::RemainingArgs operands, ffi::RemainingRets results,
          const Attributes& attributes, uint32_t count, uint32_t param_count)
       : operands_(operands), results_(results), attributes_(attributes),
         count_(count), param_count_(param_count) {}
@@ -178,8 +173,7 @@ class Reader {
   ffi::AnyBuffer operand() { return *operands_.get<ffi::AnyBuffer>(operand_++); }
 
   void* result_like(const char* what, const ffi::AnyBuffer& like) {
-    if (results_ == nullptr) return nullptr;
-    const ffi::AnyBuffer result = **results_->get<ffi::AnyBuffer>(result_++);
+    const ffi::AnyBuffer result = **results_.get<ffi::AnyBuffer>(result_++);
     if (result.element_type() != like.element_type() || !same_shape(result, like)) {
       fail(what, result, describe(like));
     }
@@ -250,7 +244,7 @@ class Reader {
   }
 
   const ffi::RemainingArgs operands_;
-  const ffi::RemainingRets* const results_;
+  const ffi::RemainingRets results_;
   const Attributes& attributes_;
   const uint32_t count_, param_count_;
   size_t operand_ = 0, result_ = 0;
@@ -304,7 +298,7 @@ bool read(const ffi::Dictionary& given, Attributes& attributes) {
 
 // Reads and checks everything that a call is given.
 ffi::Error read(ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
-                ffi::RemainingArgs operands, ffi::RemainingRets* results,
+                ffi::RemainingArgs operands, ffi::RemainingRets results,
                 const ffi::Dictionary& given, std::optional<Step>& step,
                 std::vector<Leaf>& leaves) {
   Attributes attributes;
@@ -343,9 +337,8 @@ ffi::Error read(ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
   for (size_t i = 0; i < groups; ++i) {
     stored += (attributes.mu_coded[i] != 0) + (attributes.nu_coded[i] != 0);
   }
-  const size_t returned = results == nullptr ? number + stored : results->size();
-  if (operands.size() != 2 * number + stored || returned != number + stored) {
-    return invalid(text(operands.size(), " operands and ", returned,
+  if (operands.size() != 2 * number + stored || results.size() != number + stored) {
+    return invalid(text(operands.size(), " operands and ", results.size(),
                         " results, expected ", 2 * number + stored, " and ",
                         number + stored, " for ", number, " leaves in ", groups,
                         " groups."));
@@ -379,7 +372,7 @@ ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffe
   std::optional<Step> step;
   std::vector<Leaf> leaves;
   if (auto error =
-          read(scalars, counts, operands, &results, attributes, step, leaves);
+          read(scalars, counts, operands, results, attributes, step, leaves);
       error.failure()) {
     return error;
   }
@@ -391,29 +384,11 @@ ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffe
   return ffi::Error::Success();
 }
 
-ffi::Error adam_check(ffi::ThreadPool pool, ffi::AnyBuffer scalars,
-                      ffi::AnyBuffer counts, ffi::RemainingArgs operands,
-                      ffi::Result<ffi::AnyBuffer> finite, ffi::Dictionary attributes) {
-  if (!is_predicate(*finite)) {
-    return invalid(text("the result is ", describe(*finite), ", expected ", ffi::PRED,
-                        "[]."));
-  }
-  std::optional<Step> step;
-  std::vector<Leaf> leaves;
-  if (auto error = read(scalars, counts, operands, nullptr, attributes, step, leaves);
-      error.failure()) {
-    return error;
-  }
-  *finite->typed_data<bool>() = run(*std::move(step), pool);
-  return ffi::Error::Success();
-}
-
 }  // namespace
 }  // namespace adam_jax
 
 extern "C" {
 ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxStep(XLA_FFI_CallFrame* call_frame);
-ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxCheck(XLA_FFI_CallFrame* call_frame);
 
 // XLA accepts handlers that were built for its own version or an older one.
 ADAM_JAX_EXPORT int AdamJaxFfiMinorVersion() { return XLA_FFI_API_MINOR; }
@@ -427,13 +402,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamJaxStep, adam_jax::adam_step,
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .RemainingArgs()
                                   .RemainingRets()
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamJaxCheck, adam_jax::adam_check,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::AnyBuffer>()
                                   .Attrs());

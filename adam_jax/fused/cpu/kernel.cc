@@ -359,43 +359,30 @@ void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
   }
 }
 
-bool are_finite(const float* values, int64_t n) {
-  uint32_t largest = 0;
-  ADAM_JAX_SIMD
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t size = to_bits(values[i]) & kMagnitude;
-    largest = size > largest ? size : largest;
-  }
-  return largest < kInfinity;
-}
-
 float* destination(void* out, Dtype dtype, Chunk chunk, float* buffer) {
   return dtype == Dtype::kFloat32 ? static_cast<float*>(out) + chunk.begin : buffer;
 }
 
 }  // namespace
 
-bool step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
+void step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
                 bool nesterov, Chunk chunk, float* buffers, int64_t stride) {
   float* const mu = buffers;
   float* const nu = buffers + stride;
   float* const grad = buffers + 2 * stride;
   float* const param = buffers + 3 * stride;
   float* const out = buffers + 4 * stride;
-  const bool checks = leaf.out == nullptr;
   const bool rounds = leaf.param_dtype == Dtype::kBfloat16;
-  const bool chooses = rounding == Rounding::kStochastic;
-  const bool adds = checks ? rounds && chooses : chooses || !rounds;
+  const bool adds = rounding == Rounding::kStochastic || !rounds;
   const float* const old_param = load(leaf.param, leaf.param_dtype, chunk, param);
   const float* const old_grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
-  float* const new_param =
-      checks ? out : destination(leaf.out, leaf.param_dtype, chunk, out);
+  float* const new_param = destination(leaf.out, leaf.param_dtype, chunk, out);
   const auto run = [&](const auto& arrays) {
     compute(arrays, scalars, chunk.size, nesterov, leaf.decays, adds);
   };
   const bool halves =
       leaf.mu.dtype == Dtype::kBfloat16 && leaf.nu.dtype == Dtype::kBfloat16;
-  if (halves && leaf.mu.key == leaf.nu.key && !checks) {
+  if (halves && leaf.mu.key == leaf.nu.key) {
     const auto in = [&](const Moment& moment) {
       return static_cast<const uint16_t*>(moment.in) + chunk.begin;
     };
@@ -407,18 +394,17 @@ bool step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
                          leaf.mu.key + static_cast<uint32_t>(chunk.begin)});
   } else {
     const auto to = [&](const Moment& moment, float* buffer) {
-      return checks ? buffer : destination(moment.out, moment.dtype, chunk, buffer);
+      return destination(moment.out, moment.dtype, chunk, buffer);
     };
     run(Arrays<float>{old_param, old_grad, load_moment(leaf, leaf.mu, chunk, mu),
                       load_moment(leaf, leaf.nu, chunk, nu), new_param,
                       to(leaf.mu, mu), to(leaf.nu, nu), 0});
-    // The gradient is no longer needed.
-    if (!checks) store_moments(leaf, chunk, grad, mu, nu);
+    store_moments(leaf, chunk, grad, mu, nu);  // the gradient is no longer needed
   }
-  if (rounds) round_bfloat16(leaf, rounding, chunk, out);
-  if (checks) return are_finite(out, chunk.size);
-  if (rounds) store_bfloat16(leaf, rounding, chunk, old_param, out);
-  return true;
+  if (rounds) {
+    round_bfloat16(leaf, rounding, chunk, out);
+    store_bfloat16(leaf, rounding, chunk, old_param, out);
+  }
 }
 
 }  // namespace ADAM_JAX_ISA

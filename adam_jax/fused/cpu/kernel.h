@@ -15,8 +15,7 @@ struct Chunk {
 constexpr int kBuffers = 5;
 
 // Steps one chunk. `buffers` holds kBuffers times `stride` floats, stride >= size.
-// Returns false if a leaf that is only checked has an update that is not finite.
-using Kernel = bool(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
+using Kernel = void(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
                     bool nesterov, Chunk chunk, float* buffers, int64_t stride);
 
 namespace portable { Kernel step_chunk; }

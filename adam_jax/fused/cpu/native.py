@@ -28,7 +28,7 @@ from adam_jax.fused.kernels import (
     stored_in,
 )
 
-_STEP, _CHECK = "adam_jax_fused_step", "adam_jax_fused_check"
+_STEP = "adam_jax_fused_step"
 # 1,000 leaves of 64 elements compile in 1.2 s in calls of 224 arrays, in 1.5 s with one
 # call per leaf, in 4.8 s in calls of 1,792 arrays, and in 64 s in a single call (jaxlib
 # 0.12). The step itself takes equally long.
@@ -55,10 +55,8 @@ def library() -> ctypes.CDLL | None:
             continue
         # With a library for a newer FFI, XLA would fail to start.
         if loaded.AdamJaxFfiMinorVersion() <= _ffi_minor_version():
-            entries = {_STEP: loaded.AdamJaxStep, _CHECK: loaded.AdamJaxCheck}
-            for name, entry in entries.items():
-                capsule = jax.ffi.pycapsule(entry)
-                jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+            step = jax.ffi.pycapsule(loaded.AdamJaxStep)
+            jax.ffi.register_ffi_target(_STEP, step, platform="cpu")
             return loaded
     return None
 
@@ -116,30 +114,6 @@ def step(
     for first, last in _cut(groups):
         stepped += _step(groups[first:last], leading, options)
     return stepped
-
-
-def are_finite(
-    groups: Sequence[Group], scalars: Scalars, counts: Counts, options: Options
-) -> jax.Array:
-    """Return whether all updates of a step would be finite, as a bool scalar.
-
-    Args:
-      groups: the leaves that would be stepped.
-      scalars: as in `step`.
-      counts: as in `step`.
-      options: as in `step`.
-    """
-    found = []
-    for first, last in _cut(groups):
-        some = groups[first:last]
-        operands = [x for group in some for x in _operands(group)]
-        finite = jax.eval_shape(
-            lambda *xs: jnp.all(jnp.stack([jnp.all(x == x) for x in xs])), *operands
-        )
-        call = jax.ffi.ffi_call(_CHECK, finite)
-        leading = _stack(scalars, counts)
-        found.append(call(*leading, *operands, **_attributes(options, some)))
-    return functools.reduce(jnp.logical_and, found, jnp.asarray(True))
 
 
 def _stack(scalars: Scalars, counts: Counts) -> tuple[jax.Array, jax.Array]:

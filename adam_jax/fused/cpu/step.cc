@@ -112,8 +112,7 @@ Step::Worker::Worker(const Step& step)
 
 Step::Worker::~Worker() { restore_mode(mode_); }
 
-bool Step::Worker::run(int64_t task) {
-  bool finite = true;
+void Step::Worker::run(int64_t task) {
   static Kernel* const kernel = choose_kernel();
   const Step& step = step_;
   const int64_t first = task * kChunksInTask;
@@ -137,10 +136,9 @@ bool Step::Worker::run(int64_t task) {
       chunk.begin = local * cut.size;
       chunk.size = std::min(cut.size, leaf.rows * leaf.columns - chunk.begin);
     }
-    finite &= kernel(leaf, step.scalars_, step.rounding_, step.nesterov_, chunk,
-                     buffers_.get(), step.largest_chunk_);
+    kernel(leaf, step.scalars_, step.rounding_, step.nesterov_, chunk, buffers_.get(),
+           step.largest_chunk_);
   }
-  return finite;
 }
 
 }  // namespace adam_jax

@@ -50,9 +50,7 @@ struct Leaf {
   const void* grad = nullptr;
   Dtype grad_dtype = Dtype::kFloat32;
   Moment mu, nu;
-  // Of param_dtype; may be `param`. If it is null, nothing is written, neither are the
-  // moments; the step only checks whether the updates would be finite.
-  void* out = nullptr;
+  void* out = nullptr;  // of param_dtype; may be `param`
   bool decays = false;
   uint32_t param_key = 0;  // for Rounding::kStochastic
 };
@@ -75,20 +73,13 @@ class Step {
   int64_t tasks() const { return tasks_; }
   int64_t elements() const { return elements_; }
 
-  // A thread's result: how many tasks it did, and whether all it checked was finite.
-  struct Done {
-    int64_t tasks = 0;
-    bool finite = true;
-  };
-
-  // Runs tasks as `next()` numbers them, until it returns a number out of range.
+  // Runs tasks as `next()` numbers them, until it returns a number out of range. Returns
+  // how many it did.
   template <typename Next>
-  Done run(Next next) const {
+  int64_t run(Next next) const {
     Worker worker(*this);
-    Done done;
-    for (int64_t task = next(); task < tasks_; task = next(), ++done.tasks) {
-      done.finite &= worker.run(task);
-    }
+    int64_t done = 0;
+    for (int64_t task = next(); task < tasks_; task = next(), ++done) worker.run(task);
     return done;
   }
 
@@ -105,7 +96,7 @@ class Step {
     ~Worker();
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
-    bool run(int64_t task);
+    void run(int64_t task);
 
    private:
     const Step& step_;
