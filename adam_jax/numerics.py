@@ -104,17 +104,13 @@ def bound(x: jax.Array) -> jax.Array:
     True
     """
     limit = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2 - 4)
+    largest = float(jnp.finfo(x.dtype).max)  # before jax 0.9, Pallas lacks isfinite()
     if jnp.iscomplexobj(x):
         size = jnp.abs(x)
-        too_large = _is_finite(size) & (size > limit)
+        too_large = (size > limit) & (size <= largest)
         factor = jnp.where(too_large, limit / jnp.where(too_large, size, 1), 1)
         return x * factor.astype(x.dtype)
-    return jnp.where(_is_finite(x), jnp.clip(x, -limit, limit), x)
-
-
-def _is_finite(x: jax.Array) -> jax.Array:
-    """Return `jnp.isfinite(x)`, which Pallas lacks before jax 0.9, for real `x`."""
-    return jnp.abs(x) <= float(jnp.finfo(x.dtype).max)
+    return jnp.where(jnp.abs(x) <= largest, jnp.clip(x, -limit, limit), x)
 
 
 @jax.custom_jvp

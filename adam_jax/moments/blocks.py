@@ -78,9 +78,9 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     exponents can use the parameter's PartitionSpec.
 
     `benchmarks/moment_accuracy.py` measures the mean of nu over its exact value and the
-    spread of sqrt(nu), with stochastic rounding: this format 0.999, 7.2%; a dynamic map
-    (bitsandbytes) 0.998, 9.0%; integers companded by the square root (FlashOptim)
-    0.999, 9.9%. Coding takes only shifts and adds, no logarithm or search.
+    spread of sqrt(nu), with stochastic rounding: this format 1.000, 7.2%; a dynamic map
+    (bitsandbytes) 1.003, 9.1%; integers companded by the square root (FlashOptim)
+    1.003, 9.9%. Coding takes only shifts and adds, no logarithm or search.
 
     The format handles gradients whose scales span 2.5 decades within a block; even
     smaller elements take steps that are too small, or none.
