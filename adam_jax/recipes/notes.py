@@ -223,7 +223,8 @@ def all_finite(updates: Any, grads: Any) -> jax.Array:
             arrays.append(update)
         elif not recipe.gates:  # or a guard inside has looked
             arrays += [x for x in recipe.grads if id(x) not in seen]
-            alike[tuple(map(id, recipe.scalars))] = recipe
+            key = [x if isinstance(x, float) else id(x) for x in recipe.scalars]
+            alike[tuple(key)] = recipe
     bounds = [x for recipe in alike.values() for x in recipe.bounds]
     return are_finite(arrays) & jnp.all(jnp.isfinite(jnp.array([0.0, *bounds])))
 
