@@ -11,6 +11,9 @@ from jax import lax
 
 from adam_jax import numerics
 
+# Of so few elements, sums are soon taken: then programs are to be small.
+_FEW = 2**16
+
 
 def sum_all(
     arrays: list[jax.Array], beside: Mapping[str, jax.Array] | None = None
@@ -60,7 +63,9 @@ def _sum_side_by_side(dtype: Any, arrays: Any, beside: Any) -> list[jax.Array]:
 def _sum_together(dtype: Any, arrays: Any, beside: Any) -> list[jax.Array]:
     """Return the sums as GPUs do them best: a single reduction."""
     seen = [beside[x] for x in ("grad", "param", "mu", "nu") if x in beside]
-    tied = [_tie(x.astype(dtype), seen) for x in arrays]
+    tied = [x.astype(dtype) for x in arrays]
+    if arrays[0].size > _FEW:
+        tied = [_tie(x, seen) for x in tied]
     return _reduce(tied, range(arrays[0].ndim))
 
 
@@ -81,6 +86,8 @@ def _tie(x: jax.Array, arrays: list[jax.Array]) -> jax.Array:
 def _sum_by_rows(dtype: Any, arrays: Any, beside: Any) -> list[jax.Array]:
     """Return the sums, of partial sums over rows that a CPU adds up in order."""
     del beside
+    if arrays[0].size <= _FEW:
+        return _sum_alike([x.astype(dtype) for x in arrays], dtype)
     # XLA vectorises sums of integers, but keeps the order of floats: hence two passes.
     counts = [x.astype(jnp.int32) for x in arrays if x.dtype == bool]
     floats = [x.astype(dtype) for x in arrays if x.dtype != bool]

@@ -27,7 +27,7 @@ def beside(shape, dtype):
 
 
 @every_way
-@pytest.mark.parametrize("shape", [(), (1,), (5000,), (3, 70), (2, 3, 4), (0, 4)])
+@pytest.mark.parametrize("shape", [(), (1,), (70000,), (3, 30000), (2, 3, 4), (0, 4)])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
 def test_sums_are_of_the_arrays_alone(way, shape, dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -49,7 +49,7 @@ def test_sums_are_of_the_arrays_alone(way, shape, dtype):
 @pytest.mark.parametrize("odd", ODD)
 def test_what_is_summed_keeps_every_bit(way, odd):
     odd = 0.0 if odd == 1e-45 else odd  # which a CPU flushes
-    x = jnp.array([odd, 0.0, 0.0], "float32")
+    x = jnp.zeros(70000).at[7].set(odd)  # few are not tied to what is beside them
     [found] = way(jnp.dtype("float32"), [x], dict.fromkeys(("grad", "mu"), x))
     np.testing.assert_array_equal(found, np.float32(odd))
 
