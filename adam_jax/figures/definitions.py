@@ -6,7 +6,7 @@ figure from the sums over one leaf or over the whole tree.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
-from adam_jax.hyperparams import check_decay, check_no_schedule, shown
+from adam_jax.hyperparams import check_decay, check_no_schedule
 from adam_jax.stages.gathering import MomentsState
 
 
@@ -130,25 +130,6 @@ class Figure(NamedTuple):
 
     sums: Callable[[Leaf], tuple[jax.Array, ...]]
     read: Callable[[jax.Array, Leaf], jax.Array]
-
-
-def check_figures(figures: Any) -> Mapping[str, Figure]:
-    """Return `figures` if they are figures by name.
-
-    Args:
-      figures: the figures to measure.
-
-    Raises:
-      TypeError: if they are none.
-    """
-    values = figures.values() if isinstance(figures, Mapping) else [figures]
-    for value in values:
-        if not isinstance(figures, Mapping) or not isinstance(value, Figure):
-            raise TypeError(
-                "figures must be a dict from names to Figures, as in "
-                f"{{'norm': FIGURES['gradient_norm']}}, got {shown(value)}."
-            )
-    return figures
 
 
 def step_bound(b1: float, b2: float) -> float:

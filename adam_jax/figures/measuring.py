@@ -3,6 +3,7 @@
 If the tree is sharded, devices exchange nothing but sums.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,10 +20,9 @@ from adam_jax.figures.definitions import (
     Leaf,
     MissingError,
     Step,
-    check_figures,
 )
 from adam_jax.figures.sums import sum_all
-from adam_jax.hyperparams import a_type
+from adam_jax.hyperparams import a_type, shown
 from adam_jax.stages.gathering import MomentsState
 
 
@@ -37,6 +37,25 @@ class Measured(NamedTuple):
 
     total: jax.Array
     leaves: jax.Array
+
+
+def check_figures(figures: Any) -> Mapping[str, Figure]:
+    """Return `figures` if they are figures by name.
+
+    Args:
+      figures: the figures to measure.
+
+    Raises:
+      TypeError: if they are none.
+    """
+    values = figures.values() if isinstance(figures, Mapping) else [figures]
+    for value in values:
+        if not isinstance(figures, Mapping) or not isinstance(value, Figure):
+            raise TypeError(
+                "figures must be a dict from names to Figures, as in "
+                f"{{'norm': FIGURES['gradient_norm']}}, got {shown(value)}."
+            )
+    return figures
 
 
 def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
@@ -77,13 +96,24 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
                 "the moments of a Step are those that read_moments(state) returns, got "
                 f"{a_type(type(moments))} among them."
             )
-    leaves, number = _leaves(step)
     items = tuple(figures.items())
     try:
         hash(items)
-        sum_leaf = _traced_once
     except TypeError:  # somebody's own functions
-        sum_leaf = _sum_leaf
+        return _measure(items, step, _sum_leaf)
+    return _compiled(items, step)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled(items: tuple[tuple[str, Figure], ...], step: Step) -> Any:
+    """Measure, compiled once without jit as well."""
+    return _measure(items, step, _traced_once)
+
+
+def _measure(
+    items: tuple[tuple[str, Figure], ...], step: Step, sum_leaf: Any
+) -> dict[str, Measured]:
+    leaves, number = _leaves(step)
     rows = [sum_leaf(items, leaf, step.learning_rate, step.bound) for leaf in leaves]
     first = _as_leaf(leaves[0], step.learning_rate, step.bound)
     sums = [jax.eval_shape(lambda f=f: f.sums(first)) for _, f in items]

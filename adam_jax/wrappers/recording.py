@@ -4,7 +4,6 @@
 its state. `named_figures` turns them into plain floats for a logger.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,10 +21,9 @@ from adam_jax.figures.definitions import (
     Figure,
     MissingError,
     Step,
-    check_figures,
     step_bound,
 )
-from adam_jax.figures.measuring import Measured, measure
+from adam_jax.figures.measuring import Measured, check_figures, measure
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
@@ -178,7 +176,7 @@ def record(
             updates, after = inner.update(grads, before, params, **extra_args)
             expect_whole(updates, "record")
             step = see(grads, updates, params, before, after, state.count)
-            measured = _measure({name: chosen[name] for name in state.figures}, step)
+            measured = measure({name: chosen[name] for name in state.figures}, step)
             return jax.tree.map(
                 lambda new, old: new.astype(old.dtype), measured, state.figures
             )
@@ -216,21 +214,6 @@ def _go_on(grads: Any, looked: jax.Array) -> Any:
     """
     del looked
     return grads
-
-
-def _measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
-    """Measure figures, compiled once without jit as well."""
-    items = tuple(sorted(figures.items()))
-    try:
-        hash(items)
-    except TypeError:  # somebody's own functions
-        return measure(figures, step)
-    return _compiled(items, step)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled(items: tuple[tuple[str, Figure], ...], step: Step) -> Any:
-    return measure(dict(items), step)
 
 
 def named_figures(state: Any, params: Any) -> dict[str, float]:
