@@ -96,7 +96,7 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
                 "the moments of a Step are those that read_moments(state) returns, got "
                 f"{a_type(type(moments))} among them."
             )
-    items = tuple(figures.items())
+    items = tuple((name, figures[name]) for name in sorted(figures))
     try:
         hash(items)
     except TypeError:  # somebody's own functions
