@@ -6,7 +6,8 @@ update and the new moments, instead of the traced operations.
 
 A note belongs to one array object. Any other operation on an array (a custom
 transformation, a select, a branch) makes a new array, which has no note. So no note is
-ever wrong, and stages need not know the code around them.
+ever wrong, and stages need not know the code around them. Inside a branch, notes would
+keep its tracers alive and be of no use outside, so none are taken there.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
@@ -50,10 +52,12 @@ class Notes:
       recipes: notes on updates, each a `Recipe`.
       moments: notes on moments between stages, each a `Flowing`.
       choices: notes on new arrays of a state, each a `Choice`.
+      trace: the trace in which they are taken.
     """
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Start empty, in the current trace."""
+        self.trace: Any = get_opaque_trace_state()
         self.recipes: ByArray = ByArray()
         self.moments: ByArray = ByArray()
         self.choices: ByArray = ByArray()
@@ -65,12 +69,18 @@ _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
 @contextlib.contextmanager
 def collecting() -> Iterator[Notes]:
     """Let stages note how they compute their outputs, if they do not yet."""
-    notes = _notes.get() or Notes()
+    notes = _current() or Notes()
     token = _notes.set(notes)
     try:
         yield notes
     finally:
         _notes.reset(token)
+
+
+def _current() -> Notes | None:
+    """Return the notes that are taken in the current trace, if any are."""
+    notes = _notes.get()
+    return notes if notes and notes.trace == get_opaque_trace_state() else None
 
 
 def note_moments(origin: Origin) -> None:
@@ -79,7 +89,7 @@ def note_moments(origin: Origin) -> None:
     Args:
       origin: the call.
     """
-    notes = _notes.get()
+    notes = _current()
     if notes is None:
         return
     for name, gathered in (("mu", origin.mu), ("nu", origin.nu)):
@@ -95,7 +105,7 @@ def note_correction(before: Any, after: Any, weight: Any) -> None:
       after: the corrected one.
       weight: the divisor.
     """
-    notes = _notes.get()
+    notes = _current()
     if notes is None:
         return
     for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True):
@@ -117,7 +127,7 @@ def note_division(
       eps: a float, a 0-d array or a schedule.
       eps_root: the same.
     """
-    notes = _notes.get()
+    notes = _current()
     if notes is None:
         return
     eps, eps_root = (at(x, past, jnp.float32) for x in (eps, eps_root))
@@ -145,7 +155,7 @@ def note_line(name: str, before: Any, after: Any, values: Sequence[Any]) -> None
       after: the updates after it.
       values: the values of the attribute, one for each leaf.
     """
-    notes = _notes.get()
+    notes = _current()
     if notes is None:
         return
     later = _LINES[_LINES.index(name) :]
@@ -174,7 +184,7 @@ def note_parts(
       buffers: the gradients, and the parameters or None, as the optimizer was given
         them.
     """
-    notes = _notes.get()
+    notes = _current()
     recipe = notes and notes.recipes.get(update)
     if notes is None or recipe is None:
         return
@@ -191,7 +201,7 @@ def note_gate(updates: tuple[Any, Any], state: tuple[Any, Any, Any], gate: Any) 
       state: the new state, the old state, and the one that the guard keeps.
       gate: a bool scalar, true if the step is taken.
     """
-    notes = _notes.get()
+    notes = _current()
     if notes is None:
         return
     for old, new in zip(*map(jax.tree.leaves, updates), strict=True):
@@ -214,23 +224,23 @@ def all_finite(updates: Any, grads: Any) -> jax.Array:
       updates: the updates, a pytree of arrays.
       grads: the gradients, whose elements are looked at elsewhere.
     """
-    notes = _notes.get() or Notes()
+    notes = _current() or Notes()
     seen = {id(x) for x in jax.tree.leaves(grads)}
     arrays, alike = [], {}
     for update in jax.tree.leaves(updates):
         recipe = notes.recipes.get(update)
-        if recipe is None or not recipe.is_known or update.dtype == jnp.float16:
+        if not recipe or not recipe.is_bounded or update.dtype == jnp.float16:
             arrays.append(update)
         elif not recipe.gates:  # or a guard inside has looked
             arrays += [x for x in recipe.grads if id(x) not in seen]
             key = [x if isinstance(x, float) else id(x) for x in recipe.scalars]
             alike[tuple(key)] = recipe
     bounds = [x for recipe in alike.values() for x in recipe.bounds]
-    return are_finite(arrays) & jnp.all(jnp.isfinite(jnp.array([0.0, *bounds])))
+    return are_finite([*arrays, *bounds])
 
 
 def are_finite(arrays: Sequence[Any]) -> jax.Array:
     """Return whether all elements of some arrays are finite, a bool scalar."""
     # 0 times a non-finite number is NaN, so a sum, which XLA vectorises, shows it.
-    sums = [jnp.sum(numerics.widen(x) * 0) for x in arrays]
-    return jnp.all(jnp.isfinite(jnp.array(sums))) if sums else jnp.asarray(True)
+    finite = [jnp.isfinite(jnp.sum(numerics.widen(x) * 0)) for x in arrays]
+    return jnp.all(jnp.array(finite, bool))
