@@ -115,8 +115,11 @@ def _measure(
 ) -> dict[str, Measured]:
     leaves, number = _leaves(step)
     rows = [sum_leaf(items, leaf, step.learning_rate, step.bound) for leaf in leaves]
-    first = _as_leaf(leaves[0], step.learning_rate, step.bound)
-    sums = [jax.eval_shape(lambda f=f: f.sums(first)) for _, f in items]
+
+    def sums_of(figure):  # of a new leaf, since a leaf keeps what was found
+        return figure.sums(_as_leaf(leaves[0], step.learning_rate, step.bound))
+
+    sums = [jax.eval_shape(lambda f=f: sums_of(f)) for _, f in items]
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
     table = jnp.stack([row.astype(dtype) for row in rows])
     # Besides its sums, a figure reads these: for each leaf, and for the whole tree.
@@ -181,10 +184,10 @@ def _beside(items: tuple[tuple[str, Figure], ...], leaf: Leaf) -> dict[str, jax.
     What they are of gradients and parameters alone does not.
     """
     kept = {"grad", "param", "size", "learning_rate", "bound"}
-    few = Leaf(**{k: v for k, v in vars(leaf).items() if k in kept})
+    few = {k: v for k, v in vars(leaf).items() if k in kept}
     try:
         for _, figure in items:
-            jax.eval_shape(lambda figure=figure: figure.sums(few))
+            jax.eval_shape(lambda figure=figure: figure.sums(Leaf(**few)))
     except MissingError:
         large = {"grad", "param", "mu", "nu", "landed"}
         return {k: v for k, v in vars(leaf).items() if k in large}
