@@ -164,15 +164,31 @@ class Recipe:
         return [*seen, self.eps, self.eps_root, rate, self.learning_rate]
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether its scalars tell that its updates are finite.
+
+        Without eps, a learning rate of 32 would already pass the bound.
+        """
+        large = not isinstance(self.eps, float) or self.eps >= 1e-16
+        return self.is_known and large
+
+    @property
     def bounds(self) -> list[Any]:
-        """Numbers that are finite if all updates of finite numbers are.
+        """Float32 scalars that are finite if all updates of finite numbers are.
 
         Gradients are bounded by 2^60, so mu is, once it is divided by its weight. It is
         divided by eps at least, or by 2^-63, the root of the least normal float32.
+        Parameters are taken to be below 2^60, too. Outside of [0, 1], decays of a
+        schedule make a negative nu; they give NaN here, as a negative eps_root does.
         """
-        mu_seen, nu_seen, eps, eps_root, rate, learning_rate = self.scalars
-        quotient = 2.0**60 / jnp.maximum(eps, 2.0**-63)
-        return [1 / mu_seen, 1 / nu_seen, eps_root, rate, learning_rate * quotient]
+        scalars = [jnp.asarray(x, jnp.float32) for x in self.scalars]
+        mu_seen, nu_seen, eps, eps_root, rate, learning_rate = scalars
+        moments, past = (self.origin.first, self.origin.second), self.origin.state.count
+        decays = [jnp.asarray(m.decay(past, jnp.float32)) for m in moments]
+        roots = [jnp.sqrt(x) for x in (eps_root, *(b * (1 - b) for b in decays))]
+        quotient = 1 / jnp.maximum(eps, 2.0**-63)
+        largest = learning_rate * (2.0**60 * (quotient + jnp.abs(rate)))
+        return [1 / mu_seen, 1 / nu_seen, *roots, largest]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

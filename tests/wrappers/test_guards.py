@@ -128,6 +128,10 @@ def not_finite(count):
     return jnp.float32(jnp.nan) + count
 
 
+def always(value):
+    return lambda count: jnp.float32(value) + 0 * count
+
+
 UNSOUND = {
     "before": lambda: chained("blow_up", "adam"),
     "after": lambda: chained("adam", "blow_up"),
@@ -141,6 +145,13 @@ UNSOUND = {
         adam_jax.precondition(),
         adam_jax.scale_by_lr(1e-3),
     ),
+    "b2 above 1, not corrected": lambda: optax.chain(
+        adam_jax.scale_by_moments(0.9, always(1.05)),
+        adam_jax.precondition(),
+        adam_jax.scale_by_lr(1e-3),
+    ),
+    "negative eps_root": lambda: adam_jax.adam(1e-3, eps_root=always(-2)),
+    "product of rates": lambda: adam_jax.adamw(1e10, weight_decay=1e30),
     "eps": lambda: adam_jax.adam(1e-3, eps=not_finite),
     "float16": lambda: adam_jax.adam(lambda n: jnp.float32(1e9)),
 }
@@ -164,6 +175,45 @@ def test_finite_gradients_may_still_do_harm(guard, name, fuse):
     assert (after.skipped, after.taken) == (1, 0)
     kept = (stepped, after.inner_state), (params, state.inner_state)
     jax.tree.map(np.testing.assert_array_equal, *kept)
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-15, 0.0])
+def test_a_large_learning_rate_is_not_refused(eps):
+    """Without eps, the bound of the quotient tells nothing of it."""
+    tx = skip_nonfinite(adam_jax.adamw(1e4, eps=eps, weight_decay=0.1))
+    params = jnp.ones(3)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert state.taken == 1
+    np.testing.assert_allclose(updates, -1.1e4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("other", ["float32", "float64"])
+def test_updates_of_float32_overflow_beside_float64(other):
+    """Scalars that fit float64 need not fit the parameters that they belong to."""
+    with jax.enable_x64(True):
+        tx = skip_nonfinite(adam_jax.adamw(1e38, weight_decay=1e5))
+        params = {"a": jnp.ones(3, "float32"), "b": jnp.ones(3, other)}
+        state = tx.init(params)
+        assert tx.update(params, state, params)[1].skipped == 1
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+        lambda tx: optax.conditionally_mask(tx, lambda step: step < 1),
+        lambda tx: adam_jax.record(tx, every=2),
+    ],
+)
+@pytest.mark.parametrize("guard_too", [False, True])
+def test_guards_around_branches_leak_nothing(wrap, guard_too):
+    inner = adam_jax.adamw(1e-3)
+    tx = skip_nonfinite(wrap(skip_spikes(inner) if guard_too else inner))
+    with jax.checking_leaks():
+        params = jnp.ones(3)
+        state = tx.init(params)
+        _, state = jax.jit(tx.update)(params, state, params)
+    assert state.taken == 1
 
 
 @pytest.mark.parametrize("size", [1e38, 1e-38, 1e-45])
