@@ -60,7 +60,7 @@ def test_a_program_has_no_errors_and_mistakes_are_reported(check, tmp_path):
 
 def test_the_program_runs(capsys: pytest.CaptureFixture[str]):
     runpy.run_path(str(TESTS / "typed" / PROGRAM), run_name="__main__")
-    assert capsys.readouterr().out == "moved by 0.11, mean gradient 0.38\n"
+    assert capsys.readouterr().out == "moved by 0.10, mean gradient 0.38\n"
 
 
 def test_every_type_is_known(tmp_path):
