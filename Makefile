@@ -41,7 +41,8 @@ wheel:  ## Build a wheel in dist/, and test it in an empty environment (2 min).
 
 compiled:  ## Test what XLA compiles for a TPU v5e and an H100, without either (4 min; 1 GB to install).
 	@if $(MAKE) --no-print-directory .venv-compiled/ready; then \
-	  $(COMPILED)/python -m pytest -n auto -rx --confcutdir tests/compiled tests/compiled $(ARGS); \
+	  $(COMPILED)/python -m pytest -n auto -rx --confcutdir tests/compiled tests/compiled $(ARGS) && \
+	  for machine in v5e h100; do $(COMPILED)/adam-jax bench --compiled $$machine || exit; done; \
 	else \
 	  echo "=== NOTHING COMPILED FOR TPU AND GPU: the reason stands above." >&2; \
 	fi

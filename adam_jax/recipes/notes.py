@@ -18,12 +18,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
 from adam_jax.hyperparams import at
 from adam_jax.recipes.recipe import Choice, Flowing, Origin, Part, Recipe
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # in older jax
+    from jax.core import get_opaque_trace_state
 
 # In this order, each at most once.
 _LINES = ("decay", "learning_rate", "rounding")

@@ -64,6 +64,9 @@ def skip_nonfinite(
 ) -> optax.GradientTransformationExtraArgs:
     """Skip every step whose gradients or updates are not all finite.
 
+    Updates that Adam's own lines make are not looked at. They are finite if the
+    gradients are, and moments and parameters were finite before the step.
+
     Around `optax.MultiSteps` it leaves out single gradients, and others are gathered
     in their place.
 
