@@ -14,13 +14,7 @@ from jax import lax
 
 from adam_jax import numerics, placement
 from adam_jax.checks import check_like
-from adam_jax.figures.definitions import (
-    QUANTILES,
-    Figure,
-    Leaf,
-    MissingError,
-    Step,
-)
+from adam_jax.figures.definitions import QUANTILES, Figure, Leaf, MissingError, Step
 from adam_jax.figures.sums import sum_all
 from adam_jax.hyperparams import a_type, shown
 from adam_jax.stages.gathering import MomentsState

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
+
+from adam_jax import numerics
 
 
 class Group(NamedTuple):
@@ -140,3 +143,74 @@ def result_type(
     return jax.eval_shape(
         lambda *xs: functools.reduce(jnp.add, xs).astype(like.dtype), take, *wide
     )
+
+
+def count_blocks(group: Group) -> int | None:
+    """Return the number of blocks in a leaf's last axis; None without a single number.
+
+    Args:
+      group: the leaf.
+    """
+    exponents = [x for x in (group.mu_exponents, group.nu_exponents) if x is not None]
+    alike = len({x.shape for x in exponents}) == 1
+    return exponents[0].shape[-1] if alike else None
+
+
+def step_alone(
+    groups: Sequence[Group],
+    counts: Counts,
+    options: Options,
+    take: ArrayLike,
+    step_leaf: Callable[..., dict[str, jax.Array]],
+) -> list[Stepped]:
+    """Step leaves that share no arrays, one by one, as the kernels in Pallas do.
+
+    Args:
+      groups: the leaves.
+      counts: as in `step` of a kernel.
+      options: as in `step` of a kernel.
+      take: as in `step` of a kernel.
+      step_leaf: (words, take, arrays) -> the arrays after the step, but the gradient.
+        `words` is int32, shape (3,): the bits of what `hash_words` returned for mu, nu
+        and the parameter. `take` is int32, shape (1,). `arrays` is a dict by name; the
+        gradient comes first.
+    """
+    seeds, take = options.seeds, jnp.asarray(take, jnp.int32).reshape(1)
+    stepped = []
+    for group in groups:
+        [grad], [param], [number] = group.grads, group.params, group.numbers
+        arrays = {"grad": grad, "param": param}
+        arrays |= {name: getattr(group, name) for name in stored_in(group)}
+        words = [  # as in formats.make_noise and round_to_params
+            numerics.hash_words((seeds.mu, 0, group.place, counts.moments)),
+            numerics.hash_words((seeds.nu, 0, group.place, counts.moments)),
+            numerics.hash_words((seeds.params, number, counts.params)),
+        ]
+        words = lax.bitcast_convert_type(jnp.stack(words), jnp.int32)
+        made = step_leaf(words, take, arrays)
+        stepped.append(Stepped([made.pop("param")], **made))
+    return stepped
+
+
+def land(
+    param: jax.Array,
+    update: jax.Array,
+    dtype: Any,
+    options: Options,
+    noise: Callable[[], jax.Array],
+) -> jax.Array:
+    """Return a parameter after the step, which only its own dtype has to round.
+
+    Args:
+      param: float32.
+      update: float32, what is added to it.
+      dtype: of the parameter as it is stored.
+      options: the options of the step.
+      noise: returns random uint32s, if they are needed.
+    """
+    if dtype != jnp.bfloat16:
+        return param + update
+    if options.rounding == "nearest":
+        return param + update.astype(jnp.bfloat16).astype(jnp.float32)
+    chosen = numerics.round_to_bfloat16(param + update, noise())
+    return param + (chosen.astype(jnp.float32) - param)

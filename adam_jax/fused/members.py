@@ -65,7 +65,8 @@ def find_members(notes: Notes, params: Any, updates: Any) -> list[Member]:
     """
     leaves = jax.tree.leaves(params)
     by_moment: dict[Any, list[tuple[int, Recipe]]] = {}
-    for i, update in enumerate(leaves_like(updates, params)):
+    places = jax.tree.structure(params)
+    for i, update in enumerate(places.flatten_up_to(updates)):
         recipe = notes.recipes.get(update)
         if recipe and _is_whole(recipe, leaves[i], update):
             own = (id(recipe.origin), recipe.leaf)
@@ -76,16 +77,6 @@ def find_members(notes: Notes, params: Any, updates: Any) -> list[Member]:
             by_origin[origin] = _leaves_of(found[0][1].origin)
         members.append(_join(found, by_origin[origin], leaves))
     return [member for member in members if member]
-
-
-def leaves_like(tree: Any, params: Any) -> list[Any]:
-    """Return the leaves or subtrees of a tree at the places of the parameters.
-
-    Args:
-      tree: a pytree like params.
-      params: the parameters.
-    """
-    return jax.tree.structure(params).flatten_up_to(tree)
 
 
 def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
@@ -144,7 +135,7 @@ def _join(
     grad, before, after = leaves[recipe.leaf]
     if recipe.part and recipe.part.grad_buffer is not grad:
         return None  # something in `packed` has changed the gradients
-    grads = list(recipe.part.grads) if recipe.part else [grad]
+    grads = recipe.grads
     positions = [_position(r) for _, r in found]
     alike = len({key_of(r) for _, r in found}) == 1
     if positions != list(range(len(grads))) or not alike:

@@ -217,7 +217,7 @@ def note_gate(updates: tuple[Any, Any], state: tuple[Any, Any, Any], gate: Any) 
         notes.choices[new] = Choice(chosen, old, gate)
 
 
-def all_finite(updates: Any, grads: Any) -> jax.Array:
+def all_finite(notes: Notes, updates: Any, grads: Any) -> jax.Array:
     """Return whether all updates are finite, a bool scalar, where the gradients are.
 
     From finite gradients, moments and parameters, Adam's lines compute finite updates,
@@ -225,10 +225,10 @@ def all_finite(updates: Any, grads: Any) -> jax.Array:
     scalars are looked at. To look at the update itself would take as long as a step.
 
     Args:
+      notes: the notes taken while the updates were computed.
       updates: the updates, a pytree of arrays.
       grads: the gradients, whose elements are looked at elsewhere.
     """
-    notes = _current() or Notes()
     seen = {id(x) for x in jax.tree.leaves(grads)}
     arrays, alike = [], {}
     for update in jax.tree.leaves(updates):

@@ -24,12 +24,7 @@ import optax
 from adam_jax import numerics, placement
 from adam_jax.checks import prune
 from adam_jax.hyperparams import shown
-from adam_jax.recipes.notes import (
-    all_finite,
-    are_finite,
-    collecting,
-    note_gate,
-)
+from adam_jax.recipes.notes import all_finite, are_finite, collecting, note_gate
 from adam_jax.stages.flow import (
     expect_optimizer,
     expect_state,
@@ -175,12 +170,12 @@ def _guard(
             sane = jnp.isfinite(norm) & usual
             weight = numerics.constant_weight(decay, state.taken + 1, "float32")
             mean = jnp.where(known, mean + (1 - decay) / weight * (norm - mean), norm)
-        with collecting():
+        with collecting() as notes:
             stepped, inner_state = inner.update(
                 updates, state.inner_state, params, **extra_args
             )
-            expect_whole(stepped, name)
-            sane &= all_finite(stepped, updates)
+        expect_whole(stepped, name)
+        sane &= all_finite(notes, stepped, updates)
 
         def keep(new, old):
             new, old = jax.tree.map(placement.on_device, (new, old))

@@ -24,8 +24,10 @@ from adam_jax.fused.kernels import (
     Options,
     Scalars,
     Stepped,
+    count_blocks,
+    land,
     result_type,
-    stored_in,
+    step_alone,
 )
 from adam_jax.moments.blocks import decode_values, encode_values, find_exponents
 
@@ -40,10 +42,10 @@ def takes(group: Group) -> bool:
     Args:
       group: the leaf.
     """
-    exponents = [x for x in (group.mu_exponents, group.nu_exponents) if x is not None]
-    if len({x.shape for x in exponents}) != 1 or not 0 < group.mu.size < _LARGEST:
+    blocks = count_blocks(group)
+    if blocks is None or not 0 < group.mu.size < _LARGEST:
         return False
-    return -(-group.mu.shape[-1] // exponents[0].shape[-1]) <= _ELEMENTS
+    return -(-group.mu.shape[-1] // blocks) <= _ELEMENTS
 
 
 def step(
@@ -69,16 +71,11 @@ def step(
       The leaves after the step, in order.
     """
     numbers = jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars])
-    take = jnp.asarray(take, jnp.int32).reshape(1)
-    stepped = []
-    for group in groups:
-        [grad], [param] = group.grads, group.params
-        arrays = {"grad": grad, "param": param}
-        arrays |= {name: getattr(group, name) for name in stored_in(group)}
-        places = jnp.array([group.place, group.numbers[0]], jnp.int32)
-        made = _step(numbers, counts, places, take, arrays, options, interpret)
-        stepped.append(Stepped([made.pop("param")], **made))
-    return stepped
+
+    def step_leaf(words, take, arrays):
+        return _step(numbers, words, take, arrays, options, interpret)
+
+    return step_alone(groups, counts, options, take, step_leaf)
 
 
 class _Leaf(NamedTuple):
@@ -110,24 +107,16 @@ class _Leaf(NamedTuple):
         return max(_ELEMENTS // self.lanes, 1)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))  # traced once for each shape
+@functools.partial(jax.jit, static_argnums=(4, 5))  # traced once for each shape
 def _step(
     scalars: jax.Array,
-    counts: Counts,
-    places: jax.Array,
+    words: jax.Array,
     take: jax.Array,
     arrays: dict[str, jax.Array],
     options: Options,
     interpret: bool,
 ) -> dict[str, jax.Array]:
     """Step one leaf: return all its arrays but the gradient."""
-    seeds, (place, number) = options.seeds, places
-    words = [
-        numerics.hash_words((seeds.mu, 0, place, counts.moments)),
-        numerics.hash_words((seeds.nu, 0, place, counts.moments)),
-        numerics.hash_words((seeds.params, number, counts.params)),
-    ]
-    words = jax.lax.bitcast_convert_type(jnp.stack(words), jnp.int32)
     leading = scalars, words, take
     exponents = next(x for name, x in arrays.items() if name.endswith("_exponents"))
     columns, blocks = arrays["mu"].shape[-1], exponents.shape[-1]
@@ -222,13 +211,7 @@ def _kernel(
     if options.decays:
         update = update + s.weight_decay * param
     update = -s.learning_rate * update
-    if write["param"].dtype != jnp.bfloat16:
-        moved = param + update
-    elif options.rounding == "nearest":
-        moved = param + update.astype(jnp.bfloat16).astype(jnp.float32)
-    else:
-        chosen = numerics.round_to_bfloat16(param + update, bits(2))
-        moved = param + (chosen.astype(jnp.float32) - param)
+    moved = land(param, update, write["param"].dtype, options, lambda: bits(2))
     if not interpret:
         plgpu.debug_barrier()  # what is stored below, another warp may have to load
     # As in formats.make_noise; with one seed, the same hash serves both.

@@ -25,8 +25,10 @@ from adam_jax.fused.kernels import (
     Options,
     Scalars,
     Stepped,
+    count_blocks,
+    land,
     result_type,
-    stored_in,
+    step_alone,
 )
 from adam_jax.fused.tpu import registers
 from adam_jax.fused.tpu.registers import LANES, ROWS
@@ -48,11 +50,10 @@ def takes(group: Group) -> bool:
     Args:
       group: the leaf.
     """
-    exponents = [x for x in (group.mu_exponents, group.nu_exponents) if x is not None]
-    shape = group.mu.shape
-    if len({x.shape for x in exponents}) != 1 or len(shape) < 2 or not group.mu.size:
+    blocks, shape = count_blocks(group), group.mu.shape
+    if blocks is None or len(shape) < 2 or not group.mu.size:
         return False
-    leaf = _Leaf(shape[-2], shape[-1], exponents[0].shape[-1])
+    leaf = _Leaf(shape[-2], shape[-1], blocks)
     known = leaf.block in registers.BLOCKS and leaf.width <= _LONGEST
     return known and leaf.padded <= 2 * leaf.rows * leaf.columns
 
@@ -79,22 +80,12 @@ def step(
     Returns:
       The leaves after the step, in order.
     """
-    factors, seeds = _stack_factors(scalars), options.seeds
-    take = jnp.asarray(take, jnp.int32).reshape(1)
-    stepped = []
-    for group in groups:
-        [grad], [param], [number] = group.grads, group.params, group.numbers
-        arrays = {"grad": grad, "param": param}
-        arrays |= {name: getattr(group, name) for name in stored_in(group)}
-        words = [
-            numerics.hash_words((seeds.mu, 0, group.place, counts.moments)),
-            numerics.hash_words((seeds.nu, 0, group.place, counts.moments)),
-            numerics.hash_words((seeds.params, number, counts.params)),
-        ]
-        words = lax.bitcast_convert_type(jnp.stack(words), jnp.int32)
-        made = _step(factors, words, take, arrays, options, interpret)
-        stepped.append(Stepped([made.pop("param")], **made))
-    return stepped
+    factors = _stack_factors(scalars)
+
+    def step_leaf(words, take, arrays):
+        return _step(factors, words, take, arrays, options, interpret)
+
+    return step_alone(groups, counts, options, take, step_leaf)
 
 
 class _Factors(NamedTuple):
@@ -265,13 +256,7 @@ def _kernel(
         update = jnp.where(root == 0, 0, f.quotient * (ahead * _invert(root)))
         if options.decays:
             update = update + f.param * param
-        moved = param + update
-        if write["param"].dtype == jnp.bfloat16:
-            if options.rounding == "nearest":
-                moved = param + update.astype(jnp.bfloat16).astype(jnp.float32)
-            else:
-                chosen = numerics.round_to_bfloat16(moved, bits(2))
-                moved = param + (chosen.astype(jnp.float32) - param)
+        moved = land(param, update, write["param"].dtype, options, lambda: bits(2))
         write["param"][at] = moved.astype(write["param"].dtype)
 
         moments = {"mu": mu, "nu": nu}
