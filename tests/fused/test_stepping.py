@@ -9,6 +9,7 @@ import warnings
 
 import cloudpickle
 import equinox as eqx
+import interpreted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,20 +88,10 @@ def adamw(name, case="defaults"):
     return adam_jax.adamw(**h)
 
 
-def half(count):
-    """Return 1/2, without XLA's knowing: products with it are exact."""
-    return jnp.where(count < 1000, 0.5, 0.9)
+EXACT = {"learning_rate": 2.0**-7} | interpreted.EXACT
 
-
-# With powers of two every bit is defined, whatever XLA contracts.
-EXACT = {"learning_rate": 2.0**-7, "b1": half, "b2": half, "weight_decay": 0.25}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def update_and_apply(tx, params, grads, state):
-    """Take the step that is the reference."""
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
+# The step that is the reference.
+update_and_apply = jax.jit(interpreted.update_and_apply, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

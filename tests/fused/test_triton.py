@@ -1,49 +1,28 @@
 """The GPU's kernel, interpreted on CPU, beside the chain."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
+from interpreted import EXACT, half, interpret, update_and_apply
 
 import adam_jax
 from adam_jax import eight_bit, fused
-from adam_jax.fused import plan, stepping
 from adam_jax.fused.gpu import triton
 
 # Whole blocks; short last blocks of stacked layers; blocks of 25, in one row; one axis.
 SHAPES = [(8, 64), (2, 3, 70), (1, 50), (130,)]
 CODED = {"mu_dtype": eight_bit(min_size=16), "nu_dtype": eight_bit(min_size=16)}
-
-
-def half(count):
-    """Return 1/2, without XLA's knowing: products with it are exact."""
-    return jnp.where(count < 1000, 0.5, 0.9)
-
-
-# With powers of two every bit is defined, whatever XLA contracts.
-EXACT = {"b1": half, "b2": half, "weight_decay": 0.25}
 PLAIN = {"weight_decay": 0.01}
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """Let the CPU interpret the kernel; give the leaves that it has stepped."""
-    stepped = []
-
-    def step(groups, *args):
-        stepped.extend(groups)
-        return triton.step(groups, *args, interpret=True)
-
-    kernel = SimpleNamespace(takes=triton.takes, step=step)
-    for module in (plan, stepping):
-        monkeypatch.setattr(module, "kernels", lambda: {"cpu": kernel})
-    return stepped
+    return interpret(triton, monkeypatch)
 
 
 def draw(step, dtype, shapes=SHAPES, decades=6):
@@ -52,11 +31,6 @@ def draw(step, dtype, shapes=SHAPES, decades=6):
         jnp.asarray(rng.normal(size=s) * 10 ** rng.uniform(-decades, 1, s), dtype)
         for s in shapes
     ]
-
-
-def update_and_apply(tx, params, grads, state):
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
 
 
 def assert_same(tx, dtype, interpreted, rtol, codes, steps=3, shapes=SHAPES):
@@ -136,17 +110,6 @@ def test_infinities_and_nan_show_in_their_block(interpreted):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
-def test_a_step_that_is_not_taken_leaves_every_bit(interpreted):
-    tx = adam_jax.skip_nonfinite(adam_jax.adamw(1e-2, **CODED))
-    params = jnp.ones((4, 64))
-    _, state = jax.jit(fused.step(tx))(params, params, tx.init(params))
-    bad = params.at[0, 0].set(jnp.inf)
-    kept, after = jax.jit(fused.step(tx))(params, bad, state)
-    np.testing.assert_array_equal(kept, params)
-    assert interpreted and after.skipped == 1
-    jax.tree.map(np.testing.assert_array_equal, after.inner_state, state.inner_state)
-
-
 def test_other_leaves_go_through_xla(interpreted):
     """Small ones, what shares a buffer, blocks of two sizes, moments without codes."""
     params = {"w": jnp.ones((2, 2048)), "b": jnp.ones(7)}
@@ -173,30 +136,3 @@ def test_leaves_of_one_call_that_are_not_all_taken(interpreted):
     assert [group.mu.shape for group in interpreted] == [(8, 16)]
     expected = update_and_apply(tx, params, params, tx.init(params))
     jax.tree.map(np.testing.assert_array_equal, state, expected[1])
-
-
-def test_each_shard_of_a_shard_map(interpreted):
-    """Without JAX's check of what varies, which the interpreter does not pass."""
-    tx = adam_jax.adamw(2.0**-7, **EXACT, **CODED)
-    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
-    params, grads = (
-        draw(0, jnp.float32, [(4, 64)])[0] + 1,
-        draw(1, jnp.float32, [(4, 64)])[0],
-    )
-
-    def run(step):
-        def shard(params, grads):
-            moved, state = step(params, grads, tx.init(params))
-            return moved, optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
-
-        return jax.jit(
-            jax.shard_map(
-                shard, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False
-            )
-        )(params, grads)
-
-    found = run(fused.step(tx))
-    assert interpreted
-    expected = run(functools.partial(update_and_apply, tx))
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, found[1:], expected[1:])
