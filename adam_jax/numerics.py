@@ -283,19 +283,20 @@ def _random_bits(hashed: jax.Array, shape: tuple[int, ...], sharding: Any) -> ja
 _INCREMENT = np.uint32(0x9E3779B9)  # or zeros would give zeros
 
 
-def hash_words(words: Sequence[ArrayLike]) -> jax.Array:
+def hash_words(words: Sequence[ArrayLike], start: Any = _INCREMENT) -> Any:
     """Return the part of `random_bits` that all elements share, a uint32 scalar.
 
     Args:
-      words: as in `random_bits`.
+      words: as in `random_bits`. If all are known, the result is NumPy's.
+      start: what this function returned for the words before them.
     """
-    bits: Any = _INCREMENT
+    bits = start
     with np.errstate(over="ignore"):
         for word in words:
             known = isinstance(word, int)
             word = np.uint32(word % 2**32) if known else jnp.asarray(word, jnp.uint32)
             bits = hash_index(word, bits) + _INCREMENT
-    return jnp.asarray(bits)
+    return bits
 
 
 def hash_index(index: Any, words: Any) -> Any:

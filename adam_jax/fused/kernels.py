@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
@@ -76,6 +76,46 @@ class Scalars(NamedTuple):
     mu_weight: ArrayLike
     nu_weight: ArrayLike
     look_ahead: ArrayLike = 1.0
+
+
+class Factors(NamedTuple):
+    """The scalars of one step as the kernels in Pallas take them.
+
+    They multiply wherever they can, as a division takes longer.
+    """
+
+    b1: Any
+    one_minus_b1: Any
+    b2: Any
+    one_minus_b2: Any
+    look_ahead: Any
+    nu: Any
+    eps_root: Any
+    eps: Any
+    quotient: Any
+    param: Any
+
+
+def stack_factors(scalars: Scalars) -> jax.Array:
+    """Return the `Factors` of a step, a float32 vector.
+
+    Args:
+      scalars: the hyperparameters and weights of this step.
+    """
+    s: Any = scalars
+    factors = Factors(
+        s.b1,
+        s.one_minus_b1,
+        s.b2,
+        s.one_minus_b2,
+        look_ahead=s.b1 * s.look_ahead,
+        nu=1 / s.nu_weight,
+        eps_root=s.eps_root,
+        eps=s.eps,
+        quotient=-s.learning_rate / s.mu_weight,
+        param=-s.learning_rate * s.weight_decay,
+    )
+    return jnp.stack([jnp.asarray(x, jnp.float32) for x in factors])
 
 
 class Counts(NamedTuple):
@@ -170,26 +210,49 @@ def step_alone(
       counts: as in `step` of a kernel.
       options: as in `step` of a kernel.
       take: as in `step` of a kernel.
-      step_leaf: (words, take, arrays) -> the arrays after the step, but the gradient.
-        `words` is int32, shape (3,): the bits of what `hash_words` returned for mu, nu
-        and the parameter. `take` is int32, shape (1,). `arrays` is a dict by name; the
-        gradient comes first.
+      step_leaf: (shared, own, arrays) -> the arrays after the step, but the gradient.
+        `shared` are int32s, shape (3,), the same for all leaves: the two counts, and
+        whether the step is taken. `own` are int32s, shape (3,), that are known when
+        this is traced: the bits of what `hash_words` returns for the words of mu, nu
+        and the parameter but their counts. `arrays` is a dict by name; the gradient
+        comes first.
     """
-    seeds, take = options.seeds, jnp.asarray(take, jnp.int32).reshape(1)
+    seeds = options.seeds
+    shared = jnp.stack([jnp.asarray(x, jnp.int32) for x in (*counts, take)])
     stepped = []
     for group in groups:
         [grad], [param], [number] = group.grads, group.params, group.numbers
         arrays = {"grad": grad, "param": param}
         arrays |= {name: getattr(group, name) for name in stored_in(group)}
         words = [  # as in formats.make_noise and round_to_params
-            numerics.hash_words((seeds.mu, 0, group.place, counts.moments)),
-            numerics.hash_words((seeds.nu, 0, group.place, counts.moments)),
-            numerics.hash_words((seeds.params, number, counts.params)),
+            (seeds.mu, 0, group.place),
+            (seeds.nu, 0, group.place),
+            (seeds.params, number),
         ]
-        words = lax.bitcast_convert_type(jnp.stack(words), jnp.int32)
-        made = step_leaf(words, take, arrays)
+        own = np.array([numerics.hash_words(known) for known in words], np.uint32)
+        made = step_leaf(shared, jnp.asarray(own.view(np.int32)), arrays)
         stepped.append(Stepped([made.pop("param")], **made))
     return stepped
+
+
+def unpack(factors: Any, shared: Any, own: Any) -> tuple[Any, list[Any], Any]:
+    """Return what a kernel reads of its scalars.
+
+    Args:
+      factors: what `stack_factors` returned.
+      shared: as in `step_alone`.
+      own: as in `step_alone`.
+
+    Returns:
+      The `Factors`; the words of mu, nu and the parameter, for `hash_index`; and
+      whether the step is taken.
+    """
+    moments, params, take = (shared[i] for i in range(3))
+    words = [
+        numerics.hash_words([count.astype(jnp.uint32)], own[i].astype(jnp.uint32))
+        for i, count in enumerate((moments, moments, params))
+    ]
+    return Factors(*(factors[i] for i in range(len(Factors._fields)))), words, take != 0
 
 
 def land(

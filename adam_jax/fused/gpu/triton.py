@@ -27,7 +27,9 @@ from adam_jax.fused.kernels import (
     count_blocks,
     land,
     result_type,
+    stack_factors,
     step_alone,
+    unpack,
 )
 from adam_jax.moments.blocks import decode_values, encode_values, find_exponents
 
@@ -70,10 +72,10 @@ def step(
     Returns:
       The leaves after the step, in order.
     """
-    numbers = jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars])
+    factors = stack_factors(scalars)
 
-    def step_leaf(words, take, arrays):
-        return _step(numbers, words, take, arrays, options, interpret)
+    def step_leaf(shared, own, arrays):
+        return _step(factors, shared, own, arrays, options, interpret)
 
     return step_alone(groups, counts, options, take, step_leaf)
 
@@ -106,30 +108,37 @@ class _Leaf(NamedTuple):
         """The number of blocks that one program steps: a power of two."""
         return max(_ELEMENTS // self.lanes, 1)
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all blocks are of one size, a power of two, and all programs full."""
+        whole = self.columns == self.blocks * self.lanes
+        return whole and self.total % self.rows == 0
+
 
 @functools.partial(jax.jit, static_argnums=(4, 5))  # traced once for each shape
 def _step(
-    scalars: jax.Array,
-    words: jax.Array,
-    take: jax.Array,
+    factors: jax.Array,
+    shared: jax.Array,
+    own: jax.Array,
     arrays: dict[str, jax.Array],
     options: Options,
     interpret: bool,
 ) -> dict[str, jax.Array]:
     """Step one leaf: return all its arrays but the gradient."""
-    leading = scalars, words, take
+    leading = factors, shared, own
     exponents = next(x for name, x in arrays.items() if name.endswith("_exponents"))
     columns, blocks = arrays["mu"].shape[-1], exponents.shape[-1]
     leaf = _Leaf(columns, blocks, exponents.size)
     flat = {name: x.reshape(-1) for name, x in arrays.items()}
     written = [name for name in flat if name != "grad"]
     sources = [flat[name] for name in ("grad", "param", "mu", "nu")]
+    taken = shared[0]
     call = pl.pallas_call(
         functools.partial(
             _kernel, leaf, options, interpret, tuple(flat), tuple(written)
         ),
         out_shape=[
-            result_type(flat[name], [flat[name], *sources], take[0]) for name in written
+            result_type(flat[name], [flat[name], *sources], taken) for name in written
         ],
         grid=(pl.cdiv(leaf.total, leaf.rows),),
         # The gradient comes first, and is only read.
@@ -150,67 +159,75 @@ def _kernel(
     interpret: bool,
     names: tuple[str, ...],
     written: tuple[str, ...],
-    scalars: Any,
-    words: Any,
-    take: Any,
+    factors: Any,
+    shared: Any,
+    own: Any,
     *refs: Any,
 ) -> None:
     """Step the blocks of one program, one block a row."""
     read = dict(zip(names, refs, strict=False))
     write = dict(zip(written, refs[len(names) :], strict=True))
-    s: Any = Scalars(*(scalars[i] for i in range(len(Scalars._fields))))
+    f, words, take = unpack(factors, shared, own)
     block = pl.program_id(0) * leaf.rows + jnp.arange(leaf.rows, dtype=jnp.int32)
-    block_exists = block < leaf.total
     lane = jnp.arange(leaf.lanes, dtype=jnp.int32)[None, :]
-    row, number = block // leaf.blocks, block % leaf.blocks
-    column = number[:, None] * leaf.block + lane
-    index = row[:, None] * leaf.columns + column
-    exists = block_exists[:, None] & (lane < leaf.block) & (column < leaf.columns)
-    taken = take[0] != 0
-    kept = exists & taken
+    if leaf.is_even:  # blocks follow each other without gaps
+        index = block[:, None] * leaf.block + lane
+        block_exists = exists = None
+        keep_block = jnp.broadcast_to(take, block.shape)
+        keep = jnp.broadcast_to(take, index.shape)
+    else:
+        row, number = block // leaf.blocks, block % leaf.blocks
+        column = number[:, None] * leaf.block + lane
+        index = row[:, None] * leaf.columns + column
+        block_exists = block < leaf.total
+        exists = block_exists[:, None] & (lane < leaf.block) & (column < leaf.columns)
+        keep_block, keep = block_exists & take, exists & take
+
+    def load_where(mask: jax.Array | None, ref: Any, at: jax.Array) -> jax.Array:
+        other = None if mask is None else 0
+        return plgpu.load(ref.at[at], mask=mask, other=other)
 
     def load(name: str) -> jax.Array:
-        values = plgpu.load(read[name].at[index], mask=exists, other=0)
+        values = load_where(exists, read[name], index)
         if f"{name}_exponents" not in read:
             return values.astype(jnp.float32)
-        exponents = plgpu.load(
-            read[f"{name}_exponents"].at[block], mask=block_exists, other=0
-        )
+        exponents = load_where(block_exists, read[f"{name}_exponents"], block)
         return decode_values(values, exponents.astype(jnp.int32)[:, None])
 
     @functools.cache
     def bits(i: int) -> jax.Array:
-        unsigned = functools.partial(jax.lax.bitcast_convert_type, new_dtype=jnp.uint32)
-        return numerics.hash_index(unsigned(index), unsigned(words[i]))
+        unsigned = jax.lax.bitcast_convert_type(index, jnp.uint32)
+        return numerics.hash_index(unsigned, words[i])
 
     def store(name: str, x: jax.Array, noise: jax.Array) -> None:
         ref = write[name]
         if f"{name}_exponents" in write:
             sizes = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
-            peaks = jnp.max(jnp.where(exists, sizes, 0), axis=1)
+            sizes = sizes if exists is None else jnp.where(exists, sizes, 0)
+            peaks = jnp.max(sizes, axis=1)
             peaks = jax.lax.bitcast_convert_type(peaks, jnp.float32)
             exponents = find_exponents(peaks)
             plgpu.store(
                 write[f"{name}_exponents"].at[block],
                 exponents.astype(jnp.uint8),
-                mask=block_exists & taken,
+                mask=keep_block,
             )
             x = encode_values(x, exponents[:, None], noise, signed=name == "mu")
         elif ref.dtype == jnp.bfloat16:
             x = numerics.round_to_bfloat16(x, noise)
-        plgpu.store(ref.at[index], x, mask=kept)
+        plgpu.store(ref.at[index], x, mask=keep)
 
     grad, param = numerics.bound(load("grad")), load("param")
-    mu = s.b1 * load("mu") + s.one_minus_b1 * grad
-    nu = s.b2 * load("nu") + s.one_minus_b2 * (grad * grad)
+    mu = f.b1 * load("mu") + f.one_minus_b1 * grad
+    nu = f.b2 * load("nu") + f.one_minus_b2 * (grad * grad)
     ahead = mu
     if options.nesterov:
-        ahead = s.b1 * mu * s.look_ahead + s.one_minus_b1 * grad
-    root = jnp.sqrt(nu / s.nu_weight + s.eps_root)
-    update = numerics.divide_or_zero(ahead / s.mu_weight, root + s.eps)
+        ahead = f.look_ahead * mu + f.one_minus_b1 * grad
+    sqrt, invert = (jnp.sqrt, jnp.reciprocal) if interpret else (_sqrt, _invert)
+    root = sqrt(nu * f.nu + f.eps_root) + f.eps
+    update = jnp.where(root == 0, 0, f.quotient * (ahead * invert(root)))
     if options.decays:
-        update = update + s.weight_decay * param
-    update = -s.learning_rate * update
+        update = update + f.param * param
     moved = land(param, update, write["param"].dtype, options, lambda: bits(2))
     if not interpret:
         plgpu.debug_barrier()  # what is stored below, another warp may have to load
@@ -218,7 +235,28 @@ def _kernel(
     store("mu", mu, bits(0))
     store("nu", nu, bits(int(options.seeds.mu != options.seeds.nu)) << 16)
     moved = moved.astype(write["param"].dtype)
-    plgpu.store(write["param"].at[index], moved, mask=kept)
+    plgpu.store(write["param"].at[index], moved, mask=keep)
+
+
+def _sqrt(x: jax.Array) -> jax.Array:
+    """Return the square root to one unit in the last place, 0 for subnormals."""
+    return _run_ptx("sqrt.approx.ftz.f32", x)
+
+
+def _invert(x: jax.Array) -> jax.Array:
+    """Return 1 / x to one unit in the last place, in one instruction for nine."""
+    return _run_ptx("rcp.approx.ftz.f32", x)
+
+
+def _run_ptx(instruction: str, x: jax.Array) -> jax.Array:
+    [y] = plgpu.elementwise_inline_asm(
+        f"{instruction} $0, $1;",
+        args=[x],
+        constraints="=f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+    )
+    return y
 
 
 def _some_gpu() -> Any:

@@ -28,7 +28,9 @@ from adam_jax.fused.kernels import (
     count_blocks,
     land,
     result_type,
+    stack_factors,
     step_alone,
+    unpack,
 )
 from adam_jax.fused.tpu import registers
 from adam_jax.fused.tpu.registers import LANES, ROWS
@@ -80,44 +82,12 @@ def step(
     Returns:
       The leaves after the step, in order.
     """
-    factors = _stack_factors(scalars)
+    factors = stack_factors(scalars)
 
-    def step_leaf(words, take, arrays):
-        return _step(factors, words, take, arrays, options, interpret)
+    def step_leaf(shared, own, arrays):
+        return _step(factors, shared, own, arrays, options, interpret)
 
     return step_alone(groups, counts, options, take, step_leaf)
-
-
-class _Factors(NamedTuple):
-    """The scalars that the kernel takes: it multiplies, as division takes longer."""
-
-    b1: Any
-    one_minus_b1: Any
-    b2: Any
-    one_minus_b2: Any
-    look_ahead: Any
-    nu: Any
-    eps_root: Any
-    eps: Any
-    quotient: Any
-    param: Any
-
-
-def _stack_factors(scalars: Scalars) -> jax.Array:
-    s: Any = scalars
-    factors = _Factors(
-        s.b1,
-        s.one_minus_b1,
-        s.b2,
-        s.one_minus_b2,
-        look_ahead=s.b1 * s.look_ahead,
-        nu=1 / s.nu_weight,
-        eps_root=s.eps_root,
-        eps=s.eps,
-        quotient=-s.learning_rate / s.mu_weight,
-        param=-s.learning_rate * s.weight_decay,
-    )
-    return jnp.stack([jnp.asarray(x, jnp.float32) for x in factors])
 
 
 class _Leaf(NamedTuple):
@@ -166,14 +136,14 @@ class _Leaf(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(4, 5))  # traced once for each shape
 def _step(
     factors: jax.Array,
-    words: jax.Array,
-    take: jax.Array,
+    shared: jax.Array,
+    own: jax.Array,
     arrays: dict[str, jax.Array],
     options: Options,
     interpret: bool,
 ) -> dict[str, jax.Array]:
     """Step one leaf: return all its arrays but the gradient."""
-    leading = factors, words, take
+    leading = factors, shared, own
     deep = {name: x.reshape(-1, *x.shape[-2:]) for name, x in arrays.items()}
     coded = [name for name in ("mu", "nu") if f"{name}_exponents" in deep]
     depth, rows, columns = deep["mu"].shape
@@ -181,6 +151,7 @@ def _step(
     merged = registers.Merged(leaf.block, len(coded) * registers.IN_STRIP)
     written = [name for name in deep if name != "grad"]
     sources = [deep[name] for name in ("grad", "param", "mu", "nu")]
+    taken = shared[0]
 
     def spec(name: str) -> pl.BlockSpec:
         width = LANES if name.endswith("_exponents") else leaf.width
@@ -191,7 +162,7 @@ def _step(
     made = pl.pallas_call(
         functools.partial(_kernel, leaf, merged, options, tuple(deep), tuple(written)),
         out_shape=[
-            result_type(deep[name], [deep[name], *sources], take[0]) for name in written
+            result_type(deep[name], [deep[name], *sources], taken) for name in written
         ],
         grid=(depth, pl.cdiv(rows, leaf.height), pl.cdiv(columns, leaf.width)),
         in_specs=[*[scalar] * len(leading), *map(spec, deep)],
@@ -214,8 +185,8 @@ def _kernel(
     names: tuple[str, ...],
     written: tuple[str, ...],
     factors: Any,
-    words: Any,
-    take: Any,
+    shared: Any,
+    own: Any,
     *refs: Any,
 ) -> None:
     """Step the rows and columns of one program."""
@@ -226,7 +197,7 @@ def _kernel(
     depth, down, across = map(pl.program_id, range(3))
     rows_left = jnp.minimum(leaf.height, leaf.rows - down * leaf.height)
     columns_left = jnp.minimum(leaf.width, leaf.columns - across * leaf.width)
-    f: Any = _Factors(*(factors[i] for i in range(len(_Factors._fields))))
+    f, words, take = unpack(factors, shared, own)
     shape = ROWS, leaf.tile
     row, column = (lax.broadcasted_iota(jnp.int32, shape, i) for i in (0, 1))
 
@@ -238,7 +209,7 @@ def _kernel(
 
         @functools.cache
         def bits(i: int) -> jax.Array:
-            return numerics.hash_index(index, words[i].astype(jnp.uint32))
+            return numerics.hash_index(index, words[i])
 
         def load(name: str) -> jax.Array:
             if name in coded:
@@ -293,11 +264,11 @@ def _kernel(
         for name, new in zip(coded, merged.collect(peaks), strict=True):
             write[f"{name}_exponents"][rows, :] = new.astype(jnp.uint8)
 
-    @pl.when(take[0] != 0)
+    @pl.when(take)
     def _take() -> None:
         lax.fori_loop(0, _cdiv(rows_left, ROWS), step_rows, None)
 
-    @pl.when(take[0] == 0)
+    @pl.when(~take)
     def _keep() -> None:
         for name in written:
             write[name][...] = read[name][...]
