@@ -67,6 +67,7 @@ from adam_jax.stages.updates import (
     scale_by_lr,
     scale_by_trace,
 )
+from adam_jax.states.adoption import Adopted, adopt_state, set_moments
 from adam_jax.states.buffers import Packed, PackedState, unpack
 from adam_jax.states.conversion import convert_state
 from adam_jax.states.reading import load_moments, read_moments
@@ -99,6 +100,7 @@ __all__ = [
     "OPTIMIZERS",
     "QUANTILES",
     "Accumulator",
+    "Adopted",
     "CompensateParamsState",
     "Dense",
     "EightBit",
@@ -135,6 +137,7 @@ __all__ = [
     "adamaxw",
     "adamw",
     "add_decayed_weights",
+    "adopt_state",
     "amsgrad",
     "bias_correct",
     "cast_to_params",
@@ -176,6 +179,7 @@ __all__ = [
     "scale_by_lr",
     "scale_by_moments",
     "scale_by_trace",
+    "set_moments",
     "sgd",
     "simplified_adam",
     "skip_nonfinite",

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike, DTypeLike
 
@@ -15,6 +16,7 @@ from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
 from adam_jax.moments.formats import Format, Stored, make_noise
+from adam_jax.moments.resuming import resumed
 
 
 class Gathered(NamedTuple):
@@ -210,7 +212,23 @@ class Moment:
         """Return the moment of one leaf before the first value."""
         dtype = numerics.compute_dtype(numerics.dtype_of(param))
         dtype = dtype if self.order == 1 else numerics.real_dtype(dtype)
+        if (old := resumed()) and old.name == self.name:
+            return numerics.cast(placement.on_device(param), dtype)
         return numerics.full_like(param, self.accumulator.initial, dtype)
+
+    def weigh_past(self, count: int, dtype: DTypeLike) -> jax.Array:
+        """Return the weight pair after so many steps.
+
+        Args:
+          count: the number of steps.
+          dtype: of the result, shape (2,).
+        """
+        start = jnp.zeros([2], dtype)
+        if not self.accumulator.averages or not count:
+            return self._weigh(start, 0) if count else start
+        if isinstance(self.decay(0, dtype), float):
+            return self._weigh(start, count - 1)
+        return lax.fori_loop(0, count, lambda i, w: self._weigh(w, i), start)
 
     def _encode(self, moment: Any, stored: Stored, past: ArrayLike) -> Stored:
         """Store `moment` in place of `stored`."""
@@ -322,28 +340,3 @@ def decode(stored: Stored, like: Any = None) -> Any:
     return structure.unflatten(
         [one.decode(leaf) for one, leaf in zip(leaves, likes, strict=True)]
     )
-
-
-def widen(grads: Any, *moments: Any) -> Any:
-    """Return `grads` in the widest dtype of grads, moments and float32, leaf by leaf.
-
-    Args:
-      grads: a pytree of arrays.
-      *moments: pytrees like it, or None.
-    """
-
-    def widen_leaf(grad, *stored):
-        dtypes = [numerics.dtype_of(x) for x in (grad, *stored)]
-        return jnp.asarray(grad, numerics.compute_dtype(*dtypes))
-
-    return jax.tree.map(widen_leaf, grads, *[m for m in moments if m is not None])
-
-
-def cast_like(tree: Any, like: Any) -> Any:
-    """Cast a tree to the dtypes of another one, leaf by leaf.
-
-    Args:
-      tree: a pytree of arrays.
-      like: a pytree like it.
-    """
-    return jax.tree.map(lambda x, y: numerics.cast(x, numerics.dtype_of(y)), tree, like)

@@ -13,9 +13,8 @@ from adam_jax.hyperparams import (
     check_non_negative,
     exact,
 )
-from adam_jax.moments.moment import cast_like
 from adam_jax.recipes.notes import note_division
-from adam_jax.stages.flow import Moments, expect_moments, expect_second
+from adam_jax.stages.flow import Moments, cast_like, expect_moments, expect_second
 
 
 def precondition(

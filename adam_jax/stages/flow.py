@@ -4,9 +4,11 @@ import dataclasses
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from adam_jax import numerics
 from adam_jax.checks import check_arrays
 from adam_jax.hyperparams import a_type, shown
 
@@ -260,3 +262,28 @@ def expect_values(x: Any, what: str) -> None:
             f"the {what} of a traced state have no values yet: read them outside of "
             "jax.jit, from the state that it returns."
         )
+
+
+def widen(grads: Any, *moments: Any) -> Any:
+    """Return `grads` in the widest dtype of grads, moments and float32, leaf by leaf.
+
+    Args:
+      grads: a pytree of arrays.
+      *moments: pytrees like it, or None.
+    """
+
+    def widen_leaf(grad, *stored):
+        dtypes = [numerics.dtype_of(x) for x in (grad, *stored)]
+        return jnp.asarray(grad, numerics.compute_dtype(*dtypes))
+
+    return jax.tree.map(widen_leaf, grads, *[m for m in moments if m is not None])
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Cast a tree to the dtypes of another one, leaf by leaf.
+
+    Args:
+      tree: a pytree of arrays.
+      like: a pytree like it.
+    """
+    return jax.tree.map(lambda x, y: numerics.cast(x, numerics.dtype_of(y)), tree, like)

@@ -12,11 +12,12 @@ from adam_jax.checks import check_inexact
 from adam_jax.hyperparams import Hyperparam, exact, is_same
 from adam_jax.moments.accumulators import Accumulator, as_accumulator
 from adam_jax.moments.formats import Stored
-from adam_jax.moments.moment import Gathered, Moment, widen
+from adam_jax.moments.moment import Gathered, Moment
+from adam_jax.moments.resuming import resumed
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.recipes.notes import note_moments
 from adam_jax.recipes.recipe import Origin
-from adam_jax.stages.flow import Moments, expect_state, expect_updates
+from adam_jax.stages.flow import Moments, expect_state, expect_updates, widen
 
 
 class MomentsState(NamedTuple):
@@ -108,6 +109,12 @@ def scale_by_moments(
         reals = [numerics.real_dtype(numerics.dtype_of(p)) for p in leaves]
         mu, nu = (m.init(params) if m else _NONE for m in (mu_moment, nu_moment))
         weights = jnp.zeros([2, 2], numerics.compute_dtype(*reals))
+        if old := resumed():
+            seen = [
+                m.weigh_past(old.count, weights.dtype) if m else jnp.array([1, 0])
+                for m in (mu_moment, nu_moment)
+            ]
+            weights = jnp.stack(seen).astype(weights.dtype)
         return _state(jnp.zeros([], jnp.int32), mu, nu, weights)
 
     def update_fn(updates, state, params=None):

@@ -19,12 +19,18 @@ from adam_jax.checks import check_arrays, check_inexact, fit_params, resolve_mas
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
 from adam_jax.moments.accumulators import trace
 from adam_jax.moments.formats import Stored
-from adam_jax.moments.moment import Moment, cast_like, widen
+from adam_jax.moments.moment import Moment
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Decay
 from adam_jax.stages.division import divide_moments, emit
-from adam_jax.stages.flow import Moments, expect_state, expect_updates
+from adam_jax.stages.flow import (
+    Moments,
+    cast_like,
+    expect_state,
+    expect_updates,
+    widen,
+)
 
 Mask = TypeAliasType("Mask", Any | Callable[[Any], Any] | None)
 """A pytree of booleans, a prefix of params, or a function from params to one."""
