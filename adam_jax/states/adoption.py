@@ -247,10 +247,8 @@ class _Supply:
                     part.started.append(f"{name}/{path}")
                     continue
                 holder, old = holders[name, path]
-                part.found[name][path] = holder.trees[name][
-                    old.removeprefix(f"{name}/")
-                ]
-                self.placed.add(old)
+                part.found[name][path] = holder.trees[name][old]
+                self.placed.add(f"{name}/{old}")
         return next((holder for holder, _ in holders.values()), None)
 
     def take_own(
