@@ -16,7 +16,7 @@ from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
 from adam_jax.moments.formats import Format, Stored, make_noise
-from adam_jax.moments.resuming import resumed
+from adam_jax.moments.starts import resumed
 
 
 class Gathered(NamedTuple):

@@ -13,7 +13,7 @@ from adam_jax.hyperparams import Hyperparam, exact, is_same
 from adam_jax.moments.accumulators import Accumulator, as_accumulator
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Gathered, Moment
-from adam_jax.moments.resuming import resumed
+from adam_jax.moments.starts import resumed
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.recipes.notes import note_moments
 from adam_jax.recipes.recipe import Origin

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from adam_jax import numerics
 from adam_jax.hyperparams import shown
-from adam_jax.moments.resuming import resuming
+from adam_jax.moments.starts import resuming
 from adam_jax.stages.flow import expect_optimizer
 from adam_jax.states.buffers import unpack
 from adam_jax.states.parts import (
@@ -264,7 +264,9 @@ class _Supply:
         """
         like = [x for x in self.parts if x.kind == part.kind][seen[part.kind] :]
         seen[part.kind] += 1
-        old = holder if holder and holder.kind == part.kind else next(iter(like), None)
+        old = holder if part.trees else next(iter(like), None)
+        if old and old.kind != part.kind:
+            old = None
         given = list_fields(old.own) if old else {}
         made = {}
         for name, start in list_fields(part.own).items():

@@ -58,7 +58,11 @@ class Part:
 
 
 def iterate_nodes(state: Any) -> Iterator[Any]:
-    """Yield the nodes of a state that hold anything, each before those inside it."""
+    """Yield the nodes of a state that hold anything, each before those inside it.
+
+    Args:
+      state: an optimizer state, or anything that holds one.
+    """
     if hasattr(state, "_fields"):
         if not isinstance(state, PackedState) and _own_fields(state):
             yield state
@@ -80,7 +84,13 @@ def _own_fields(node: Any) -> list[str]:
 
 
 def take_apart(node: Any, params: Any) -> Part:
-    """Return a node, taken apart; its moments have the shapes of params if they can."""
+    """Return a node, taken apart.
+
+    Args:
+      node: the node of a state.
+      params: parameters, for formats that do not know their shapes; they may be others
+        than those of the state.
+    """
     name = type(node).__name__
     known, own, trees = TREES.get(name, {}), {}, {}
     for field in _own_fields(node):
@@ -106,7 +116,11 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def list_fields(own: dict[str, Any]) -> dict[str, Any]:
-    """Return fields by name, those of a dict one by one; weights belong to moments."""
+    """Return the fields of `Part.own`, those of a dict one by one, but for weights.
+
+    Args:
+      own: fields by name.
+    """
     flat = {}
     for name, value in own.items():
         if isinstance(value, dict):
@@ -117,17 +131,30 @@ def list_fields(own: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_field(name: str) -> str:
-    """Return the name of a field: all that count steps have the same."""
+    """Return what a field is called in lists: all that count steps are "count".
+
+    Args:
+      name: of the field.
+    """
     return "count" if name in COUNTS else name
 
 
 def name_path(path: Any) -> str:
-    """Return the name of a parameter, such as "dense/kernel"."""
+    """Return the name of a parameter, such as "dense/kernel".
+
+    Args:
+      path: as `jax.tree_util` gives it.
+    """
     return keystr(path, simple=True, separator="/")
 
 
 def rebuild(state: Any, parts: Iterator[Part]) -> Any:
-    """Return a state with the fields that its parts have made."""
+    """Return a state with the fields that its parts have made.
+
+    Args:
+      state: an optimizer state.
+      parts: one for each of its nodes, in the order of `iterate_nodes`.
+    """
     if hasattr(state, "_fields"):
         made = {}
         if not isinstance(state, PackedState) and _own_fields(state):

@@ -1,0 +1,323 @@
+"""Runs that continue with another optimizer: from Optax, back, in other wrappers."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax import adopt_state, set_moments
+
+STEPS = 8
+RANDOM = np.random.default_rng(0)
+SHAPES = {"w": (4, 24), "b": (3,)}
+
+
+def draw():
+    return {name: RANDOM.normal(size=shape) for name, shape in SHAPES.items()}
+
+
+PARAMS = jax.tree.map(np.float32, draw())
+GRADS = [draw() for _ in range(2 * STEPS)]
+
+
+def falling(count):
+    return 1e-2 / (1 + count)
+
+
+@functools.cache
+def jitted(tx):
+    return jax.jit(
+        lambda params, state, grads: (
+            lambda updates, state: (optax.apply_updates(params, updates), state)
+        )(*tx.update(grads, state, params))
+    )
+
+
+def run(tx, params, state, grads):
+    for grad in grads:
+        grad = jax.tree.map(lambda g, p: g.astype(p.dtype), grad, params)
+        params, state = jitted(tx)(params, state, grad)
+    return params, state
+
+
+def halfway(tx, params=PARAMS):
+    """Return parameters and state after the first half."""
+    return run(tx, params, tx.init(params), GRADS[:STEPS])
+
+
+def assert_close(x, y, rtol):
+    assert jax.tree.map(np.shape, x) == jax.tree.map(np.shape, y)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.float64(a), np.float64(b), rtol=rtol, atol=rtol
+        ),
+        x,
+        y,
+    )
+
+
+def assert_adopts(adopted, tx, params, started=(), dropped=()):
+    """Check the lists, and that the state has the structure and types of a new one."""
+    assert (adopted.started, adopted.dropped) == (started, dropped)
+    fresh = jax.eval_shape(tx.init, params)
+    assert jax.tree.map(jax.typeof, adopted.state) == jax.tree.map(jax.typeof, fresh)
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(adopted.state)]
+    assert len({*buffers}) == len(buffers), "a buffer cannot be donated twice"
+
+
+OPTIMIZERS = {
+    "adam": {},
+    "adamw": {"weight_decay": 0.1},
+    "nadam": {},
+    "nadamw": {},
+    "amsgrad": {},
+    "adamax": {},
+    "adamaxw": {},
+    "adabelief": {},
+    "radam": {"b2": 0.9},
+    "yogi": {},
+    "lion": {},
+    "rmsprop": {"centered": True, "momentum": 0.9, "nesterov": True},
+    "sgd": {"momentum": 0.9},
+    "adagrad": {},
+}
+COUNTLESS = ("rmsprop", "sgd", "adagrad")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_from_optax_and_back_in_float64(name):
+    """Half of the steps there and half here are all of them in either."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), PARAMS)
+        own, other = (
+            getattr(module, name)(1e-2, **OPTIMIZERS[name])
+            for module in (adam_jax, optax)
+        )
+        count = STEPS if name in COUNTLESS else None
+        for before, after in ((other, own), (own, other)):
+            middle, state = halfway(before, params)
+            adopted = adopt_state(after, state, middle, count=count)
+            uncounted = ("count",) if after is other and name in COUNTLESS else ()
+            assert_adopts(adopted, after, params, dropped=uncounted)
+            mixed, _ = run(after, middle, adopted.state, GRADS[STEPS:])
+            whole, _ = run(before, middle, state, GRADS[STEPS:])
+            assert_close(mixed, whole, 1e-12)
+
+
+def test_a_schedule_goes_on():
+    tx = adam_jax.adamw(falling)
+    params, state = halfway(optax.adamw(falling))
+    mixed, after = run(tx, params, adopt_state(tx, state, params).state, GRADS[STEPS:])
+    whole, _ = run(optax.adamw(falling), params, state, GRADS[STEPS:])
+    assert_close(mixed, whole, 1e-6)
+    assert [int(x) for x in optax.tree.get_all_with_path(after, "steps")[0][1:]] == [
+        2 * STEPS
+    ]
+
+
+def test_weights_of_decays_that_are_arrays_or_schedules():
+    """Optax keeps no weights: with zeros there, steps were off by learning rates."""
+    decays = [0.999, jnp.float32(0.999), lambda count: 0.999 + 0.0 * count]
+    params, state = halfway(optax.adam(1e-2))
+    whole, _ = run(optax.adam(1e-2), params, state, GRADS[STEPS:])
+    for b2 in decays:
+        tx = adam_jax.adam(1e-2, b2=b2)
+        adopted = adopt_state(tx, state, params)
+        weight = 1 - 0.999**STEPS
+        np.testing.assert_allclose(adopted.state[0].weights[1, 0], weight, rtol=3e-5)
+        mixed, _ = run(tx, params, adopted.state, GRADS[STEPS:])
+        assert_close(mixed, whole, 1e-5)
+    falling_b2 = adam_jax.adam(1e-2, b2=lambda count: 1 - 0.5 / (1 + count))
+    found = adopt_state(falling_b2, state, params).state[0].weights[1, 0]
+    seen = 1 - math.prod(1 - 0.5 / (1 + i) for i in range(STEPS))
+    np.testing.assert_allclose(found, seen, rtol=1e-6)
+
+
+def test_inside_inject_hyperparams():
+    """What Optax keeps there goes on: the rates that were set, and the counts."""
+    old = optax.inject_hyperparams(optax.adamw)(falling, weight_decay=0.1)
+    tx = optax.inject_hyperparams(adam_jax.adamw)(falling, weight_decay=0.1)
+    params, state = halfway(old)
+    state.hyperparams["weight_decay"] = jnp.float32(0.3)
+    adopted = adopt_state(tx, state, params)
+    assert_adopts(adopted, tx, params)
+    mixed, _ = run(tx, params, adopted.state, GRADS[STEPS:])
+    whole, _ = run(old, params, state, GRADS[STEPS:])
+    assert_close(mixed, whole, 1e-6)
+
+
+def wrap(adam):
+    """Return optimizers that step like `adam`, by name."""
+    clip = optax.clip_by_global_norm(1e9)
+    labels = {"w": "one", "b": "two"}
+    return {
+        "plain": adam(1e-2),
+        "schedule": adam(lambda count: 1e-2),
+        "array": adam(1e-2, b1=jnp.float32(0.9)),
+        "clipped": optax.chain(clip, adam(1e-2)),
+        "injected": optax.inject_hyperparams(adam)(1e-2),
+        "groups": optax.multi_transform(
+            {x: adam(1e-2) for x in ("one", "two")}, labels
+        ),
+        "MultiSteps": optax.MultiSteps(adam(1e-2), 1).gradient_transformation(),
+    }
+
+
+OURS = wrap(adam_jax.adam) | {
+    "record": adam_jax.record(adam_jax.adam(1e-2)),
+    "guard": adam_jax.skip_spikes(adam_jax.adam(1e-2)),
+    "packed": adam_jax.packed(adam_jax.adam(1e-2), max_size=4096),
+    "compensate": adam_jax.compensate_params(adam_jax.adam(1e-2)),
+    "amsgrad of the past": adam_jax.amsgrad(0.0),
+    "all": adam_jax.record(
+        adam_jax.skip_nonfinite(
+            adam_jax.round_to_params(
+                optax.chain(
+                    optax.identity(),
+                    adam_jax.packed(adam_jax.adam(1e-2), max_size=4096),
+                )
+            )
+        )
+    ),
+}
+THEIRS = {f"optax, {name}": tx for name, tx in wrap(optax.adam).items()}
+ALL = OURS | THEIRS
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_any_wrapper_to_none_and_back(name):
+    plain = OURS["plain"]
+    params, state = halfway(plain)
+    whole, _ = run(plain, params, state, GRADS[STEPS:])
+    there = adopt_state(ALL[name], state, params)
+    assert not there.dropped
+    assert not any(x.startswith(("mu", "nu/", "count")) for x in there.started)
+    if name != "amsgrad of the past":
+        moved, _ = run(ALL[name], params, there.state, GRADS[STEPS:])
+        assert_close(moved, whole, 1e-5)
+    back = adopt_state(plain, there.state, params)
+    assert_adopts(back, plain, params, dropped=back.dropped)
+    assert_close(back.state, state, 1e-6)
+    assert not any(x.startswith(("mu", "nu/", "count")) for x in back.dropped)
+
+
+def test_other_formats():
+    eight = adam_jax.eight_bit(min_size=16)
+    plain = adam_jax.adam(1e-2)
+    params, state = halfway(plain)
+    mu, nu = adam_jax.load_moments(state)
+    for format, error in (("bfloat16", 2**-8), (eight, 2**-4)):
+        tx = adam_jax.adam(1e-2, mu_dtype=format, nu_dtype=format)
+        adopted = adopt_state(tx, state, params)
+        assert_adopts(adopted, tx, params)
+        expected = adam_jax.convert_state(state, mu_dtype=format, nu_dtype=format)
+        jax.tree.map(np.testing.assert_array_equal, adopted.state, expected)
+        back = adam_jax.load_moments(adopt_state(plain, adopted.state, params).state)
+        for x, y in zip(back, (mu, nu), strict=True):
+            largest = max(np.abs(y["w"]).max(), np.abs(y["b"]).max())
+            assert_close(x, y, error * largest)
+
+
+def test_moments_of_other_meanings_start_anew_with_their_counts():
+    """A second moment of 0 beside an old count would make steps far too long."""
+    params, state = halfway(adam_jax.lion(1e-2))
+    tx = adam_jax.adam(1e-2)
+    adopted = adopt_state(tx, state, params)
+    everything = ("count", "mu/b", "mu/w", "nu/b", "nu/w")
+    assert_adopts(adopted, tx, params, everything, ("mu/b", "mu/w"))
+    assert adopted.placed == ("count",)  # that of the learning rate
+    jax.tree.map(np.testing.assert_array_equal, adopted.state[0], tx.init(params)[0])
+    params, state = halfway(adam_jax.rmsprop(1e-2))
+    adopted = adopt_state(tx, state, params)  # short steps at first, which are harmless
+    assert_adopts(adopted, tx, params, ("mu/b", "mu/w"))
+    assert adopted.state[0].count == STEPS
+
+
+def test_parameters_that_grew_were_renamed_or_are_to_start_anew():
+    tx = adam_jax.adam(1e-2)
+    params, state = halfway(tx)
+    grown = {
+        "layer": {"w": params["w"], "b": np.zeros(5, np.float32)},
+        "new": params["b"],
+    }
+    old = {"layer/w": "w", "layer/b": "b", "new": None}
+    adopted = adopt_state(tx, state, grown, rename=old.get)
+    started = ("mu/layer/b", "mu/new", "nu/layer/b", "nu/new")
+    assert_adopts(adopted, tx, grown, started, ("mu/b", "nu/b"))
+    assert adopted.placed == ("count", "mu/w", "nu/w")
+    kept = adam_jax.load_moments(adopted.state)[0]
+    np.testing.assert_array_equal(kept["layer"]["w"], state[0].mu["w"])
+    assert not kept["layer"]["b"].any() and not kept["new"].any()
+
+
+def test_what_guards_and_accumulation_keep_goes_on():
+    spikes = adam_jax.skip_spikes(adam_jax.adam(1e-2))
+    params, state = halfway(spikes)
+    outer = adam_jax.record(adam_jax.skip_spikes(adam_jax.adam(1e-2)))
+    adopted = adopt_state(outer, state, params).state.inner_state
+    assert adopted.taken == STEPS and adopted.mean_norm == state.mean_norm > 0
+    every = optax.MultiSteps(optax.adam(1e-2), 3).gradient_transformation()
+    params, state = halfway(every)  # in the middle of the third step
+    ours = optax.MultiSteps(adam_jax.adam(1e-2), 3).gradient_transformation()
+    adopted = adopt_state(ours, state, params)
+    assert_adopts(adopted, ours, params)
+    mixed, _ = run(ours, params, adopted.state, GRADS[STEPS:])
+    whole, _ = run(every, params, state, GRADS[STEPS:])
+    assert_close(mixed, whole, 1e-6)
+
+
+def test_a_state_is_sharded_like_a_new_one():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    shardings = {"w": NamedSharding(mesh, P("x")), "b": NamedSharding(mesh, P())}
+    _, state = halfway(optax.adam(1e-2))
+    params = jax.device_put(PARAMS, shardings)
+    for tx in (adam_jax.adam(1e-2), adam_jax.adam(1e-2, mu_dtype="bfloat16")):
+        adopted = adopt_state(tx, state, params).state
+        for moment in (adopted[0].mu, adopted[0].nu):
+            assert moment["w"].sharding == shardings["w"]
+            assert moment["b"].sharding == shardings["b"]
+
+
+def test_set_moments_is_the_inverse_of_load_moments():
+    for tx in (adam_jax.adam(1e-2), optax.adam(1e-2)):
+        params, state = halfway(tx)
+        mu, nu = optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
+        made = set_moments(tx, params, mu, nu, count=STEPS)
+        assert_close(made, state, 1e-6)
+    hole = {"w": mu["w"], "b": optax.MaskedNode()}
+    made = set_moments(adam_jax.adam(1e-2), params, hole, nu, count=STEPS)
+    assert not made[0].mu["b"].any() and made[0].mu["w"].any()
+    with pytest.raises(ValueError, match="no place for nu/b, nu/w"):
+        set_moments(adam_jax.lion(1e-2), params, mu, nu, count=STEPS)
+    with pytest.raises(ValueError, match="no place for mu/w"):
+        set_moments(adam_jax.adam(1e-2), params, mu | {"w": 0.0}, nu, count=STEPS)
+
+
+def test_what_cannot_be_continued_is_refused():
+    tx = adam_jax.adam(1e-2)
+    params, state = halfway(tx)
+    damaged = state[0]._replace(weights=jnp.zeros([2, 2]))
+    with pytest.raises(ValueError, match="8 steps, but the weight of its mu is 0"):
+        adopt_state(tx, damaged, params)
+    with pytest.raises(ValueError, match="found no state of an optimizer"):
+        adopt_state(tx, {"mu": params, "nu": params}, params)
+    with pytest.raises(ValueError, match="pass count"):
+        adopt_state(adam_jax.rmsprop(1e-2), optax.rmsprop(1e-2).init(params), params)
+    with pytest.raises(ValueError, match="count must be a number of steps, got -1"):
+        adopt_state(tx, state, params, count=-1)
+    with pytest.raises(TypeError, match="adopt_state"):
+        adopt_state(adam_jax.adam, state, params)
+    batch = jax.vmap(tx.init)(jax.tree.map(lambda x: jnp.stack([x, x]), params))
+    with pytest.raises(ValueError, match="a batch of states"):
+        adopt_state(tx, batch, params)
+    mixed = {"w": params["w"].astype("bfloat16"), "b": params["b"]}
+    packed = adam_jax.packed(tx, max_size=4096)
+    with pytest.raises(ValueError, match="packed\\(\\) groups parameters by"):
+        adopt_state(packed, state, mixed)
