@@ -70,7 +70,9 @@ from adam_jax.stages.updates import (
 from adam_jax.states.adoption import Adopted, adopt_state, set_moments
 from adam_jax.states.buffers import Packed, PackedState, unpack
 from adam_jax.states.conversion import convert_state
+from adam_jax.states.pytorch import TorchState, read_torch
 from adam_jax.states.reading import load_moments, read_moments
+from adam_jax.states.shardings import state_shardings
 from adam_jax.wrappers.checking import checked
 from adam_jax.wrappers.guards import (
     SkipState,
@@ -128,6 +130,7 @@ __all__ = [
     "Step",
     "Storage",
     "Stored",
+    "TorchState",
     "TraceState",
     "__version__",
     "adabelief",
@@ -170,6 +173,7 @@ __all__ = [
     "precondition",
     "radam",
     "read_moments",
+    "read_torch",
     "record",
     "rectified_precondition",
     "residual_variance",
@@ -184,6 +188,7 @@ __all__ = [
     "simplified_adam",
     "skip_nonfinite",
     "skip_spikes",
+    "state_shardings",
     "step_bound",
     "total",
     "trace",

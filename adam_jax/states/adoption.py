@@ -81,8 +81,9 @@ def adopt_state(
 
     Raises:
       ValueError: if no state is found; if the count is missing or negative; if the old
-        state has counted steps, but has no weights of them; if `packed` would share
-        buffers in another way, because parameters have several dtypes.
+        state has counted steps, but has no weights of them, or other counts for some
+        moments than for others that are to share one; if `packed` would share buffers
+        in another way, because parameters have several dtypes.
       TypeError: if tx is not an optimizer.
 
     Example: from Optax to bfloat16 moments, behind a guard.
@@ -249,6 +250,13 @@ class _Supply:
                 holder, old = holders[name, path]
                 part.found[name][path] = holder.trees[name][old]
                 self.placed.add(f"{name}/{old}")
+        counts = {int(x.count) for x, _ in holders.values() if x.count is not None}
+        if len(counts) > 1:
+            raise ValueError(
+                f"moments that were counted {' and '.join(map(str, sorted(counts)))} "
+                "steps cannot share a count: give their parameters optimizers of their "
+                "own, by optax.multi_transform."
+            )
         return next((holder for holder, _ in holders.values()), None)
 
     def take_own(

@@ -17,6 +17,7 @@ from adam_jax.states.reading import cut_to
 _MOMENTS = {"mu": "mu", "nu": "nu", "nu_max": "nu_max", "trace": "trace"}
 TREES = {
     **dict.fromkeys(("MomentsState", "TraceState", "RunningMaxState"), _MOMENTS),
+    "TorchState": _MOMENTS | {"raw_nu_max": "raw_nu_max"},
     **dict.fromkeys(("ScaleByAdamState", "ScaleByBeliefState"), _MOMENTS),
     **dict.fromkeys(("ScaleByAmsgradState", "ScaleByLionState"), _MOMENTS),
     **dict.fromkeys(("ScaleByRmsState", "ScaleByRmsWithCountState"), _MOMENTS),

@@ -1,0 +1,175 @@
+"""Optimizer states of PyTorch, for `adopt_state`. PyTorch is not imported."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.tree_util import tree_leaves_with_path
+
+from adam_jax.hyperparams import shown
+from adam_jax.states.parts import name_path
+
+
+class TorchState(NamedTuple):
+    """The moments of parameters that have taken the same number of steps.
+
+    Attributes:
+      count: the number of steps.
+      mu: first moments by the path of the parameter, or None.
+      nu: second moments, likewise.
+      trace: the buffers of momentum, likewise.
+      raw_nu_max: the maxima of AMSGrad, likewise, of moments before their correction.
+        No optimizer is given them.
+      nu_max: what an optimizer with a maximum is given; `read_torch` leaves it None.
+    """
+
+    count: int | None
+    mu: dict[str, np.ndarray] | None
+    nu: dict[str, np.ndarray] | None
+    trace: dict[str, np.ndarray] | None
+    raw_nu_max: dict[str, np.ndarray] | None
+    nu_max: dict[str, np.ndarray] | None = None
+
+
+# PyTorch's names, of all its optimizers that have a counterpart here.
+_FIELDS = {
+    "exp_avg": "mu",
+    "grad_avg": "mu",
+    "exp_avg_sq": "nu",
+    "square_avg": "nu",
+    "exp_inf": "nu",
+    "sum": "nu",
+    "max_exp_avg_sq": "raw_nu_max",
+    "momentum_buffer": "trace",
+}
+# How the axes of a kernel are ordered in Flax and Keras, by their number.
+_TURNED = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
+
+
+def read_torch(
+    state_dict: Mapping[str, Any],
+    params: Any,
+    paths: Sequence[str],
+    *,
+    turned: Callable[[str], bool] | None = None,
+) -> list[TorchState]:
+    """Return a PyTorch optimizer's state in a form that `adopt_state` continues.
+
+    The new optimizer must mean the same as the old one:
+
+      torch.optim             here
+      AdamW                   adamw(lr, weight_decay=wd)
+      Adam                    adam(lr)
+      Adam(weight_decay)      chain(add_decayed_weights(wd), adam(lr))
+      Adam(amsgrad=True)      chain(scale_by_moments(b1, b2), running_max(),
+                              bias_correct(), precondition(eps), scale_by_lr(lr)), with
+                              raw_nu_max as nu_max in the states that this returns. The
+                              maximum of `amsgrad` is of corrected moments
+      Adamax                  adamax(lr)
+      RAdam                   radam(lr, eps=lambda n: eps / sqrt(1 - b2 ** (n + 1)))
+      RMSprop                 rmsprop(lr, alpha, eps, eps_in_sqrt=False), with centered
+                              and momentum as there
+      Adagrad                 chain(scale_by_moments(None, total(initial)),
+                              precondition(eps), scale_by_lr(lr))
+      SGD                     sgd(lr, momentum), with nesterov as there
+
+    Give each its eps: PyTorch's defaults are not always Optax's. With dampening d, put
+    `optax.scale(1 - d)` before `sgd`. NAdam's momentum follows a schedule of its own in
+    PyTorch, so its state is refused. Parameters that had no gradient there have no
+    moments, and `adopt_state` starts them.
+
+    Args:
+      state_dict: what `optimizer.state_dict()` returned, of tensors or NumPy arrays.
+      params: the parameters to go on with.
+      paths: for each parameter of the old optimizer, in its order (that of
+        `model.named_parameters()`, if it was made from `model.parameters()`), its path
+        in params, such as "dense/kernel".
+      turned: a function from a path to whether the axes of this parameter lie in
+        another order there: (out, in) for a kernel (in, out), and likewise for
+        convolutions. None finds it out from the shapes.
+
+    Raises:
+      ValueError: if paths do not fit the state or params; if a shape does not fit; if
+        shapes do not tell whether a parameter is turned, as for a square kernel; for a
+        state with something that has no counterpart.
+
+    Example: after two steps with a kernel of shape (1, 2) there and (2, 1) here.
+
+      >>> import jax.numpy as jnp, adam_jax
+      >>> moments = {"exp_avg": np.ones((1, 2)), "exp_avg_sq": np.ones((1, 2))}
+      >>> groups = [{"params": [0]}]
+      >>> old = {"state": {0: {"step": 2, **moments}}, "param_groups": groups}
+      >>> params = {"dense": {"kernel": jnp.ones((2, 1))}}
+      >>> state = read_torch(old, params, ["dense/kernel"])
+      >>> adopted = adam_jax.adopt_state(adam_jax.adam(1e-3), state, params)
+      >>> print(adopted.placed, adopted.state[0].mu["dense"]["kernel"].shape)
+      ('count', 'mu/dense/kernel', 'nu/dense/kernel') (2, 1)
+    """
+    shapes = {name_path(p): np.shape(x) for p, x in tree_leaves_with_path(params)}
+    order = [i for group in state_dict["param_groups"] for i in group["params"]]
+    if len(paths) != len(order):
+        raise ValueError(
+            f"the old optimizer has {len(order)} parameters, but there are "
+            f"{len(paths)} paths: give one for each, in its order."
+        )
+    unknown = [path for path in paths if path not in shapes]
+    if unknown:
+        raise ValueError(
+            f"params have no {shown(unknown[0])}: paths are among "
+            f"{', '.join(list(shapes)[:5])}, ..."
+        )
+    rates = [g.get("lr") for g in state_dict["param_groups"] for _ in g["params"]]
+    found: dict[int | None, dict[str, dict[str, np.ndarray]]] = {}
+    for index, path, rate in zip(order, paths, rates, strict=True):
+        kept = dict(state_dict["state"].get(index, {}))
+        if not kept:
+            continue  # it had no gradient
+        step = kept.pop("step", None)
+        own = found.setdefault(None if step is None else int(_array(step)), {})
+        for key, value in kept.items():
+            if value is None:
+                continue
+            if key not in _FIELDS:
+                raise ValueError(
+                    f"PyTorch's {key!r}, of {path}, has no counterpart here."
+                )
+            turn = turned(path) if turned else None
+            moment = _fit(_array(value), shapes[path], turn, path)
+            if key == "momentum_buffer" and "square_avg" in kept:
+                moment = -float(_array(rate)) * moment  # here it follows the rate
+            own.setdefault(_FIELDS[key], {})[path] = moment
+    names = TorchState._fields[1:]
+    return [
+        TorchState(count, *(trees.get(name) for name in names))
+        for count, trees in found.items()
+    ]
+
+
+def _array(x: Any) -> np.ndarray:
+    """Return a tensor as an array; NumPy has no bfloat16."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        x = (x.float() if "bfloat16" in str(x.dtype) else x).numpy()
+    return np.asarray(x)
+
+
+def _fit(
+    x: np.ndarray, shape: tuple[int, ...], turn: bool | None, path: str
+) -> np.ndarray:
+    """Return an array with its axes in the order of a parameter."""
+    axes = _TURNED.get(x.ndim)
+    other = x if axes is None else x.transpose(axes)
+    if turn is None and axes and x.shape == other.shape == shape:
+        raise ValueError(
+            f"the shape {shape} of {path} does not tell whether its axes lie in "
+            "another order in PyTorch: pass turned, as in "
+            "turned=lambda path: path.endswith('kernel')."
+        )
+    fits = [y for y, known in ((x, False), (other, True)) if turn in (None, known)]
+    for y in fits:
+        if y.shape == shape:
+            return y
+    raise ValueError(
+        f"{path} has shape {shape}, but its moment in the old state {x.shape}"
+        + (", turned." if turn else ".")
+    )

@@ -1,0 +1,133 @@
+"""`state_shardings`, beside what JAX itself does with the shardings of parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax import eight_bit, state_shardings
+
+SPECS = {
+    "w": P(None, "model"),
+    "rows": P("model"),
+    "both": P(("data", "model")),
+    "b": P(),
+}
+SHAPES = {"w": (16, 64), "rows": (12, 32), "both": (8, 32), "b": (3,)}
+EIGHT = eight_bit(block=8, min_size=16)
+CODED = {"mu_dtype": EIGHT, "nu_dtype": EIGHT}
+MAKERS = {
+    "adam": lambda: adam_jax.adamw(1e-2),
+    "bfloat16": lambda: adam_jax.adamw(1e-2, mu_dtype="bfloat16"),
+    "8bit": lambda: adam_jax.adamw(1e-2, **CODED),
+    "factored": lambda: adam_jax.adamw(1e-2, nu_dtype=adam_jax.factored(min_size=4)),
+    "amsgrad": lambda: adam_jax.amsgrad(1e-2),
+    "compensate": lambda: adam_jax.compensate_params(adam_jax.adamw(1e-2)),
+    "wrapped": lambda: adam_jax.record(
+        adam_jax.skip_spikes(
+            optax.MultiSteps(adam_jax.adamw(1e-2, **CODED), 2).gradient_transformation()
+        )
+    ),
+    "packed": lambda: adam_jax.packed(adam_jax.adamw(1e-2), max_size=4096),
+    "optax": lambda: optax.adamw(1e-2),
+}
+
+
+def mesh_of(kind=AxisType.Auto):
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    return Mesh(devices, ("data", "model"), axis_types=(kind,) * 2)
+
+
+def place(mesh, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return {
+        name: jax.device_put(
+            jnp.asarray(rng.normal(size=shape), dtype), NamedSharding(mesh, SPECS[name])
+        )
+        for name, shape in SHAPES.items()
+    }
+
+
+def bytes_of_a_device(state):
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_states_lie_like_parameters_and_over_another_axis(name):
+    tx = MAKERS[name]()
+    params = place(mesh_of(), jnp.bfloat16 if name == "compensate" else jnp.float32)
+    natural = jax.jit(tx.init)(params)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+    )
+    sizes = {}
+    for over in (None, "data"):
+        shardings = state_shardings(tx, shapes, over=over)
+        assert jax.tree.structure(shardings) == jax.tree.structure(natural)
+        state = jax.jit(tx.init, out_shardings=shardings)(params)
+        jax.tree.map(np.testing.assert_array_equal, state, natural)
+        sizes[over] = bytes_of_a_device(state)
+
+        def step(params, state):
+            updates, state = tx.update(params, state, params)
+            return optax.apply_updates(params, updates), state
+
+        kept = jax.tree.map(lambda x: x.sharding, params), shardings
+        moved, after = jax.jit(step, out_shardings=kept)(params, state)
+        expected = jax.jit(step)(params, natural)
+        for x, y in zip(
+            jax.tree.leaves((moved, after)), jax.tree.leaves(expected), strict=True
+        ):
+            if x.dtype in ("int8", "uint8", "int16", "bfloat16"):  # the last place
+                assert (np.asarray(x) != np.asarray(y)).mean() < 0.02
+            else:
+                np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    assert sizes[None] <= bytes_of_a_device(natural)
+    if name not in ("packed", "factored"):
+        # "both" is cut over it already, and the bias cannot be.
+        assert sizes["data"] < 0.62 * sizes[None]
+
+
+def test_the_first_axis_that_can_be_cut_is():
+    params = place(mesh_of())
+    shardings = state_shardings(adam_jax.adam(1e-2, **CODED), params, over="data")
+    specs = jax.tree.map(lambda s: tuple(s.spec), shardings)[0]
+    expected = {
+        "w": ("data", "model"),
+        "rows": ("model", "data"),
+        "both": (("data", "model"), None),
+        "b": (None,),
+    }
+    assert specs.mu == specs.nu == expected
+    assert specs.mu_format.exponents["w"] == ("data", "model")
+    assert specs.mu_format.exponents["rows"] == ("model", "data")  # 4 blocks
+    large = {"mu_dtype": eight_bit(32, 16)}  # one block in 32 columns: not to be cut
+    specs = state_shardings(adam_jax.adam(1e-2, **large), params, over="data")[0]
+    assert (
+        tuple(specs.mu["rows"].spec) == tuple(specs.nu["rows"].spec) == ("model", None)
+    )
+
+
+def test_explicit_axes_and_host_memory():
+    params = place(mesh_of(AxisType.Explicit))
+    tx = adam_jax.adam(1e-2)
+    shardings = state_shardings(tx, params)
+    assert jax.tree.map(lambda x: x.sharding, jax.jit(tx.init)(params)) == shardings
+    hosted = state_shardings(tx, params, memory_kind="pinned_host")
+    state = jax.device_put(tx.init(params), hosted)
+    assert state[0].mu["w"].sharding.memory_kind == "pinned_host"
+    assert state[0].count.sharding.memory_kind != "pinned_host"
+
+
+def test_what_lies_on_no_mesh_is_refused():
+    params = place(mesh_of())
+    with pytest.raises(ValueError, match="no axis 'rows': it has 'data', 'model'"):
+        state_shardings(adam_jax.adam(1e-2), params, over="rows")
+    with pytest.raises(ValueError, match=r"params\['w'\] has no NamedSharding"):
+        state_shardings(adam_jax.adam(1e-2), {"w": jnp.ones(3)})
+    with pytest.raises(TypeError, match="state_shardings"):
+        state_shardings(adam_jax.adam, params)
