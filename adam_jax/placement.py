@@ -4,6 +4,9 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 _DEVICE = jax.memory.Space.Device
 
@@ -34,6 +37,34 @@ def beside(x: Any, like: Any) -> Any:
       like: an array, perhaps abstract.
     """
     return jax.device_put(x, jax.typeof(like).memory_space) if in_host(like) else x
+
+
+def copy_beside(x: Any, like: Any, dtype: Any) -> jax.Array:
+    """Return a copy of `x` in the device's memory, on the devices of `like`.
+
+    Args:
+      x: an array, anywhere.
+      like: an array of its shape, perhaps abstract; if JAX may move it to any device,
+        so it may the copy.
+      dtype: of the copy.
+    """
+    x = on_device(x)
+    if is_committed(like):
+        sharding: Any = like.sharding
+        x = jax.device_put(x, sharding.with_memory_kind(None))
+    elif is_committed(x):
+        x = np.asarray(x)
+    return jnp.array(x, dtype)
+
+
+def is_committed(x: Any) -> bool:
+    """Return whether an array belongs to its devices: JAX does not move it.
+
+    Args:
+      x: an array, perhaps abstract.
+    """
+    concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    return concrete and x.committed
 
 
 def shard_length(x: jax.Array) -> int:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.tree_util import keystr, tree_flatten_with_path
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import numerics, placement
@@ -91,7 +91,8 @@ class Moment:
           params: a pytree of arrays (or of `jax.ShapeDtypeStruct`); the moment is
             sharded like it, and in the same memory.
         """
-        stored = store(self.format, jax.tree.map(self._start, params), self.order == 1)
+        moment = tree_map_with_path(self._start, params)
+        stored = store(self.format, moment, self.order == 1)
         leaves, structure = jax.tree.flatten(params)
         own = zip(as_leaves(stored, structure), leaves, strict=True)
         placed = [placement.beside(one, param) for one, param in own]
@@ -208,12 +209,12 @@ class Moment:
             return None
         return at(self.accumulator.hyperparams["decay"], past, dtype)
 
-    def _start(self, param: Any) -> jax.Array:
+    def _start(self, path: Any, param: Any) -> jax.Array:
         """Return the moment of one leaf before the first value."""
         dtype = numerics.compute_dtype(numerics.dtype_of(param))
         dtype = dtype if self.order == 1 else numerics.real_dtype(dtype)
-        if (old := resumed()) and old.name == self.name:
-            return numerics.cast(placement.on_device(param), dtype)
+        if (old := resumed()) and old.name == self.name and path in old.values:
+            return placement.copy_beside(old.values[path], param, dtype)
         return numerics.full_like(param, self.accumulator.initial, dtype)
 
     def weigh_past(self, count: int, dtype: DTypeLike) -> jax.Array:

@@ -1,21 +1,23 @@
 """Moments that start from given values, for states that are continued elsewhere."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Resumed(NamedTuple):
     """How `init` starts in a block of `resuming`.
 
     Attributes:
-      name: of the moments, such as "mu", that start from what `init` is given in place
-        of parameters; others start anew.
+      name: of the moments, such as "mu", that start from values; others start anew.
+      values: arrays by the path of the leaf, as `jax.tree_util` gives it. A leaf that
+        has none starts anew.
       count: the number of steps taken so far; weights are what they then are.
     """
 
     name: str
+    values: Mapping[Any, Any]
     count: int
 
 
@@ -28,16 +30,15 @@ def resumed() -> Resumed | None:
 
 
 @contextlib.contextmanager
-def resuming(name: str, count: int) -> Iterator[None]:
-    """Let `tx.init(values)` make a state whose moments of a name are these values.
+def resuming(start: Resumed) -> Iterator[None]:
+    """Let `tx.init(params)` make a state with given moments.
 
-    All wrappers then store them as they store what they start with.
+    So each wrapper stores them where and as it stores what it starts with.
 
     Args:
-      name: as in `Resumed`.
-      count: as in `Resumed`.
+      start: how moments start.
     """
-    token = _RESUMED.set(Resumed(name, count))
+    token = _RESUMED.set(start)
     try:
         yield
     finally:

@@ -1,7 +1,6 @@
 """Continuing an old state with another optimizer, or with the same one elsewhere."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -9,24 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
+from jax.tree_util import tree_leaves_with_path
 
-from adam_jax import numerics
-from adam_jax.hyperparams import shown
-from adam_jax.moments.starts import resuming
+from adam_jax import placement
+from adam_jax.moments.starts import Resumed, resuming
 from adam_jax.stages.flow import expect_optimizer
-from adam_jax.states.buffers import unpack
+from adam_jax.states.buffers import Packed, unpack, wrap
 from adam_jax.states.parts import (
-    COUNTS,
     TREES,
     Part,
     iterate_nodes,
-    list_fields,
-    name_field,
-    name_path,
     rebuild,
     take_apart,
 )
+from adam_jax.states.pytorch import TorchState
+from adam_jax.states.reading import is_hole
+from adam_jax.states.supply import Found, Supply, by_name, copy_like
 
 
 class Adopted(NamedTuple):
@@ -67,7 +64,9 @@ def adopt_state(
     Moments of a parameter that start anew beside others that go on have no correction
     of their own: for some hundred steps its updates may be up to seven times as long.
 
-    Call it on the host, not under jit. The state is sharded as `tx.init(params)` is.
+    Call it on the host, not under jit. The state is sharded as `tx.init(params)` is,
+    and shares no buffers with the old one. Hyperparameters in the state of
+    `inject_hyperparams` go on as they are there, unless they follow a schedule.
 
     Args:
       tx: the optimizer to go on with.
@@ -80,10 +79,10 @@ def adopt_state(
         paths are the same. A moment of another shape is not placed.
 
     Raises:
-      ValueError: if no state is found; if the count is missing or negative; if the old
-        state has counted steps, but has no weights of them, or other counts for some
-        moments than for others that are to share one; if `packed` would share buffers
-        in another way, because parameters have several dtypes.
+      ValueError: if no state is found; if the count is missing, or not that of the
+        state; if the old state has counted steps, but has no weights of them, or other
+        counts for some moments than for others that are to share one; if two
+        parameters have one name.
       TypeError: if tx is not an optimizer.
 
     Example: from Optax to bfloat16 moments, behind a guard.
@@ -100,53 +99,20 @@ def adopt_state(
       ('in_a_row', 'mean_norm', 'skipped', 'taken') 1
     """
     expect_optimizer(tx, "adopt_state")
-    if count is not None and (not isinstance(count, int) or count < 0):
-        raise ValueError(f"count must be a number of steps, got {shown(count)}.")
-    supply = _Supply(unpack(state), params, count, rename)
-    if not supply.parts:
-        raise ValueError(
-            "found no state of an optimizer: pass what tx.init or tx.update returned. "
-            "What was restored without its structure needs that of the old optimizer, "
-            "jax.eval_shape(tx.init, params), as a target."
-        )
     fresh = tx.init(params)
-    parts = [take_apart(node, params) for node in iterate_nodes(unpack(fresh))]
-    seen: Counter[Any] = Counter()
-    for number, (node, part) in enumerate(
-        zip(iterate_nodes(fresh), parts, strict=True)
-    ):
-        holder = supply.take_moments(part, seen)
-        steps = supply.count
-        if part.trees:  # what has no old moments has not begun to count
-            steps = holder and (supply.count if holder.count is None else holder.count)
-        if holder and steps is None:
-            raise ValueError(
-                "the old state does not say how many steps were taken: pass count, 0 "
-                "if nothing in the new optimizer depends on it."
-            )
-        supply.take_own(part, holder, steps, seen)
-        for field, name in TREES.get(type(node).__name__, {}).items():
-            if part.found.get(name) and hasattr(node, f"{field}_format"):
-                values = _put(params, part.trees[name] | part.found[name])
-                with resuming(name, int(steps or 0)):
-                    made = next(islice(iterate_nodes(tx.init(values)), number, None))
-                own = {f: getattr(made, f) for f in (field, f"{field}_format")}
-                if any(not _fits(x, getattr(node, f)) for f, x in own.items()):
-                    raise ValueError(
-                        "packed() groups parameters by their dtypes, and moments have "
-                        "others: adopt the state with the optimizer that it wraps."
-                    )
-                part.made |= own
-                part.weights[name] = getattr(made, "weights", None)
-            elif part.found.get(name):
-                values = part.trees[name] | part.found[name]
-                part.made[field] = _put(getattr(node, field), values, cast=True)
-        if holder and "weights" in part.own:
-            part.made["weights"] = _weigh(part, holder)
-    dropped = {name for name in supply.names() if name not in supply.placed}
-    started = {name for part in parts for name in part.started}
-    names = (tuple(sorted(x)) for x in (supply.placed, dropped, started))
-    return Adopted(rebuild(fresh, iter(parts)), *names)
+    nodes = list(iterate_nodes(fresh))
+    parts = [take_apart(x, by_name(params)) for x in iterate_nodes(unpack(fresh))]
+    supply = Supply(unpack(state), params, count, rename or (lambda name: name))
+    made = []
+    for number, (node, part) in enumerate(zip(nodes, parts, strict=True)):
+        found = supply.take_moments(part)
+        # What has no old moments has not begun to count.
+        steps = supply.count_of(found) if part.trees else supply.count
+        own = supply.take_own(part, [x for x in parts if x.kind == part.kind], steps)
+        own |= _make_moments(tx, params, number, node, part, found, steps)
+        made.append({name: _like(getattr(node, name), x) for name, x in own.items()})
+    lists = supply.placed, supply.list_dropped(), supply.started
+    return Adopted(rebuild(fresh, iter(made)), *(tuple(sorted({*x})) for x in lists))
 
 
 def set_moments(
@@ -159,8 +125,8 @@ def set_moments(
 ) -> Any:
     """Return the state of an optimizer with given moments.
 
-    Counts and the weights of bias correction are those after so many steps; all else,
-    such as the maximum of amsgrad, starts anew.
+    It is the inverse of `load_moments`. Counts and the weights of bias correction are
+    those after so many steps; all else, such as the maximum of amsgrad, starts anew.
 
     Args:
       tx: the optimizer, of this package or of Optax.
@@ -171,8 +137,8 @@ def set_moments(
       count: the number of steps taken so far.
 
     Raises:
-      ValueError: if tx has no place for a leaf, or one of another shape; if count is
-        negative.
+      ValueError: if tx has no place for a leaf, or one of another shape, or needs nu;
+        if count is not a number of steps.
       TypeError: if tx is not an optimizer.
 
     Example: the next step is the one after 100 equal gradients.
@@ -184,167 +150,125 @@ def set_moments(
       >>> print(f"{tx.update(param, state)[0]:.6f}")
       -0.001000
     """
-    given = optax.ScaleByAdamState(count, mu, nu)  # pyright: ignore[reportArgumentType]
+    given: Any = TorchState(None, mu, nu, None, None)
     adopted = adopt_state(tx, given, params, count=count)
     if adopted.dropped:
         raise ValueError(
             f"the optimizer has no place for {', '.join(adopted.dropped[:3])}: moments "
-            "must have the paths and the shapes of its own."
+            "must have the names and shapes of its own, and mu needs nu beside it."
         )
     return adopted.state
 
 
-class _Supply:
-    """What an old state holds."""
+def _make_moments(
+    tx: optax.GradientTransformation,
+    params: Any,
+    number: int,
+    node: Any,
+    part: Part,
+    found: Found,
+    steps: int | None,
+) -> dict[str, Any]:
+    """Return the fields of a new node that hold moments.
 
-    def __init__(self, state: Any, params: Any, count: int | None, rename: Any):
-        """Take all nodes apart, and look for the number of steps."""
-        self.parts = [take_apart(node, params) for node in iterate_nodes(state)]
-        self.rename = rename or (lambda path: path)
-        self.placed: set[str] = set()
-        with_moments = sorted(self.parts, key=lambda part: not part.trees)
-        counts = [part.count for part in with_moments if part.count is not None]
-        if count is None and counts:
-            if np.ndim(counts[0]):
-                raise ValueError(
-                    "the state is a batch of states (vmap): take one, as in "
-                    "jax.tree.map(lambda x: x[0], state)."
-                )
-            count = int(counts[0])
-        self.count = count
-
-    def names(self) -> Iterator[str]:
-        """Yield the names of all that the state holds."""
-        for part in self.parts:
-            for name, tree in part.trees.items():
-                yield from (f"{name}/{path}" for path in tree)
-            yield from (name_field(name) for name in list_fields(part.own))
-
-    def take_moments(self, part: Part, seen: Counter[Any]) -> Part | None:
-        """Give a new part the moments of the old state; return who held the first.
-
-        Without any second moment it is given nothing: beside an old count, one that
-        starts at 0 would look like tiny gradients, and make steps far too long.
-
-        Args:
-          part: the new part.
-          seen: how many moments of a name and a path were asked for so far.
-        """
-        holders: dict[tuple[str, str], tuple[Part, str]] = {}  # and the old path
-        for name, tree in part.trees.items():
-            for path, start in tree.items():
-                place, old = seen[name, path], self.rename(path)
-                seen[name, path] += 1
-                own = [x for x in self.parts if old in x.trees.get(name, ())]
-                for holder in own[place : place + 1]:
-                    if np.shape(holder.trees[name][old]) == np.shape(start):
-                        holders[name, path] = holder, old
-        if "nu" in part.trees and not any(name == "nu" for name, _ in holders):
-            holders = {}
-        for name, tree in part.trees.items():
-            part.found[name] = {}
-            for path in tree:
-                if (name, path) not in holders:
-                    part.started.append(f"{name}/{path}")
-                    continue
-                holder, old = holders[name, path]
-                part.found[name][path] = holder.trees[name][old]
-                self.placed.add(f"{name}/{old}")
-        counts = {int(x.count) for x, _ in holders.values() if x.count is not None}
-        if len(counts) > 1:
-            raise ValueError(
-                f"moments that were counted {' and '.join(map(str, sorted(counts)))} "
-                "steps cannot share a count: give their parameters optimizers of their "
-                "own, by optax.multi_transform."
-            )
-        return next((holder for holder, _ in holders.values()), None)
-
-    def take_own(
-        self, part: Part, holder: Part | None, steps: Any, seen: Counter[Any]
-    ) -> None:
-        """Give a new part what else the old state holds for its kind.
-
-        Args:
-          part: the new part.
-          holder: the old part whose moments it was given.
-          steps: the number of steps taken so far, or None.
-          seen: how many parts of a kind were asked for so far.
-        """
-        like = [x for x in self.parts if x.kind == part.kind][seen[part.kind] :]
-        seen[part.kind] += 1
-        old = holder if part.trees else next(iter(like), None)
-        if old and old.kind != part.kind:
-            old = None
-        given = list_fields(old.own) if old else {}
-        made = {}
-        for name, start in list_fields(part.own).items():
-            made[name] = start
-            if name in given and _fits(given[name], start):
-                made[name] = jax.tree.map(_cast, given[name], start)
-                self.placed.add(name_field(name))
-            elif name in COUNTS and steps is not None:
-                made[name] = jnp.full_like(start, steps)
-                self.placed.add(name_field(name))
-            else:
-                part.started.append(name_field(name))
-        for name, value in part.own.items():
-            if isinstance(value, dict):
-                part.made[name] = {key: made[f"{name}/{key}"] for key in value}
-            elif name in made:
-                part.made[name] = made[name]
+    Args:
+      tx: the new optimizer.
+      params: the parameters.
+      number: which of its nodes it is.
+      node: the node of a new state.
+      part: the same, taken apart.
+      found: what `take_moments` returned.
+      steps: the number of steps taken so far.
+    """
+    made: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
+    for field, name in TREES.get(type(node).__name__, {}).items():
+        if not found.get(name):
+            continue
+        values = {
+            part.paths[leaf]: holder.trees[name][old]
+            for leaf, (holder, old) in found[name].items()
+        }
+        values = _spread(values, getattr(node, field), part, field, name)
+        if not hasattr(node, f"{field}_format"):
+            made[field] = _fill(getattr(node, field), values)
+            continue
+        with resuming(Resumed(name, values, steps or 0)):
+            own = next(islice(iterate_nodes(tx.init(params)), number, None))
+        made |= {key: getattr(own, key) for key in (field, f"{field}_format")}
+        weights[name] = getattr(own, "weights", None)
+    if weights and hasattr(node, "weights"):
+        made["weights"] = _weigh(node, part, found, weights)
+    return made
 
 
-def _weigh(part: Part, holder: Part) -> jax.Array:
+def _spread(
+    values: dict[Any, Any], tree: Any, part: Part, field: str, name: str
+) -> dict[Any, Any]:
+    """Return values by their paths in a tree, in whose buffers others may lie.
+
+    Args:
+      values: arrays by their paths in a tree without buffers.
+      tree: the field of a new node.
+      part: the node, taken apart.
+      field: which field it is.
+      name: which moment it is.
+    """
+    if not isinstance(tree, Packed):
+        return values
+    starts = {part.paths[leaf]: x for leaf, x in part.trees[name].items()}
+    whole = jax.tree_util.tree_map_with_path(
+        lambda path, _: values.get(path, starts[path]), getattr(part.node, field)
+    )
+    return dict(tree_leaves_with_path(_like(tree, whole)))
+
+
+def _like(tree: Any, made: Any) -> Any:
+    """Return a tree in buffers, if another is."""
+    if not isinstance(tree, Packed) or isinstance(made, Packed):
+        return made
+    leaves = jax.tree.leaves(made, is_leaf=is_hole)
+    buffers = [
+        buffer
+        if is_hole(buffer)
+        else leaves[group[0][0]]
+        if len(group) == 1
+        else jnp.concatenate([jnp.ravel(leaves[number]) for number, _ in group])
+        for group, buffer in zip(tree.groups(), tree.in_order(), strict=True)
+    ]
+    return wrap(tree.groups(), buffers)
+
+
+def _fill(tree: Any, values: dict[Any, Any]) -> Any:
+    """Return a tree with other leaves, where there are any at their paths."""
+
+    def fill(path, leaf):
+        if path not in values:
+            return leaf
+        return placement.beside(copy_like(values[path], leaf), leaf)
+
+    return jax.tree_util.tree_map_with_path(fill, tree)
+
+
+def _weigh(node: Any, part: Part, found: Found, weights: dict[str, Any]) -> jax.Array:
     """Return the weights of a new `MomentsState`.
 
     Raises:
       ValueError: if the old state is one, but lacks them.
     """
-    rows = list(part.own["weights"])
+    rows = []
     for row, name in enumerate(("mu", "nu")):
-        if name not in part.trees:
-            rows[row] = jnp.array([1, 0], rows[row].dtype)
-        elif part.found[name] and "weights" in holder.own and name in holder.trees:
-            rows[row] = jnp.asarray(holder.own["weights"][row], rows[row].dtype)
-            if holder.count > 0 and rows[row][0] == 0:
+        holder = next((x for x, _ in found.get(name, {}).values()), None)
+        own = weights[name] if holder else next(iter(weights.values()))
+        if holder and hasattr(holder.node, "weights"):
+            own = holder.node.weights
+            if holder.count > 0 and own[row][0] == 0:
                 raise ValueError(
                     f"the old state has taken {holder.count} steps, but the weight of "
                     f"its {name} is 0: it was not made by update(). Give it the "
                     "moments of its optimizer by adopt_state."
                 )
-        elif part.found[name]:
-            rows[row] = part.weights[name][row]
-    return jnp.stack(rows)
-
-
-def _fits(value: Any, like: Any) -> bool:
-    """Return whether two fields have the same structure and shapes."""
-    if jax.tree.structure(value) != jax.tree.structure(like):
-        return False
-    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(like), strict=True)
-    return all(np.shape(x) == np.shape(y) for x, y in pairs)
-
-
-def _cast(value: Any, like: Any) -> Any:
-    """Return an array in the dtype of another, sharded like it."""
-    if not hasattr(like, "dtype") or jnp.issubdtype(like.dtype, jax.dtypes.extended):
-        return value
-    return _beside(numerics.cast(jnp.asarray(value), like.dtype), like)
-
-
-def _beside(value: Any, like: Any) -> Any:
-    known = isinstance(like, jax.Array) and not isinstance(like, Tracer)
-    known = known and not isinstance(value, Tracer)
-    return jax.device_put(value, like.sharding) if known else value
-
-
-def _put(tree: Any, values: dict[str, Any], cast: bool = False) -> Any:
-    """Return a tree with other leaves, by path, where there are any."""
-
-    def put(path, leaf):
-        value = values.get(name_path(path))
-        if value is None:
-            return leaf
-        return _cast(value, leaf) if cast else _beside(numerics.widen(value), leaf)
-
-    return jax.tree_util.tree_map_with_path(put, tree)
+        elif not holder and name in part.trees:
+            own = node.weights
+        rows.append(np.asarray(own[row]))
+    return copy_like(np.stack(rows), node.weights)

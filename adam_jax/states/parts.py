@@ -1,61 +1,99 @@
 """States taken apart: nodes, and in each moments by path and other fields by name."""
 
+import copy
 import dataclasses
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from adam_jax.moments.formats import Dense, Stored
-from adam_jax.moments.moment import decode
+from adam_jax.moments.moment import as_leaves
 from adam_jax.states.buffers import PackedState
-from adam_jax.states.reading import cut_to
 
-# The fields of a node that are trees like the parameters, and what we call them.
-# Nodes are known by the names of their classes: those of Optax are not all public.
+# The fields of a node that are trees like the parameters, and what we call them. Nodes
+# are known by the names of their classes: those of Optax are not all public.
 _MOMENTS = {"mu": "mu", "nu": "nu", "nu_max": "nu_max", "trace": "trace"}
 TREES = {
     **dict.fromkeys(("MomentsState", "TraceState", "RunningMaxState"), _MOMENTS),
-    "TorchState": _MOMENTS | {"raw_nu_max": "raw_nu_max"},
     **dict.fromkeys(("ScaleByAdamState", "ScaleByBeliefState"), _MOMENTS),
     **dict.fromkeys(("ScaleByAmsgradState", "ScaleByLionState"), _MOMENTS),
     **dict.fromkeys(("ScaleByRmsState", "ScaleByRmsWithCountState"), _MOMENTS),
     **dict.fromkeys(("ScaleByRStdDevState", "ScaleByRStdDevWithCountState"), _MOMENTS),
     "ScaleByRssState": {"sum_of_squares": "nu"},
+    "TorchState": _MOMENTS | {"raw_nu_max": "raw_nu_max"},
 }
-# Both stand for a schedule.
-_ALIKE = {"ScheduledState": "schedule", "ScaleByScheduleState": "schedule"}
-COUNTS = ("count", "steps", "gradient_step")  # of steps
+# What counts the steps of a node. Other nodes count something else, such as losses.
+_COUNTS = {
+    **dict.fromkeys(TREES, "count"),
+    **dict.fromkeys(("ScaleByScheduleState", "WrappedScheduleState"), "count"),
+    **dict.fromkeys(("RecordState", "RoundToParamsState"), "count"),
+    **dict.fromkeys(("InjectHyperparamsState",), "count"),
+    **dict.fromkeys(("InjectStatefulHyperparamsState",), "count"),
+    "ScheduledState": "steps",
+    "MultiStepsState": "gradient_step",
+}
+_KNOWN = {*_COUNTS, "SkipState", "CompensateParamsState", "PackedState", "MaskedState"}
+_KNOWN |= {"PartitionState", "ApplyIfFiniteState"}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Part:
     """A node of a state, taken apart.
 
     Attributes:
-      kind: what it is; nodes of one kind have the same fields.
-      own: its fields that are neither moments nor other nodes, by name.
-      trees: its moments as arrays, by name and by the path of the parameter.
-      found: the moments of these that an old state holds.
-      weights: by the name of a moment, the weights of a state with these moments.
-      made: what its fields are to be, by name.
-      started: the names of what starts anew.
+      node: as it is in the state.
+      own: its fields that are neither moments nor other nodes, by name. What counts
+        steps is called "count"; the items of a dict are fields of their own, such as
+        "figures/update_norm".
+      trees: its moments as arrays, by name and by the name of the parameter.
+      paths: the paths of parameters, by name.
+      scheduled: the names of its hyperparameters that follow schedules.
     """
 
-    kind: str
+    node: Any
     own: dict[str, Any]
     trees: dict[str, dict[str, Any]]
-    found: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    weights: dict[str, Any] = dataclasses.field(default_factory=dict)
-    made: dict[str, Any] = dataclasses.field(default_factory=dict)
-    started: list[str] = dataclasses.field(default_factory=list)
+    paths: dict[str, Any]
+    scheduled: set[str]
+
+    @property
+    def kind(self) -> str:
+        """The name of its class, or what stands for it here and in Optax."""
+        name = type(self.node).__name__
+        return (
+            "schedule" if name in ("ScheduledState", "ScaleByScheduleState") else name
+        )
+
+    @property
+    def counts(self) -> bool:
+        """Whether its field "count" counts steps."""
+        return type(self.node).__name__ in _COUNTS and "count" in self.own
 
     @property
     def count(self) -> Any:
         """The number of steps that it has counted, or None."""
-        counts = [self.own[name] for name in COUNTS if name in self.own]
-        return counts[0] if counts else None
+        return self.own["count"] if self.counts else None
+
+    def put(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return new fields of the node.
+
+        Args:
+          made: new values for what is in `own`, by its names there.
+        """
+        fields = {}
+        for field in _list_own(self.node):
+            value = getattr(self.node, field)
+            name = "count" if field == _COUNTS.get(type(self.node).__name__) else field
+            if isinstance(value, dict):
+                items = {key: made.get(f"{name}/{key}", x) for key, x in value.items()}
+                fields[field] = copy.copy(value)
+                fields[field].update(items)
+            elif name in made:
+                fields[field] = made[name]
+        return fields
 
 
 def iterate_nodes(state: Any) -> Iterator[Any]:
@@ -65,104 +103,148 @@ def iterate_nodes(state: Any) -> Iterator[Any]:
       state: an optimizer state, or anything that holds one.
     """
     if hasattr(state, "_fields"):
-        if not isinstance(state, PackedState) and _own_fields(state):
+        inner, is_node = _split(state)
+        if is_node:
             yield state
-        for name in _inner_fields(state):
+        for name in inner:
             yield from iterate_nodes(getattr(state, name))
     elif not jax.tree_util.all_leaves([state]):
         for child in jax.tree.leaves(state, is_leaf=lambda x: x is not state):
             yield from iterate_nodes(child)
 
 
-def _inner_fields(node: Any) -> list[str]:
-    """Return the names of the fields that hold other nodes."""
+def _split(node: Any) -> tuple[list[str], bool]:
+    """Return the fields that hold other nodes, and whether there are fields beside."""
     ends = "state", "states"
-    return [n for n in node._fields if n.startswith("inner") or n.endswith(ends)]
+    inner = [n for n in node._fields if n.startswith("inner") or n.endswith(ends)]
+    if isinstance(node, PackedState):
+        return inner, False
+    if not inner and type(node).__name__ not in _KNOWN:  # somebody's own container
+        inner = [name for name in node._fields if _holds_nodes(getattr(node, name))]
+        return inner, not inner and bool(node._fields)
+    return inner, len(inner) < len(node._fields)
 
 
-def _own_fields(node: Any) -> list[str]:
-    return [name for name in node._fields if name not in _inner_fields(node)]
+def _holds_nodes(tree: Any) -> bool:
+    def is_node(x):
+        return hasattr(x, "_fields") and type(x).__name__ in _KNOWN
+
+    return any(is_node(x) for x in jax.tree.leaves(tree, is_leaf=is_node))
 
 
-def take_apart(node: Any, params: Any) -> Part:
+def take_apart(node: Any, likes: Mapping[str, Any]) -> Part:
     """Return a node, taken apart.
 
     Args:
       node: the node of a state.
-      params: parameters, for formats that do not know their shapes; they may be others
-        than those of the state.
+      likes: arrays of the shapes of its moments by the names of their parameters, for
+        formats that do not know them. A moment that cannot be read is left out.
+
+    Raises:
+      ValueError: if two of its parameters have one name.
     """
-    name = type(node).__name__
-    known, own, trees = TREES.get(name, {}), {}, {}
-    for field in _own_fields(node):
+    kind = type(node).__name__
+    trees, paths, own = {}, {}, {}
+    for field, name in TREES.get(kind, {}).items():
+        value = getattr(node, field, None)
+        if value is not None:
+            stored = Stored(value, getattr(node, f"{field}_format", Dense()))
+            trees[name] = _read(stored, likes)
+            paths |= name_leaves(value)
+    for field in _list_own(node):
         value = getattr(node, field)
-        if field in known:
-            if value is not None:
-                stored = Stored(value, getattr(node, f"{field}_format", Dense()))
-                trees[known[field]] = _by_path(_decode(stored, params))
-        elif not field.endswith("_format"):
-            own[field] = value
-    return Part(_ALIKE.get(name, name), own, trees)
+        if field == _COUNTS.get(kind):
+            own["count"] = _unbox(value)
+        elif isinstance(value, dict):
+            own |= {f"{field}/{key}": _unbox(x) for key, x in value.items()}
+        else:
+            own[field] = _unbox(value)
+    own = {name: value for name, value in own.items() if jax.tree.leaves(value)}
+    scheduled = getattr(node, "hyperparams_states", ())
+    return Part(node, own, trees, paths, {*scheduled})
 
 
-def _decode(stored: Stored, params: Any) -> Any:
-    try:
-        return decode(stored, cut_to(stored.values, params))
-    except ValueError:  # parameters of another structure
-        return decode(stored)
+def _list_own(node: Any) -> list[str]:
+    """Return the fields that hold neither other nodes nor moments, nor weights."""
+    others = {*_split(node)[0], *TREES.get(type(node).__name__, ()), "weights"}
+    return [x for x in node._fields if x not in others and not x.endswith("_format")]
 
 
-def _by_path(tree: Any) -> dict[str, Any]:
-    return {name_path(path): x for path, x in tree_leaves_with_path(tree)}
+def _unbox(value: Any) -> Any:
+    """Return the array in a variable of Flax; anything else as it is."""
+    leaves = jax.tree.leaves(value)
+    boxed = not isinstance(value, dict | list | tuple) and len(leaves) == 1
+    return leaves[0] if boxed else value
 
 
-def list_fields(own: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of `Part.own`, those of a dict one by one, but for weights.
-
-    Args:
-      own: fields by name.
-    """
-    flat = {}
-    for name, value in own.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}/{key}": x for key, x in value.items()}
-        elif name != "weights":
-            flat[name] = value
-    return flat
+def _read(stored: Stored, likes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a moment as arrays, by the names of the parameters."""
+    leaves = as_leaves(stored, jax.tree.structure(stored.values))
+    arrays = {}
+    for name, leaf in zip(name_leaves(stored.values), leaves, strict=True):
+        try:
+            arrays[name] = leaf.decode(likes.get(name))
+        except ValueError:  # of unknown shape
+            continue
+    return arrays
 
 
-def name_field(name: str) -> str:
-    """Return what a field is called in lists: all that count steps are "count".
+def name_leaves(tree: Any) -> dict[str, Any]:
+    """Return the paths of the leaves of a tree by their names, such as "dense/kernel".
 
-    Args:
-      name: of the field.
-    """
-    return "count" if name in COUNTS else name
-
-
-def name_path(path: Any) -> str:
-    """Return the name of a parameter, such as "dense/kernel".
+    A box of Flax has no name: that of `kernel.value` is "kernel".
 
     Args:
-      path: as `jax.tree_util` gives it.
+      tree: a pytree like the parameters.
+
+    Raises:
+      ValueError: if two have one name.
     """
-    return keystr(path, simple=True, separator="/")
+    paths = [path for path, _ in tree_leaves_with_path(tree)]
+    named = {}
+    for path, kept in zip(paths, drop_boxes(paths), strict=True):
+        name = keystr(tuple(kept), simple=True, separator="/")
+        if name in named:
+            raise ValueError(
+                f"two parameters are named {name!r}, at {keystr(path)} and "
+                f"{keystr(named[name])}: rename one."
+            )
+        named[name] = path
+    return named
 
 
-def rebuild(state: Any, parts: Iterator[Part]) -> Any:
-    """Return a state with the fields that its parts have made.
+def drop_boxes(paths: list[Any]) -> list[Any]:
+    """Drop the last key of a path if it is an attribute `value` with none beside it.
+
+    Flax keeps each parameter in such a box, an nnx.Param or linen's Partitioned. The
+    key "value" of a dict is no attribute, and the field `value` of an attention layer
+    has others beside it.
+
+    Args:
+      paths: the paths of all leaves of a tree.
+    """
+    value = jax.tree_util.GetAttrKey("value")
+    leaves = Counter(path[:n] for path in paths for n in range(len(path)))
+    return [
+        path[:-1] if path[-1:] == (value,) and leaves[path[:-1]] == 1 else path
+        for path in paths
+    ]
+
+
+def rebuild(state: Any, made: Iterator[dict[str, Any]]) -> Any:
+    """Return a state with other fields.
 
     Args:
       state: an optimizer state.
-      parts: one for each of its nodes, in the order of `iterate_nodes`.
+      made: the new fields of each of its nodes, in the order of `iterate_nodes`.
     """
     if hasattr(state, "_fields"):
-        made = {}
-        if not isinstance(state, PackedState) and _own_fields(state):
-            made = next(parts).made
-        inner = {n: rebuild(getattr(state, n), parts) for n in _inner_fields(state)}
-        return state._replace(**made, **inner)
+        inner, is_node = _split(state)
+        own = next(made) if is_node else {}
+        return state._replace(
+            **own, **{name: rebuild(getattr(state, name), made) for name in inner}
+        )
     if jax.tree_util.all_leaves([state]):
         return state
     children, structure = jax.tree.flatten(state, is_leaf=lambda x: x is not state)
-    return structure.unflatten([rebuild(child, parts) for child in children])
+    return structure.unflatten([rebuild(child, made) for child in children])

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jax.tree_util import tree_leaves_with_path
 
 from adam_jax.hyperparams import shown
-from adam_jax.states.parts import name_path
+from adam_jax.states.parts import name_leaves
 
 
 class TorchState(NamedTuple):
@@ -105,7 +105,8 @@ def read_torch(
       >>> print(adopted.placed, adopted.state[0].mu["dense"]["kernel"].shape)
       ('count', 'mu/dense/kernel', 'nu/dense/kernel') (2, 1)
     """
-    shapes = {name_path(p): np.shape(x) for p, x in tree_leaves_with_path(params)}
+    leaves = zip(name_leaves(params), jax.tree.leaves(params), strict=True)
+    shapes = {name: np.shape(x) for name, x in leaves}
     order = [i for group in state_dict["param_groups"] for i in group["params"]]
     if len(paths) != len(order):
         raise ValueError(

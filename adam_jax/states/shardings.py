@@ -46,7 +46,7 @@ def state_shardings(
     Example: on a mesh of one device.
 
       >>> import adam_jax, jax.numpy as jnp
-      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
       >>> params = {"w": jax.device_put(jnp.ones((4, 8)), NamedSharding(mesh, P()))}
       >>> shardings = state_shardings(adam_jax.adam(1e-3), params, over="data")
       >>> print(*shardings[0].mu["w"].spec, *shardings[0].count.spec)

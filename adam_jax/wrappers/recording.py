@@ -4,7 +4,6 @@
 its state. `named_figures` turns them into plain floats for a logger.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +38,7 @@ from adam_jax.stages.flow import (
     expect_whole,
 )
 from adam_jax.stages.gathering import MomentsState
+from adam_jax.states.parts import drop_boxes
 from adam_jax.states.reading import find_nodes, read_moments
 
 
@@ -308,23 +308,8 @@ def _paths(params: Any, recorded: RecordState) -> list[str]:
                 f"{len(leaves)}: pass the tree that it saw. Inside a mask, replace the "
                 "masked leaves by optax.MaskedNode()."
             )
-    kept = _drop_boxes([path for path, _ in leaves])
+    kept = drop_boxes([path for path, _ in leaves])
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in kept]
-
-
-def _drop_boxes(paths: Sequence[Any]) -> list[Any]:
-    """Drop the last key of a path if it is an attribute `value` with none beside it.
-
-    Flax keeps each parameter in such a box, an nnx.Param or linen's Partitioned. The
-    key "value" of a dict is no attribute, and the field `value` of an attention layer
-    has others beside it.
-    """
-    value = jax.tree_util.GetAttrKey("value")
-    leaves = Counter(path[:n] for path in paths for n in range(len(path)))
-    return [
-        path[:-1] if path[-1:] == (value,) and leaves[path[:-1]] == 1 else path
-        for path in paths
-    ]
 
 
 def _choose(figures: Any) -> Mapping[str, Figure]:

@@ -2,12 +2,14 @@
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -317,7 +319,175 @@ def test_what_cannot_be_continued_is_refused():
     batch = jax.vmap(tx.init)(jax.tree.map(lambda x: jnp.stack([x, x]), params))
     with pytest.raises(ValueError, match="a batch of states"):
         adopt_state(tx, batch, params)
-    mixed = {"w": params["w"].astype("bfloat16"), "b": params["b"]}
-    packed = adam_jax.packed(tx, max_size=4096)
-    with pytest.raises(ValueError, match="packed\\(\\) groups parameters by"):
-        adopt_state(packed, state, mixed)
+    with pytest.raises(ValueError, match="has counted 8 steps: leave out count"):
+        adopt_state(tx, state, params, count=9)
+    for count in (True, 2**31, -1):
+        with pytest.raises(ValueError, match="count must be a number of steps"):
+            adopt_state(tx, state, params, count=count)
+    with pytest.raises(ValueError, match="is abstract"):
+        adopt_state(tx, jax.eval_shape(tx.init, params), params)
+    alike = {"a/b": params["b"], "a": {"b": params["b"]}}
+    with pytest.raises(ValueError, match="two parameters are named 'a/b'"):
+        adopt_state(tx, tx.init(alike), alike)
+    late, one = (
+        set_moments(tx, {k: params[k]}, {k: params[k]}, {k: params[k]}, count=count)
+        for k, count in (("w", 8), ("b", 9))
+    )
+    with pytest.raises(ValueError, match="counted 8 and 9 steps cannot share a count"):
+        adopt_state(tx, (late, one), params)
+    with pytest.raises(ValueError, match="mu needs nu beside it"):
+        set_moments(tx, params, mu=params, count=3)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        optax.flatten,
+        lambda tx: adam_jax.packed(tx, max_size=4096),
+        lambda tx: optax.masked(
+            tx, lambda params: jax.tree.map(lambda x: x.dtype == jnp.float32, params)
+        ),
+    ],
+    ids=["flattened", "packed", "by dtype"],
+)
+@pytest.mark.parametrize("module", [adam_jax, optax], ids=["ours", "optax"])
+def test_moments_in_trees_of_another_shape(wrap, module):
+    """Of mixed dtypes; the mask looks at the parameters, never at moments."""
+    params = {**PARAMS, "half": jnp.ones((2, 3), jnp.bfloat16)}
+    grads = [{**g, "half": np.ones((2, 3))} for g in GRADS]
+    if wrap is optax.flatten:
+        params = PARAMS
+        grads = GRADS
+    tx = wrap(module.adam(1e-2))
+    middle, state = run(tx, params, tx.init(params), grads[:STEPS])
+    adopted = adopt_state(tx, state, middle)
+    assert_adopts(adopted, tx, params)
+    jax.tree.map(np.testing.assert_array_equal, adopted.state, state)
+    whole, _ = run(tx, middle, state, grads[STEPS:])
+    mixed, _ = run(tx, middle, adopted.state, grads[STEPS:])
+    jax.tree.map(np.testing.assert_array_equal, mixed, whole)
+
+
+def test_accumulation_inside_packed():
+    every = optax.MultiSteps(adam_jax.adam(1e-2), 3).gradient_transformation()
+    tx = adam_jax.packed(every, max_size=4096)
+    params, state = halfway(tx)
+    adopted = adopt_state(tx, state, params)
+    assert_adopts(adopted, tx, params)
+    jax.tree.map(np.testing.assert_array_equal, adopted.state, state)
+
+
+def test_only_what_counts_steps_is_given_their_number():
+    """Optax's plateau counts losses, ademamix steps with moments of its own."""
+    params, state = halfway(adam_jax.adam(1e-2))
+    plateau = optax.contrib.reduce_on_plateau(patience=1)
+    tx = optax.chain(adam_jax.adam(1e-2), plateau)
+    adopted = adopt_state(tx, state, params)
+    assert adopted.state[0][0].count == STEPS and adopted.state[1].count == 0
+    mixed = optax.contrib.ademamix(1e-2)
+    adopted = adopt_state(mixed, state, params)
+    jax.tree.map(np.testing.assert_array_equal, adopted.state, mixed.init(params))
+    old = optax.chain(optax.rmsprop(1e-2), plateau)
+    with pytest.raises(ValueError, match="pass count"):
+        adopt_state(adam_jax.rmsprop(1e-2), old.init(params), params)
+
+
+def test_each_node_is_given_the_moments_of_one():
+    params, _ = halfway(adam_jax.adam(1e-2))
+    old = optax.chain(optax.scale_by_rms(0.9), optax.scale_by_adam())
+    _, state = halfway(old)
+    adopted = adopt_state(adam_jax.adam(1e-2), state, params)
+    jax.tree.map(np.testing.assert_array_equal, adopted.state[0].nu, state[1].nu)
+    assert adopted.dropped == ("nu/b", "nu/w")
+    groups = {"one": adam_jax.lion(1e-2), "two": adam_jax.adam(1e-2)}
+    tx = optax.multi_transform(groups, {"w": "one", "b": "two"})
+    _, state = halfway(tx)
+    adopted = adopt_state(adam_jax.adam(1e-2), state, params)
+    assert adopted.dropped == ("mu/w",) and adopted.started == ("mu/w", "nu/w")
+
+
+def test_guards_and_schedules_are_paired_from_the_inside_out():
+    inner = adam_jax.skip_spikes(adam_jax.adam(1e-2))
+    params, state = halfway(adam_jax.skip_nonfinite(inner))
+    adopted = adopt_state(inner, state, params)
+    assert adopted.state.mean_norm == state.inner_state.mean_norm > 0
+    injected = optax.inject_hyperparams(adam_jax.adam)
+    _, state = halfway(injected(falling))
+    after = adopt_state(injected(5e-3), state, params).state
+    assert after.hyperparams["learning_rate"] == np.float32(5e-3)
+
+
+def test_moments_have_the_dtypes_of_the_new_optimizer():
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.float64, PARAMS)
+        tx = adam_jax.adam(1e-2)
+        for given, params in ((wide, PARAMS), (PARAMS, wide)):
+            state = set_moments(tx, params, given, given, count=3)
+            fresh = jax.eval_shape(tx.init, params)
+            assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, fresh)
+        turning = jax.tree.map(np.complex64, PARAMS)
+        adopted = adopt_state(tx, halfway(tx, turning)[1], PARAMS)
+        assert "mu/w" in adopted.started and "mu/w" in adopted.dropped
+
+
+def test_no_buffer_is_shared_and_devices_may_be_others():
+    params = jax.device_put(PARAMS, jax.devices()[1])
+    for tx in (adam_jax.skip_spikes(adam_jax.adam(1e-2)), optax.adam(1e-2)):
+        for place in (jax.devices()[0], jax.devices()[1]):
+            _, state = halfway(tx, jax.device_put(PARAMS, place))
+            adopted = adopt_state(tx, state, params)
+            assert_adopts(adopted, tx, params)
+            jax.jit(tx.update, donate_argnums=1)(params, adopted.state, params)
+            assert not any(x.is_deleted() for x in jax.tree.leaves(state))
+    made = set_moments(adam_jax.adam(1e-2), params, params, params, count=3)
+    jax.jit(adam_jax.adam(1e-2).update, donate_argnums=1)(params, made)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    sharded = jax.device_put(PARAMS, NamedSharding(mesh, P()))
+    jax.jit(tx.update)(sharded, adopt_state(tx, state, sharded).state, sharded)
+
+
+def test_states_of_flax_and_in_containers():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+    model = Model()
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    optimizer.update(model, grads)
+    params = nnx.state(model, nnx.Param)
+    names = ("count", "mu/dense/bias", "mu/dense/kernel")
+    for old in (optimizer.opt_state, optimizer):
+        adopted = adopt_state(adam_jax.adam(1e-2), old, params)
+        assert adopted.placed[:3] == names and not adopted.started
+        pure = nnx.to_pure_dict(params)
+        adopted = adopt_state(adam_jax.adam(1e-2), old, pure)
+        assert adopted.placed[:3] == names and adopted.state[0].count == 1
+
+    class Training(NamedTuple):
+        params: Any
+        opt: Any
+        step: Any
+
+    tx = adam_jax.adam(1e-2)
+    params, state = halfway(tx)
+    adopted = adopt_state(tx, Training(params, state, 3), params)
+    assert_adopts(adopted, tx, params)
+
+
+def test_shared_moments_of_parameters_that_were_removed():
+    tx = adam_jax.adam(1e-2, nu_dtype=adam_jax.mean_over(-1))
+    params, state = halfway(tx)
+    rest = {"first": params["w"]}
+    adopted = adopt_state(tx, state, rest, rename={"first": "w"}.get)
+    assert_adopts(adopted, tx, rest, dropped=("mu/b",))
+    kept = adopted.state[0].nu["first"]
+    np.testing.assert_allclose(kept, state[0].nu["w"], rtol=1e-6)
+
+
+def test_what_keeps_nothing_leaves_nothing():
+    params, state = halfway(optax.sgd(1e-2))
+    tx = adam_jax.adam(1e-2)
+    adopted = adopt_state(tx, state, params)
+    assert not adopted.placed and not adopted.dropped
+    jax.tree.map(np.testing.assert_array_equal, adopted.state, tx.init(params))

@@ -1,0 +1,214 @@
+"""What an old state holds, and what of it a new one takes."""
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax import placement
+from adam_jax.hyperparams import shown
+from adam_jax.states.parts import Part, iterate_nodes, name_leaves, take_apart
+
+Found = dict[str, dict[str, tuple[Part, str]]]
+"""By the names of a moment and a parameter: who holds it, and its old name there."""
+
+
+class Supply:
+    """What an old state holds, and what of it was given away.
+
+    Attributes:
+      count: the number of steps taken, or None if it is not known.
+      placed: the names of what was given away.
+      started: the names of what was asked for in vain.
+    """
+
+    def __init__(self, state: Any, params: Any, count: Any, rename: Any):
+        """Take all nodes apart, and look for the number of steps."""
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(state)):
+            raise ValueError("the old state is abstract: pass its arrays.")
+        self._rename = rename
+        named = by_name(params)
+        likes = {rename(name): x for name, x in named.items()}
+        self._parts = [take_apart(node, likes) for node in iterate_nodes(state)]
+        if not self._parts and jax.tree.leaves(state):
+            raise ValueError(
+                "found no state of an optimizer: pass what tx.init or tx.update "
+                "returned. What was restored without its structure needs that of the "
+                "old optimizer, jax.eval_shape(tx.init, params), as a target."
+            )
+        counts = [x.count for x in self._parts if x.count is not None and x.trees]
+        counts += [x.count for x in self._parts if x.count is not None]
+        if any(np.ndim(x) for x in counts):
+            raise ValueError(
+                "the state is a batch of states (vmap): take one, as in "
+                "jax.tree.map(lambda x: x[0], state)."
+            )
+        self.count = int(counts[0]) if counts else None
+        if count is not None:
+            if isinstance(count, bool) or not 0 <= operator.index(count) < 2**31:
+                raise ValueError(
+                    f"count must be a number of steps, got {shown(count)}."
+                )
+            if self.count not in (None, operator.index(count)):
+                raise ValueError(
+                    f"the old state has counted {self.count} steps: leave out count."
+                )
+            self.count = operator.index(count)
+        self._given: set[tuple[Part, str]] = set()
+        self.placed: list[str] = []
+        self.started: list[str] = []
+
+    def list_dropped(self) -> Iterator[str]:
+        """Yield the names of what was not given away."""
+        for part in self._parts:
+            for name, tree in part.trees.items():
+                names = (f"{name}/{leaf}" for leaf in tree)
+                yield from (x for x in names if (part, x) not in self._given)
+            yield from (x for x in part.own if (part, x) not in self._given)
+
+    def take_moments(self, part: Part) -> Found:
+        """Give moments away.
+
+        A parameter without a second moment is given nothing: beside an old count, one
+        that starts at 0 would look like tiny gradients, and make steps far too long.
+
+        Args:
+          part: the node that needs them.
+        """
+        found: Found = {name: {} for name in part.trees}
+        for leaf in {leaf: None for tree in part.trees.values() for leaf in tree}:
+            old = self._rename(leaf)
+            wanted = [name for name, tree in part.trees.items() if leaf in tree]
+            both = [name for name in wanted if name in ("mu", "nu")]
+            groups = [both, *([name] for name in wanted if name not in both)]
+            for names in groups:
+                holder, given = self._find(part, leaf, old, names)
+                for name in names:
+                    if holder is None or name not in given:
+                        self.started.append(f"{name}/{leaf}")
+                        continue
+                    found[name][leaf] = holder, old
+                    self._give(holder, f"{name}/{old}")
+        return found
+
+    def _find(
+        self, new: Part, leaf: str, old: str, names: list[str]
+    ) -> tuple[Part | None, list[str]]:
+        """Return who has moments of a parameter that belong together, and which."""
+        held = [(x, self._can_give(x, new, leaf, old, names)) for x in self._parts]
+        # Who holds most of them; among equals one of the same kind, the first.
+        holder, given = max(
+            held, key=lambda x: (len(x[1]), x[0].kind == new.kind), default=(None, [])
+        )
+        return (None, []) if "nu" in names and "nu" not in given else (holder, given)
+
+    def _can_give(
+        self, old: Part, new: Part, leaf: str, name: str, moments: list[str]
+    ) -> list[str]:
+        """Return which of some moments an old node has, as the new one needs them."""
+
+        def fits(x, y):
+            return np.shape(x) == np.shape(y) and (
+                jnp.iscomplexobj(y) or not jnp.iscomplexobj(x)
+            )
+
+        return [
+            moment
+            for moment in moments
+            if name in old.trees.get(moment, ())
+            and (old, f"{moment}/{name}") not in self._given
+            and fits(old.trees[moment][name], new.trees[moment][leaf])
+        ]
+
+    def count_of(self, found: Found) -> int | None:
+        """Return the number of steps that moments have counted; None without any.
+
+        Args:
+          found: what `take_moments` returned.
+
+        Raises:
+          ValueError: if nobody knows it, or if some have counted others.
+        """
+        holders = {x for own in found.values() for x, _ in own.values()}
+        own = [self.count if x.count is None else int(x.count) for x in holders]
+        known = {count for count in own if count is not None}
+        if None in own:
+            raise ValueError(
+                "the old state does not say how many steps were taken: pass count, 0 "
+                "if nothing in the new optimizer depends on it."
+            )
+        if len(known) > 1:
+            raise ValueError(
+                f"moments that were counted {' and '.join(map(str, sorted(known)))} "
+                "steps cannot share a count: give their parameters optimizers of their "
+                "own, by optax.multi_transform."
+            )
+        return next(iter(known), None)
+
+    def take_own(
+        self, part: Part, alike: Sequence[Part], steps: int | None
+    ) -> dict[str, Any]:
+        """Give away what is no moment; return the new fields of a node.
+
+        Args:
+          part: the node that needs it.
+          alike: all new nodes of its kind, from the outside in.
+          steps: the number of steps taken so far, if it has begun to count.
+        """
+        held = [x for x in self._parts if x.kind == part.kind]
+        place = len(held) - len(alike) + alike.index(part)  # from the inside out
+        old = held[place] if place >= 0 and not part.trees else None
+        made = {}
+        for name, start in part.own.items():
+            changed = old and name.removeprefix("hyperparams/") in (
+                old.scheduled - part.scheduled
+            )
+            if old and not changed and _fits(old.own.get(name), start):
+                made[name] = jax.tree.map(copy_like, old.own[name], start)
+                self._give(old, name)
+            elif name == "count" and part.counts and steps is not None:
+                made[name] = copy_like(steps, start)
+                self.placed.append(name)
+            else:
+                self.started.append(name)
+        if "count" in made:
+            self._given |= {(x, "count") for x in self._parts if x.counts}
+        return part.put(made)
+
+    def _give(self, part: Part, name: str) -> None:
+        self._given.add((part, name))
+        self.placed.append(name)
+
+
+def by_name(params: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by the names of the parameters.
+
+    Args:
+      params: a pytree like the parameters.
+    """
+    leaves = jax.tree.leaves(params)
+    return dict(zip(name_leaves(params), leaves, strict=True))
+
+
+def _fits(value: Any, like: Any) -> bool:
+    """Return whether two fields have the same structure and shapes."""
+    if jax.tree.structure(value) != jax.tree.structure(like):
+        return False
+    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(like), strict=True)
+    return all(np.shape(x) == np.shape(y) for x, y in pairs)
+
+
+def copy_like(value: Any, like: Any) -> Any:
+    """Return a copy of an array, in the dtype of another, and where that is.
+
+    Args:
+      value: the array.
+      like: the other one.
+    """
+    dtype = getattr(like, "dtype", None)
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        return value
+    return placement.copy_beside(value, like, dtype)
