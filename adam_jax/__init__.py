@@ -93,6 +93,7 @@ from adam_jax.wrappers.rounding import (
     compensate_params,
     round_to_params,
 )
+from adam_jax.wrappers.sharding import shard_state
 
 __version__ = _version("adam_jax")
 
@@ -185,6 +186,7 @@ __all__ = [
     "scale_by_trace",
     "set_moments",
     "sgd",
+    "shard_state",
     "simplified_adam",
     "skip_nonfinite",
     "skip_spikes",

@@ -6,7 +6,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import tree_flatten_with_path, tree_leaves_with_path
+from jax.tree_util import tree_flatten_with_path
 
 from adam_jax.stages.flow import expect_optimizer
 
@@ -53,46 +53,71 @@ def state_shardings(
       data None
     """
     expect_optimizer(tx, "state_shardings")
-    cut = {}
-    for path, param in tree_leaves_with_path(params):
-        sharding = getattr(param, "sharding", None)
-        name = jax.tree_util.keystr(path)
-        if not isinstance(sharding, NamedSharding):
-            raise ValueError(
-                f"params{name} has no NamedSharding: place parameters on a mesh, with "
-                "jax.device_put, or give ShapeDtypeStructs with a sharding."
-            )
-        if over is not None and over not in sharding.mesh.shape:
-            raise ValueError(
-                f"the mesh of params{name} has no axis {over!r}: it has "
-                f"{', '.join(map(repr, sharding.mesh.shape))}."
-            )
-        cut[path] = param.shape, sharding
+    return plan_shardings(tx, params, over, memory_kind)[0]
+
+
+def plan_shardings(
+    tx: optax.GradientTransformation, params: Any, over: str | None, memory_kind: Any
+) -> tuple[Any, Any]:
+    """Return a sharding for each leaf of a state, and of each parameter's moments.
+
+    Args:
+      tx: as in `state_shardings`.
+      params: as in `state_shardings`.
+      over: as in `state_shardings`.
+      memory_kind: as in `state_shardings`.
+    """
+    given, params_structure = tree_flatten_with_path(params)
+    cut = {path: (x.shape, _expect_sharding(path, x, over)) for path, x in given}
     leaves, structure = tree_flatten_with_path(jax.eval_shape(tx.init, params))
-    owners = [_find_owner(path, cut) for path, _ in leaves]
-    beside: dict[Any, list[tuple[int, ...]]] = {}
+    owners = [_find_owner(path, leaf.shape, cut) for path, leaf in leaves]
+    beside: dict[Any, list[tuple[int, ...]]] = {path: [x.shape] for path, x in given}
     for owner, (_, leaf) in zip(owners, leaves, strict=True):
         if owner is not None and len(leaf.shape) == len(cut[owner][0]):
-            beside.setdefault(owner, []).append(leaf.shape)
-    made = []
-    for owner, (_, leaf) in zip(owners, leaves, strict=True):
-        if owner is None:
-            mesh = next(iter(cut.values()))[1].mesh
-            made.append(NamedSharding(mesh, P()))
-            continue
-        shape, sharding = cut[owner]
-        spec = _cut_like(leaf.shape, shape, sharding)
+            beside[owner].append(leaf.shape)
+
+    def place(shape, owner):
+        whole, sharding = cut[owner]
+        spec = _cut_like(shape, whole, sharding)
         if over is not None and spec:
             spec = _cut_over(over, spec, beside[owner], sharding)
-        own = NamedSharding(sharding.mesh, P(*spec))
-        made.append(own if memory_kind is None else own.with_memory_kind(memory_kind))
-    return structure.unflatten(made)
+        return NamedSharding(sharding.mesh, P(*spec), memory_kind=memory_kind)
+
+    everywhere = [NamedSharding(sharding.mesh, P()) for _, sharding in cut.values()]
+    made = [
+        everywhere[0] if owner is None else place(leaf.shape, owner)
+        for owner, (_, leaf) in zip(owners, leaves, strict=True)
+    ]
+    moments = [place(x.shape, path) for path, x in given]
+    return structure.unflatten(made), params_structure.unflatten(moments)
 
 
-def _find_owner(path: Any, params: Any) -> Any:
+def _expect_sharding(path: Any, param: Any, over: str | None) -> NamedSharding:
+    """Return the sharding of a parameter, if it has one."""
+    sharding = getattr(param, "sharding", None)
+    name = jax.tree_util.keystr(path)
+    if not isinstance(sharding, NamedSharding):
+        raise ValueError(
+            f"params{name} has no NamedSharding: place parameters on a mesh, with "
+            "jax.device_put, or give ShapeDtypeStructs with a sharding."
+        )
+    if over is not None and over not in sharding.mesh.shape:
+        raise ValueError(
+            f"the mesh of params{name} has no axis {over!r}: it has "
+            f"{', '.join(map(repr, sharding.mesh.shape))}."
+        )
+    return sharding
+
+
+def _find_owner(path: Any, shape: tuple[int, ...], params: Any) -> Any:
     """Return the path of the parameter to which a leaf of a state belongs, or None."""
-    ends = (path[i:] for i in range(len(path) + 1))
-    return next((end for end in ends if end in params), None)
+    ends = (path[i:] for i in range(len(path)))
+    found = next((end for end in ends if end in params), None)
+    if found is None and () in params:  # a single array has no path to go by
+        keys = [getattr(key, "name", "") for key in path]
+        if shape == params[()][0] or any(key.endswith("_format") for key in keys):
+            return ()
+    return found
 
 
 def _cut_like(

@@ -313,6 +313,51 @@ def test_more_chips_take_no_more_temporary_memory_each(machine, axes, spec):
 
 
 @every_machine
+@both_axes
+@pytest.mark.parametrize("format", ["float32", "8bit"])
+def test_moments_in_pieces_cost_a_gather_of_the_updates(machine, axes, format):
+    """The sum of the gradients ends in pieces: as much is sent as without them."""
+    devices = np.array(find_devices(f"{machine}:{CHIPS[machine, 16]}")).reshape(4, 4)
+    mesh = Mesh(devices, ("data", "model"), axis_types=(AXES[axes],) * 2)
+    whole = NamedSharding(mesh, PartitionSpec(None, "model"))
+    params = jax.ShapeDtypeStruct(LOCAL, "float32", sharding=whole)
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    batch = jax.ShapeDtypeStruct((256, LOCAL[0]), "float32", sharding=rows)
+    adamw = adam_jax.adamw(1e-3, mu_dtype=format, nu_dtype=format)
+    tx = adam_jax.shard_state(adamw, params, over="data")
+    shardings = adam_jax.state_shardings(adamw, params, over="data")
+    state = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        jax.eval_shape(adamw.init, params),
+        shardings,
+    )
+
+    def step(params, state, batch):
+        grads = jax.grad(lambda params: ((batch @ params) ** 2).mean())(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.set_mesh(mesh) if axes == "explicit" else contextlib.nullcontext():
+        compiled, _ = compile_step(Program(tx.init, step), params, state, batch)
+    found = read_cost(compiled).collectives
+    assert found.pop("all-gather") == 1
+    if machine == "v5e":  # it exchanges pieces of the sum
+        found.pop("collective-permute", None)
+        assert found == {"all-reduce": 1}
+        assert "all-reduce-scatter" in compiled.as_text()
+    else:
+        assert found == {"reduce-scatter": 1}
+    moved, after = compiled.output_shardings
+    assert moved.is_equivalent_to(whole, 2)
+    for own, expected in zip(
+        jax.tree.leaves(after), jax.tree.leaves(shardings), strict=True
+    ):
+        assert own.shard_shape((1024, 1024)) == expected.shard_shape((1024, 1024)) or (
+            own.is_fully_replicated and expected.is_fully_replicated
+        )
+
+
+@every_machine
 def test_a_kernel_steps_each_shard(machine):
     program, spec = program_of("fused_step", "8bit"), SPECS["rows"]
     params, mesh = lay(machine, 16, "rows", "automatic", "8bit")

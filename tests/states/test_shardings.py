@@ -112,6 +112,14 @@ def test_the_first_axis_that_can_be_cut_is():
     )
 
 
+def test_a_single_array_is_a_tree_too():
+    param = place(mesh_of())["w"]
+    shardings = state_shardings(adam_jax.adam(1e-2, **CODED), param, over="data")[0]
+    assert tuple(shardings.mu.spec) == ("data", "model")
+    assert tuple(shardings.nu_format.exponents.spec) == ("data", "model")
+    assert not any((*shardings.weights.spec, *shardings.count.spec))
+
+
 def test_explicit_axes_and_host_memory():
     params = place(mesh_of(AxisType.Explicit))
     tx = adam_jax.adam(1e-2)
