@@ -1,12 +1,18 @@
 """Where arrays lie: in which memory, and in how many pieces."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
+from typing_extensions import TypeAliasType
+
+AxisName = TypeAliasType("AxisName", str | tuple[str, ...])
+"""The name of an axis of a mesh, or of a vmap; or several."""
 
 _DEVICE = jax.memory.Space.Device
 
@@ -100,7 +106,39 @@ def whole_size(x: jax.Array) -> int:
     Args:
       x: an array.
     """
-    aval = jax.typeof(x)
+    shape = jax.typeof(x).sharding.mesh.shape
+    return x.size * math.prod(shape[name] for name in _varies_over(x))
+
+
+def _varies_over(x: jax.Array) -> frozenset[str]:
+    """Return the axes of a shard_map over which `x` varies, as far as JAX knows."""
+    aval: Any = jax.typeof(x)
     varies = getattr(aval, "manual_axis_type", None)
-    names = aval.vma if varies is None else varies.varying  # older jax has the vma
-    return x.size * math.prod(aval.sharding.mesh.shape[name] for name in names)
+    return aval.vma if varies is None else varies.varying  # older jax has the vma
+
+
+def axes_of_piece(x: jax.Array, axis_name: AxisName | None) -> tuple[str, ...]:
+    """Return the named axes along which `x` is a piece of a whole, in a shard_map.
+
+    Args:
+      x: an array.
+      axis_name: the axes that come into question, or None. With check_vma=False, and in
+        a vmap, JAX does not know which of them count: then all do.
+    """
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    known = any(_varies_over(lax.axis_index(name)) for name in names)
+    return tuple(name for name in names if not known or name in _varies_over(x))
+
+
+def sum_pieces(
+    xs: Sequence[jax.Array], axis_name: AxisName | None
+) -> tuple[list[jax.Array], list[int]]:
+    """Return sums of the whole from those of pieces, and the numbers of pieces.
+
+    Args:
+      xs: arrays, each a sum over one piece.
+      axis_name: as in `axes_of_piece`.
+    """
+    axes = [axes_of_piece(x, axis_name) for x in xs]
+    whole = [lax.psum(x, own) if own else x for x, own in zip(xs, axes, strict=True)]
+    return whole, [math.prod(lax.axis_size(name) for name in own) for own in axes]

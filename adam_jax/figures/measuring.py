@@ -17,6 +17,7 @@ from adam_jax.checks import check_like
 from adam_jax.figures.definitions import QUANTILES, Figure, Leaf, MissingError, Step
 from adam_jax.figures.sums import sum_all
 from adam_jax.hyperparams import a_type, shown
+from adam_jax.placement import AxisName
 from adam_jax.stages.gathering import MomentsState
 
 
@@ -52,7 +53,9 @@ def check_figures(figures: Any) -> Mapping[str, Figure]:
     return figures
 
 
-def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
+def measure(
+    figures: Mapping[str, Figure], step: Step, *, axis_name: AxisName | None = None
+) -> dict[str, Measured]:
     """Measure figures of one step.
 
     Sums are computed in float32, or in the dtype of the leaves if that is wider.
@@ -60,6 +63,9 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     Args:
       figures: the figures to measure, by name, as in `FIGURES`.
       step: the step to measure.
+      axis_name: in a `jax.shard_map`, the axes along which devices hold pieces of the
+        leaves; figures are then those of the whole. A leaf that is the same on all
+        devices counts once, if the shard_map checks what varies.
 
     Returns:
       The measured figures, by name.
@@ -94,21 +100,27 @@ def measure(figures: Mapping[str, Figure], step: Step) -> dict[str, Measured]:
     try:
         hash(items)
     except TypeError:  # somebody's own functions
-        return _measure(items, step, _sum_leaf)
-    return _compiled(items, step)
+        return _measure(items, step, axis_name, _sum_leaf)
+    return _compiled(items, axis_name, step)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled(items: tuple[tuple[str, Figure], ...], step: Step) -> Any:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(
+    items: tuple[tuple[str, Figure], ...], axis_name: AxisName | None, step: Step
+) -> Any:
     """Measure, compiled once without jit as well."""
-    return _measure(items, step, _traced_once)
+    return _measure(items, step, axis_name, _traced_once)
 
 
 def _measure(
-    items: tuple[tuple[str, Figure], ...], step: Step, sum_leaf: Any
+    items: tuple[tuple[str, Figure], ...],
+    step: Step,
+    axis_name: AxisName | None,
+    sum_leaf: Any,
 ) -> dict[str, Measured]:
     leaves, number = _leaves(step)
     rows = [sum_leaf(items, leaf, step.learning_rate, step.bound) for leaf in leaves]
+    rows, pieces = placement.sum_pieces(rows, axis_name)
 
     def sums_of(figure):  # of a new leaf, since a leaf keeps what was found
         return figure.sums(_as_leaf(leaves[0], step.learning_rate, step.bound))
@@ -117,7 +129,8 @@ def _measure(
     dtype = numerics.compute_dtype(*{row.dtype for row in rows})
     table = jnp.stack([row.astype(dtype) for row in rows])
     # Besides its sums, a figure reads these: for each leaf, and for the whole tree.
-    sizes = np.array([_size(leaf) for leaf in leaves], dtype)
+    sizes = [_size(leaf) * n for leaf, n in zip(leaves, pieces, strict=True)]
+    sizes = np.array(sizes, dtype)
     scalars: dict[str, Any] = {"size": sizes}
     whole: dict[str, Any] = {"size": sizes.sum()}
     for name in ("mu_weight", "nu_weight"):

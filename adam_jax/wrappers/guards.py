@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from adam_jax import numerics, placement
 from adam_jax.checks import prune
 from adam_jax.hyperparams import shown
+from adam_jax.placement import AxisName
 from adam_jax.recipes.notes import all_finite, are_finite, collecting, note_gate
 from adam_jax.stages.flow import (
     expect_optimizer,
@@ -55,7 +57,7 @@ class SkipState(NamedTuple):
 
 
 def skip_nonfinite(
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation, *, axis_name: AxisName | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Skip every step whose gradients or updates are not all finite.
 
@@ -67,6 +69,10 @@ def skip_nonfinite(
 
     Args:
       tx: the optimizer to guard; it receives the extra arguments of `update`.
+      axis_name: in a `jax.shard_map` (or a vmap with named axes), the axes whose
+        devices skip together: a NaN on one of them skips the step on all. Without it,
+        each device decides for itself, and copies of a parameter part. Elsewhere, XLA
+        sees whole arrays, and needs no name.
 
     Raises:
       TypeError: at the first trace, if the state is not a `SkipState`.
@@ -87,7 +93,8 @@ def skip_nonfinite(
     Differs from `optax.apply_if_finite`, which checks only the gradients, and lets
     infinities and NaN in after a number of skipped steps.
     """
-    return _guard("skip_nonfinite", tx, threshold=math.inf, warmup=0, decay=None)
+    name = "skip_nonfinite"
+    return _guard(name, tx, math.inf, warmup=0, decay=None, axis_name=axis_name)
 
 
 def skip_spikes(
@@ -95,6 +102,8 @@ def skip_spikes(
     threshold: float = 5.0,
     warmup: int = 100,
     decay: float = 0.98,
+    *,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Skip every step whose gradient norm exceeds `threshold` times its average.
 
@@ -108,6 +117,9 @@ def skip_spikes(
       threshold: a norm above this multiple of the average is a spike; > 1.
       warmup: how many steps must be taken before a norm can count as a spike, >= 0.
       decay: decay rate of the average, in [0, 1); 0.98 averages about 50 steps.
+      axis_name: as in `skip_nonfinite`. The norm is that of the whole gradient, of
+        which devices along these axes hold pieces. (Where all hold the same, it counts
+        once, if the shard_map checks what varies.)
 
     Raises:
       ValueError: if an argument is out of range; at init, inside an `optax.MultiSteps`
@@ -137,7 +149,7 @@ def skip_spikes(
         raise ValueError(f"warmup must be a number of steps >= 0, got {warmup!r}.")
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be a decay rate in [0, 1), got {decay}.")
-    return _guard("skip_spikes", tx, threshold, warmup, decay)
+    return _guard("skip_spikes", tx, threshold, warmup, decay, axis_name)
 
 
 def _guard(
@@ -146,6 +158,7 @@ def _guard(
     threshold: float,
     warmup: int,
     decay: float | None,
+    axis_name: AxisName | None,
 ) -> optax.GradientTransformationExtraArgs:
     expect_optimizer(tx, name)
     inner = optax.with_extra_args_support(tx)
@@ -164,7 +177,7 @@ def _guard(
         if decay is None:
             sane = are_finite(jax.tree.leaves(updates))
         else:
-            norm = _global_norm(updates)
+            norm = _global_norm(updates, axis_name)
             known = mean > 0  # not at the first step, nor behind skip_nonfinite
             usual = ~known | (state.taken < warmup) | (norm <= threshold * mean)
             sane = jnp.isfinite(norm) & usual
@@ -176,6 +189,8 @@ def _guard(
             )
         expect_whole(stepped, name)
         sane &= all_finite(notes, stepped, updates)
+        if axis_name is not None:
+            sane = lax.pmin(sane.astype(jnp.int32), axis_name) > 0
 
         def keep(new, old):
             new, old = jax.tree.map(placement.on_device, (new, old))
@@ -273,10 +288,11 @@ def check_skips(state: Any, limit: int) -> None:
             )
 
 
-def _global_norm(tree: Any) -> jax.Array:
+def _global_norm(tree: Any, axis_name: AxisName | None) -> jax.Array:
     """Return the L2 norm of all leaves in float32, inf if their squares overflow."""
     squares = [
         jnp.sum(numerics.abs_sq(numerics.widen(leaf))).astype(jnp.float32)
         for leaf in jax.tree.leaves(tree)
     ]
+    squares, _ = placement.sum_pieces(squares, axis_name)
     return jnp.sqrt(sum(squares, start=jnp.zeros([])))

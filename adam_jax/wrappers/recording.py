@@ -30,6 +30,7 @@ from adam_jax.hyperparams import (
     check_non_negative,
     shown,
 )
+from adam_jax.placement import AxisName
 from adam_jax.stages.flow import (
     expect_optimizer,
     expect_state,
@@ -64,6 +65,7 @@ def record(
     learning_rate: Hyperparam | None = None,
     bound: float = step_bound(0.9, 0.999),
     every: int = 1,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Record figures of the latest step of an optimizer in its state.
 
@@ -88,6 +90,8 @@ def record(
       bound: the largest step to be expected, in learning rates: `step_bound(b1, b2)`.
       every: measure one call out of this many; the others cost nothing. (Under vmap
         every call is measured.)
+      axis_name: in a `jax.shard_map`, the axes along which devices hold pieces of the
+        leaves, as in `measure`: figures are those of the whole.
 
     Raises:
       ValueError: if a figure is unknown or needs something that `tx` does not have, if
@@ -144,7 +148,7 @@ def record(
 
             def try_out(params, inner_state, name=name, figure=figure):
                 step = see(params, params, params, inner_state, inner_state, 0)
-                return measure({name: figure}, step)[name]
+                return measure({name: figure}, step)[name]  # its shape
 
             try:
                 shapes = jax.eval_shape(try_out, params, inner_state)
@@ -176,7 +180,8 @@ def record(
             updates, after = inner.update(grads, before, params, **extra_args)
             expect_whole(updates, "record")
             step = see(grads, updates, params, before, after, state.count)
-            measured = measure({name: chosen[name] for name in state.figures}, step)
+            kept = {name: chosen[name] for name in state.figures}
+            measured = measure(kept, step, axis_name=axis_name)
             return jax.tree.map(
                 lambda new, old: new.astype(old.dtype), measured, state.figures
             )
