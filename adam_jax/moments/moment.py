@@ -238,7 +238,8 @@ class Moment:
         for i, old in enumerate(as_leaves(stored, structure)):
             noise = make_noise(self.format.seed, past, i, self.order, leaves[i])
             new = self.format.encode(leaves[i], old, noise)
-            encoded.append(_check_stored(new, self.format, old))
+            new = _check_stored(new, self.format, old)
+            encoded.append(placement.beside(new, old.values))
         return _as_tree(encoded, structure, self.format.reader)
 
     def _weigh(self, weight: jax.Array | None, past: ArrayLike) -> jax.Array:

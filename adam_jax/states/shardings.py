@@ -37,7 +37,9 @@ def state_shardings(
         length, in the moment and in all that is kept beside it, is a multiple of the
         mesh axis. Where there is none, as for most scalars and biases, moments lie as
         without it.
-      memory_kind: the memory for what belongs to a parameter, such as "pinned_host".
+      memory_kind: the memory for moments, such as "pinned_host". Those of this package
+        stay in the memory in which they are put: each step brings them to the device
+        and back. (Optax's own optimizers cannot step moments in the host's memory.)
 
     Raises:
       ValueError: if a parameter has no NamedSharding, or the mesh no axis `over`.
@@ -76,19 +78,21 @@ def plan_shardings(
         if owner is not None and len(leaf.shape) == len(cut[owner][0]):
             beside[owner].append(leaf.shape)
 
-    def place(shape, owner):
+    def place(shape, owner, kind):
         whole, sharding = cut[owner]
         spec = _cut_like(shape, whole, sharding)
         if over is not None and spec:
             spec = _cut_over(over, spec, beside[owner], sharding)
-        return NamedSharding(sharding.mesh, P(*spec), memory_kind=memory_kind)
+        return NamedSharding(sharding.mesh, P(*spec), memory_kind=kind)
 
     everywhere = [NamedSharding(sharding.mesh, P()) for _, sharding in cut.values()]
     made = [
-        everywhere[0] if owner is None else place(leaf.shape, owner)
-        for owner, (_, leaf) in zip(owners, leaves, strict=True)
+        everywhere[0]
+        if owner is None
+        else place(leaf.shape, owner, memory_kind if _is_moment(path) else None)
+        for owner, (path, leaf) in zip(owners, leaves, strict=True)
     ]
-    moments = [place(x.shape, path) for path, x in given]
+    moments = [place(x.shape, path, None) for path, x in given]
     return structure.unflatten(made), params_structure.unflatten(moments)
 
 
@@ -118,6 +122,13 @@ def _find_owner(path: Any, shape: tuple[int, ...], params: Any) -> Any:
         if shape == params[()][0] or any(key.endswith("_format") for key in keys):
             return ()
     return found
+
+
+def _is_moment(path: Any) -> bool:
+    """Return whether a leaf of a state is of a moment, or of what is kept beside it."""
+    names = {getattr(key, "name", "") for key in path}
+    formats = any(name.endswith("_format") for name in names)
+    return formats or bool(names & {"mu", "nu", "nu_max", "trace", "residual"})
 
 
 def _cut_like(

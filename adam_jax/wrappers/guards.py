@@ -193,8 +193,11 @@ def _guard(
             sane = lax.pmin(sane.astype(jnp.int32), axis_name) > 0
 
         def keep(new, old):
-            new, old = jax.tree.map(placement.on_device, (new, old))
-            return jax.tree.map(lambda n, o: jnp.where(sane, n, o), new, old)
+            def choose(new, old):
+                chosen = jnp.where(sane, *map(placement.on_device, (new, old)))
+                return placement.beside(chosen, old)
+
+            return jax.tree.map(choose, new, old)
 
         emitted = keep(stepped, jax.tree.map(jnp.zeros_like, stepped))
         kept = keep(inner_state, state.inner_state)

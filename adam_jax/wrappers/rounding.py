@@ -220,7 +220,9 @@ def compensate_params(
             return half.astype(jnp.float32) - param.astype(jnp.float32)
 
         def withhold(update, param, old, residual):
-            return split(update, param, old)[1] if is_half(param) else residual
+            if not is_half(param):
+                return residual
+            return placement.beside(split(update, param, old)[1], residual)
 
         emitted = jax.tree.map(emit, updates, params, master)
         residual = jax.tree.map(withhold, updates, params, master, state.residual)

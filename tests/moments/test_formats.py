@@ -514,7 +514,7 @@ HOST = ["float32", "bfloat16", EIGHT_BIT, adam_jax.factored()]
 
 @pytest.mark.parametrize("nu_dtype", HOST, ids=str)
 def test_moments_of_parameters_in_host_memory(nu_dtype):
-    """They start there too, with the values that they have elsewhere."""
+    """They start there too, with the values that they have elsewhere, and stay."""
     params = {"w": jnp.ones((8, 64)), "h": jnp.ones((4, 32), jnp.bfloat16)}
     tx = adam_jax.compensate_params(adam_jax.adam(1e-3, nu_dtype=nu_dtype))
     tx = adam_jax.record(tx)
@@ -531,9 +531,15 @@ def test_moments_of_parameters_in_host_memory(nu_dtype):
         converted = convert_state(state, nu_dtype="bfloat16", params=host)
         nu = optax.tree.get(converted, "nu")["w"]
         assert (nu.dtype, nu.sharding.memory_kind) == ("bfloat16", "pinned_host")
-        update = jax.jit(adam_jax.skip_nonfinite(tx).update)
-        guarded = adam_jax.skip_nonfinite(tx).init(host)
-        update(params, guarded, params)
+        guarded = adam_jax.skip_nonfinite(tx)
+        update = jax.jit(guarded.update)
+        updates, state = update(params, guarded.init(host), params)
+        expected_updates, after = update(params, guarded.init(params), params)
+        jax.tree.map(np.testing.assert_array_equal, updates, expected_updates)
+        jax.tree.map(np.testing.assert_array_equal, state, after)
+        names = ("mu", "nu", "nu_format", "residual")
+        for leaf in jax.tree.leaves([optax.tree.get(state, name) for name in names]):
+            assert leaf.sharding.memory_kind == "pinned_host"
 
 
 @pytest.mark.parametrize("source", ["float32", "bfloat16", "8bit"])

@@ -131,6 +131,30 @@ def test_explicit_axes_and_host_memory():
     assert state[0].count.sharding.memory_kind != "pinned_host"
 
 
+@pytest.mark.parametrize("name", ["adam", "8bit", "wrapped", "compensate"])
+def test_moments_in_host_memory_are_stepped_and_stay(name):
+    tx = MAKERS[name]()
+    params = place(mesh_of(), jnp.bfloat16 if name == "compensate" else jnp.float32)
+    hosted = state_shardings(tx, params, memory_kind="pinned_host")
+    start = jax.jit(tx.init)(params)
+    host = jax.device_put(params["b"], jax.memory.Space.Host)
+    back = jax.jit(lambda x: jax.device_put(-x, jax.memory.Space.Host))(host)
+    if back.sharding.memory_kind != "pinned_host":
+        pytest.skip("this JAX leaves no result in the host's memory on CPU")
+    update = jax.jit(tx.update)
+    expected, state = (params, start), (params, jax.device_put(start, hosted))
+    for _ in range(3):
+        expected = update(params, expected[1], params)
+        state = update(params, state[1], params)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    for x, where in zip(
+        jax.tree.leaves(state[1]), jax.tree.leaves(hosted), strict=True
+    ):
+        assert (x.sharding.memory_kind == "pinned_host") == (
+            where.memory_kind == "pinned_host"
+        )
+
+
 def test_what_lies_on_no_mesh_is_refused():
     params = place(mesh_of())
     with pytest.raises(ValueError, match="no axis 'rows': it has 'data', 'model'"):
