@@ -51,7 +51,7 @@ def read_torch(
     params: Any,
     paths: Sequence[str],
     *,
-    turned: Callable[[str], bool] | None = None,
+    turned: Callable[[str], bool | tuple[int, ...]] | None = None,
 ) -> list[TorchState]:
     """Return a PyTorch optimizer's state in a form that `adopt_state` continues.
 
@@ -86,7 +86,9 @@ def read_torch(
         in params, such as "dense/kernel".
       turned: a function from a path to whether the axes of this parameter lie in
         another order there: (out, in) for a kernel (in, out), and likewise for
-        convolutions. None finds it out from the shapes.
+        convolutions. It may return the order itself, as for `numpy.transpose`: that of
+        a transposed convolution in Flax is (2, 3, 0, 1). None finds out from the shapes
+        whether it is turned.
 
     Raises:
       ValueError: if paths do not fit the state or params; if a shape does not fit; if
@@ -108,6 +110,17 @@ def read_torch(
     leaves = zip(name_leaves(params), jax.tree.leaves(params), strict=True)
     shapes = {name: np.shape(x) for name, x in leaves}
     order = [i for group in state_dict["param_groups"] for i in group["params"]]
+    paths, known = list(paths), {*order}
+    strange = [index for index in state_dict["state"] if index not in known]
+    if strange:
+        raise ValueError(
+            f"the old state has a parameter {strange[0]!r}, which is in no group: keys "
+            "are the numbers in param_groups."
+        )
+    if len({*paths}) < len(paths):
+        raise ValueError(
+            "a path is there twice, but what is shared is one parameter in PyTorch."
+        )
     if len(paths) != len(order):
         raise ValueError(
             f"the old optimizer has {len(order)} parameters, but there are "
@@ -126,7 +139,7 @@ def read_torch(
         if not kept:
             continue  # it had no gradient
         step = kept.pop("step", None)
-        own = found.setdefault(None if step is None else int(_array(step)), {})
+        own = found.setdefault(None if step is None else int(_array(step).item()), {})
         for key, value in kept.items():
             if value is None:
                 continue
@@ -137,7 +150,9 @@ def read_torch(
             turn = turned(path) if turned else None
             moment = _fit(_array(value), shapes[path], turn, path)
             if key == "momentum_buffer" and "square_avg" in kept:
-                moment = -float(_array(rate)) * moment  # here it follows the rate
+                if rate is None:
+                    raise ValueError("RMSprop's momentum needs the lr of its group.")
+                moment = -_array(rate).item() * moment  # here it follows the rate
             own.setdefault(_FIELDS[key], {})[path] = moment
     names = TorchState._fields[1:]
     return [
@@ -155,10 +170,14 @@ def _array(x: Any) -> np.ndarray:
 
 
 def _fit(
-    x: np.ndarray, shape: tuple[int, ...], turn: bool | None, path: str
+    x: np.ndarray,
+    shape: tuple[int, ...],
+    turn: bool | tuple[int, ...] | None,
+    path: str,
 ) -> np.ndarray:
     """Return an array with its axes in the order of a parameter."""
-    axes = _TURNED.get(x.ndim)
+    axes = turn if isinstance(turn, tuple) else _TURNED.get(x.ndim)
+    turn = True if isinstance(turn, tuple) else turn
     other = x if axes is None else x.transpose(axes)
     if turn is None and axes and x.shape == other.shape == shape:
         raise ValueError(

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import tree_flatten_with_path
 
@@ -42,7 +42,8 @@ def state_shardings(
         and back. (Optax's own optimizers cannot step moments in the host's memory.)
 
     Raises:
-      ValueError: if a parameter has no NamedSharding, or the mesh no axis `over`.
+      ValueError: if a parameter has no NamedSharding, or one on another mesh, or the
+        mesh no axis `over`; if there are no parameters.
       TypeError: if tx is not an optimizer.
 
     Example: on a mesh of one device.
@@ -52,7 +53,7 @@ def state_shardings(
       >>> params = {"w": jax.device_put(jnp.ones((4, 8)), NamedSharding(mesh, P()))}
       >>> shardings = state_shardings(adam_jax.adam(1e-3), params, over="data")
       >>> print(*shardings[0].mu["w"].spec, *shardings[0].count.spec)
-      data None
+      data
     """
     expect_optimizer(tx, "state_shardings")
     return plan_shardings(tx, params, over, memory_kind)[0]
@@ -70,30 +71,49 @@ def plan_shardings(
       memory_kind: as in `state_shardings`.
     """
     given, params_structure = tree_flatten_with_path(params)
+    if not given:
+        raise ValueError("there are no parameters, and so no mesh.")
     cut = {path: (x.shape, _expect_sharding(path, x, over)) for path, x in given}
+    mesh = next(iter(cut.values()))[1].mesh
+    for path, (_, sharding) in cut.items():
+        if sharding.device_set != next(iter(cut.values()))[1].device_set:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is on another mesh than others: "
+                "a state is on one."
+            )
     leaves, structure = tree_flatten_with_path(jax.eval_shape(tx.init, params))
     owners = [_find_owner(path, leaf.shape, cut) for path, leaf in leaves]
     beside: dict[Any, list[tuple[int, ...]]] = {path: [x.shape] for path, x in given}
-    for owner, (_, leaf) in zip(owners, leaves, strict=True):
+    for owner, (path, leaf) in zip(owners, leaves, strict=True):
         if owner is not None and len(leaf.shape) == len(cut[owner][0]):
-            beside[owner].append(leaf.shape)
+            # What elements share along an axis stays whole along it; blocks do not.
+            pairs = zip(leaf.shape, cut[owner][0], strict=True)
+            shared = [whole if own == 1 else own for own, whole in pairs]
+            beside[owner].append(leaf.shape if _is_format(path) else tuple(shared))
 
     def place(shape, owner, kind):
         whole, sharding = cut[owner]
         spec = _cut_like(shape, whole, sharding)
         if over is not None and spec:
-            spec = _cut_over(over, spec, beside[owner], sharding)
-        return NamedSharding(sharding.mesh, P(*spec), memory_kind=kind)
+            spec = _cut_over(over, spec, shape, beside[owner], sharding)
+        return _lay(sharding.mesh, spec, len(shape), kind)
 
-    everywhere = [NamedSharding(sharding.mesh, P()) for _, sharding in cut.values()]
     made = [
-        everywhere[0]
+        _lay(mesh, [], len(leaf.shape), None)
         if owner is None
         else place(leaf.shape, owner, memory_kind if _is_moment(path) else None)
         for owner, (path, leaf) in zip(owners, leaves, strict=True)
     ]
     moments = [place(x.shape, path, None) for path, x in given]
     return structure.unflatten(made), params_structure.unflatten(moments)
+
+
+def _lay(mesh: Any, spec: list[Any], rank: int, kind: str | None) -> NamedSharding:
+    """Return a sharding as a compiled step does, or else the next one compiles anew."""
+    spec = [*spec, *[None] * (rank - len(spec))]
+    while AxisType.Explicit not in mesh.axis_types and spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(mesh, P(*spec), memory_kind=kind)
 
 
 def _expect_sharding(path: Any, param: Any, over: str | None) -> NamedSharding:
@@ -115,20 +135,24 @@ def _expect_sharding(path: Any, param: Any, over: str | None) -> NamedSharding:
 
 def _find_owner(path: Any, shape: tuple[int, ...], params: Any) -> Any:
     """Return the path of the parameter to which a leaf of a state belongs, or None."""
-    ends = (path[i:] for i in range(len(path)))
-    found = next((end for end in ends if end in params), None)
-    if found is None and () in params:  # a single array has no path to go by
-        keys = [getattr(key, "name", "") for key in path]
-        if shape == params[()][0] or any(key.endswith("_format") for key in keys):
-            return ()
-    return found
+    if () not in params:
+        ends = (path[i:] for i in range(len(path)))
+        return next((end for end in ends if end in params), None)
+    # A single array has no path to go by.
+    name = getattr(path[-1], "name", "") if path else ""
+    alike = shape == params[()][0] != () and name not in ("weights", "leaves", "total")
+    return () if _is_moment(path) or alike else None
 
 
 def _is_moment(path: Any) -> bool:
     """Return whether a leaf of a state is of a moment, or of what is kept beside it."""
     names = {getattr(key, "name", "") for key in path}
-    formats = any(name.endswith("_format") for name in names)
-    return formats or bool(names & {"mu", "nu", "nu_max", "trace", "residual"})
+    moments = {"mu", "nu", "nu_max", "trace", "residual"}
+    return _is_format(path) or bool(names & moments)
+
+
+def _is_format(path: Any) -> bool:
+    return any(getattr(key, "name", "").endswith("_format") for key in path)
 
 
 def _cut_like(
@@ -145,15 +169,21 @@ def _cut_like(
 
 
 def _cut_over(
-    over: str, spec: list[Any], shapes: list[tuple[int, ...]], sharding: NamedSharding
+    over: str,
+    spec: list[Any],
+    own: tuple[int, ...],
+    shapes: list[tuple[int, ...]],
+    sharding: NamedSharding,
 ) -> list[Any]:
     """Return how the axes are cut if the first one that can be is cut over `over`."""
-    used = [name for entry in spec if entry for name in _names(entry)]
-    for axis, entry in enumerate(spec):
-        pieces = sharding.mesh.shape[over]
+    entries = [*sharding.spec, *[None] * (len(spec) - len(sharding.spec))]
+    used = [name for entry in entries if entry for name in _names(entry)]
+    pieces = sharding.mesh.shape[over]
+    for axis, entry in enumerate(entries):
         fits = all(shape[axis] and shape[axis] % pieces == 0 for shape in shapes)
-        if over not in used and entry is None and fits:
-            return [*spec[:axis], over, *spec[axis + 1 :]]
+        if over not in used and not entry and fits:
+            cut = over if own[axis] % pieces == 0 else None
+            return [*spec[:axis], cut, *spec[axis + 1 :]]
     return spec
 
 

@@ -207,6 +207,8 @@ def test_shapes_tell_how_axes_lie_where_they_can():
     np.testing.assert_array_equal(
         read((3, 3), (3, 3), lambda path: True), np.arange(9).reshape(3, 3).T
     )
+    x = read((3, 3, 4, 4), (4, 4, 3, 3), lambda path: (2, 3, 0, 1))  # (in, out, ...)
+    assert x[1, 2, 3, 0] == 3 * 36 + 5
     for turn in (None, lambda path: True):
         with pytest.raises(ValueError, match=r"shape \(3, 4\), but its moment .*4, 4"):
             read((3, 4), (4, 4), turn)
@@ -217,6 +219,11 @@ def test_what_does_not_fit_is_refused():
     params = as_params(load("nadam/params10"))
     with pytest.raises(ValueError, match="PyTorch's 'mu_product', of dense/kernel"):
         read_torch(state_dict, params, paths, turned=turned)
+    with pytest.raises(ValueError, match="a path is there twice"):
+        read_torch(state_dict, params, [paths[1], *paths[1:]])
+    keyed = {**state_dict, "state": {"0": state_dict["state"][0]}}
+    with pytest.raises(ValueError, match="a parameter '0', which is in no group"):
+        read_torch(keyed, params, paths)
     with pytest.raises(ValueError, match="has 5 parameters, but there are 4 paths"):
         read_torch(state_dict, params, paths[1:])
     with pytest.raises(ValueError, match="params have no 'dense/weight'"):

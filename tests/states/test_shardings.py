@@ -99,17 +99,22 @@ def test_the_first_axis_that_can_be_cut_is():
     expected = {
         "w": ("data", "model"),
         "rows": ("model", "data"),
-        "both": (("data", "model"), None),
-        "b": (None,),
+        "both": (("data", "model"),),
+        "b": (),
     }
     assert specs.mu == specs.nu == expected
     assert specs.mu_format.exponents["w"] == ("data", "model")
     assert specs.mu_format.exponents["rows"] == ("model", "data")  # 4 blocks
     large = {"mu_dtype": eight_bit(32, 16)}  # one block in 32 columns: not to be cut
     specs = state_shardings(adam_jax.adam(1e-2, **large), params, over="data")[0]
-    assert (
-        tuple(specs.mu["rows"].spec) == tuple(specs.nu["rows"].spec) == ("model", None)
-    )
+    for moment in (specs.mu, specs.nu):
+        assert tuple(moment["rows"].spec) == ("model",)
+    # What a mean shares along an axis does not keep mu from being cut.
+    tx = adam_jax.adam(1e-2, nu_dtype=adam_jax.mean_over((0,)))
+    specs = state_shardings(tx, params, over="data")[0]
+    assert tuple(specs.mu["w"].spec) == ("data", "model")
+    assert tuple(specs.nu["w"].spec) == (None, "model")
+    assert tuple(specs.nu["both"].spec) == ()  # its parameter is cut over it already
 
 
 def test_a_single_array_is_a_tree_too():
@@ -118,13 +123,36 @@ def test_a_single_array_is_a_tree_too():
     assert tuple(shardings.mu.spec) == ("data", "model")
     assert tuple(shardings.nu_format.exponents.spec) == ("data", "model")
     assert not any((*shardings.weights.spec, *shardings.count.spec))
+    mesh = mesh_of()
+    small = jax.device_put(jnp.ones((2, 2)), NamedSharding(mesh, P("model")))
+    assert not any(state_shardings(adam_jax.adam(1e-2), small)[0].weights.spec)
+    scalar = jax.device_put(jnp.float32(1), NamedSharding(mesh, P()))
+    hosted = state_shardings(adam_jax.adam(1e-2), scalar, memory_kind="pinned_host")
+    assert hosted[0].mu.memory_kind == "pinned_host" != hosted[0].count.memory_kind
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_what_is_placed_so_is_not_compiled_for_again(kind):
+    mesh, tx = mesh_of(kind), adam_jax.adamw(1e-2)
+    params = place(mesh)
+    for own in (tx, adam_jax.shard_state(tx, params, over="data")):
+        over = None if own is tx else "data"
+        shardings = state_shardings(tx, params, over=over)
+        with jax.set_mesh(mesh):
+            state = jax.device_put(jax.jit(tx.init)(params), shardings)
+            update = jax.jit(own.update)
+            for _ in range(3):
+                _, state = update(params, state, params)
+        assert update._cache_size() == 1
 
 
 def test_explicit_axes_and_host_memory():
     params = place(mesh_of(AxisType.Explicit))
     tx = adam_jax.adam(1e-2)
     shardings = state_shardings(tx, params)
-    assert jax.tree.map(lambda x: x.sharding, jax.jit(tx.init)(params)) == shardings
+    natural = jax.tree.leaves(jax.jit(tx.init)(params))
+    for x, where in zip(natural, jax.tree.leaves(shardings), strict=True):
+        assert x.sharding.is_equivalent_to(where, x.ndim)
     hosted = state_shardings(tx, params, memory_kind="pinned_host")
     state = jax.device_put(tx.init(params), hosted)
     assert state[0].mu["w"].sharding.memory_kind == "pinned_host"
@@ -161,5 +189,11 @@ def test_what_lies_on_no_mesh_is_refused():
         state_shardings(adam_jax.adam(1e-2), params, over="rows")
     with pytest.raises(ValueError, match=r"params\['w'\] has no NamedSharding"):
         state_shardings(adam_jax.adam(1e-2), {"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match="there are no parameters"):
+        state_shardings(adam_jax.adam(1e-2), {})
+    other = Mesh(np.array(jax.devices()[4:6]), ("data",))
+    strange = {**params, "z": jax.device_put(jnp.ones(4), NamedSharding(other, P()))}
+    with pytest.raises(ValueError, match=r"params\['z'\] is on another mesh"):
+        state_shardings(adam_jax.adam(1e-2), strange)
     with pytest.raises(TypeError, match="state_shardings"):
         state_shardings(adam_jax.adam, params)

@@ -142,9 +142,50 @@ def test_a_transformer_has_the_same_losses():
     assert bytes_of_a_device(state) < 0.35 * bytes_of_a_device(expected)
 
 
+def test_behind_masks_and_in_the_optimizer_of_nnx():
+    mesh = mesh_of("automatic")
+    params = place(mesh)
+    pieces = shard_state(adam_jax.adamw(1e-2), params, over="data")
+    for wrap in (
+        lambda tx: optax.masked(tx, {"w": True, "rows": False, "b": True}),
+        lambda tx: optax.multi_transform(
+            {"x": tx, "y": optax.sgd(1e-2)}, {"w": "x", "rows": "y", "b": "x"}
+        ),
+    ):
+        tx, plain = wrap(pieces), wrap(adam_jax.adamw(1e-2))
+        state, expected = tx.init(params), plain.init(params)
+        assert optax.tree.get(state, "mu")["w"].sharding.spec == P("data", "model")
+        found = jax.jit(tx.update)(params, state, params)
+        whole = jax.jit(plain.update)(params, expected, params)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, whole
+        )
+    model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+    everywhere = NamedSharding(mesh, P())
+    nnx.update(model, jax.device_put(nnx.state(model), everywhere))
+    tx = shard_state(adam_jax.adamw(1e-2), nnx.state(model, nnx.Param), over="data")
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    before = np.asarray(model.kernel[...])
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    optimizer.update(model, grads)
+    np.testing.assert_allclose(before - model.kernel[...], 0.01, rtol=0.02)
+
+
 def test_what_has_no_place_on_a_mesh_is_refused():
     params = place(mesh_of("automatic"))
     tx = adam_jax.adam(1e-2)
+    packed = adam_jax.packed(shard_state(tx, params, over="data"), max_size=4096)
+    with pytest.raises(ValueError, match=r"put packed\(\) and .* inside"):
+        packed.init(params)
+    with pytest.raises(ValueError, match="a parameter 'w' of shape"):
+        shard_state(tx, params, over="data").init({"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match="over must be the name of an axis"):
+        shard_state(tx, params, over=None)
+    types = AxisType.Auto, AxisType.Explicit
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    with pytest.raises(ValueError, match="partly automatic and partly explicit"):
+        mixed = place(Mesh(devices, ("data", "model"), axis_types=types))
+        shard_state(tx, mixed, over="data")
     with pytest.raises(ValueError, match="no axis 'rows'"):
         shard_state(tx, params, over="rows")
     with pytest.raises(ValueError, match="has no NamedSharding"):
