@@ -17,13 +17,14 @@ from adam_jax.states.buffers import Packed, unpack, wrap
 from adam_jax.states.parts import (
     TREES,
     Part,
+    by_name,
     iterate_nodes,
     rebuild,
     take_apart,
 )
 from adam_jax.states.pytorch import TorchState
 from adam_jax.states.reading import is_hole
-from adam_jax.states.supply import Found, Supply, by_name, copy_like
+from adam_jax.states.supply import Found, Supply, copy_like
 
 
 class Adopted(NamedTuple):
@@ -228,15 +229,15 @@ def _like(tree: Any, made: Any) -> Any:
     if not isinstance(tree, Packed) or isinstance(made, Packed):
         return made
     leaves = jax.tree.leaves(made, is_leaf=is_hole)
-    buffers = [
-        buffer
-        if is_hole(buffer)
-        else leaves[group[0][0]]
-        if len(group) == 1
-        else jnp.concatenate([jnp.ravel(leaves[number]) for number, _ in group])
-        for group, buffer in zip(tree.groups(), tree.in_order(), strict=True)
-    ]
-    return wrap(tree.groups(), buffers)
+
+    def fill(group, buffer):
+        parts = [leaves[number] for number, _ in group]
+        if is_hole(buffer) or len(parts) == 1:
+            return buffer if is_hole(buffer) else parts[0]
+        return jnp.concatenate([jnp.ravel(part) for part in parts])
+
+    groups = tree.groups()
+    return wrap(groups, list(map(fill, groups, tree.in_order())))
 
 
 def _fill(tree: Any, values: dict[Any, Any]) -> Any:

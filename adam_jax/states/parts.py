@@ -213,6 +213,16 @@ def name_leaves(tree: Any) -> dict[str, Any]:
     return named
 
 
+def by_name(params: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by the names of the parameters.
+
+    Args:
+      params: a pytree like the parameters.
+    """
+    leaves = jax.tree.leaves(params)
+    return dict(zip(name_leaves(params), leaves, strict=True))
+
+
 def drop_boxes(paths: list[Any]) -> list[Any]:
     """Drop the last key of a path if it is an attribute `value` with none beside it.
 

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from adam_jax.hyperparams import shown
-from adam_jax.states.parts import name_leaves
+from adam_jax.states.parts import by_name
 
 
 class TorchState(NamedTuple):
@@ -107,8 +106,7 @@ def read_torch(
       >>> print(adopted.placed, adopted.state[0].mu["dense"]["kernel"].shape)
       ('count', 'mu/dense/kernel', 'nu/dense/kernel') (2, 1)
     """
-    leaves = zip(name_leaves(params), jax.tree.leaves(params), strict=True)
-    shapes = {name: np.shape(x) for name, x in leaves}
+    shapes = {name: np.shape(x) for name, x in by_name(params).items()}
     order = [i for group in state_dict["param_groups"] for i in group["params"]]
     paths, known = list(paths), {*order}
     strange = [index for index in state_dict["state"] if index not in known]

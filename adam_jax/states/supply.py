@@ -10,7 +10,7 @@ import numpy as np
 
 from adam_jax import placement
 from adam_jax.hyperparams import shown
-from adam_jax.states.parts import Part, iterate_nodes, name_leaves, take_apart
+from adam_jax.states.parts import Part, by_name, iterate_nodes, take_apart
 
 Found = dict[str, dict[str, tuple[Part, str]]]
 """By the names of a moment and a parameter: who holds it, and its old name there."""
@@ -181,16 +181,6 @@ class Supply:
     def _give(self, part: Part, name: str) -> None:
         self._given.add((part, name))
         self.placed.append(name)
-
-
-def by_name(params: Any) -> dict[str, Any]:
-    """Return the leaves of a tree by the names of the parameters.
-
-    Args:
-      params: a pytree like the parameters.
-    """
-    leaves = jax.tree.leaves(params)
-    return dict(zip(name_leaves(params), leaves, strict=True))
 
 
 def _fits(value: Any, like: Any) -> bool:

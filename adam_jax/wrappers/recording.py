@@ -148,7 +148,7 @@ def record(
 
             def try_out(params, inner_state, name=name, figure=figure):
                 step = see(params, params, params, inner_state, inner_state, 0)
-                return measure({name: figure}, step)[name]  # its shape
+                return measure({name: figure}, step)[name]
 
             try:
                 shapes = jax.eval_shape(try_out, params, inner_state)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from adam_jax.checks import prune
 from adam_jax.stages.flow import expect_optimizer, expect_updates, expect_whole
-from adam_jax.states.parts import name_leaves
+from adam_jax.states.parts import by_name
 from adam_jax.states.shardings import plan_shardings
 
 
@@ -58,10 +58,10 @@ def shard_state(
     """
     expect_optimizer(tx, "shard_state")
     inner = optax.with_extra_args_support(tx)
-    named = _by_name(params)
+    named = by_name(params)
     for name, param in named.items():
-        types = getattr(getattr(param, "sharding", None), "mesh", None)
-        if len({*getattr(types, "axis_types", ())}) > 1:
+        mesh = getattr(getattr(param, "sharding", None), "mesh", None)
+        if len({*getattr(mesh, "axis_types", ())}) > 1:
             raise ValueError(
                 f"{name} is on a mesh whose axes are partly automatic and partly "
                 "explicit: shard_state() takes one kind."
@@ -71,7 +71,7 @@ def shard_state(
     def plan(tree):
         """Return how updates, the pieces of them and the state lie."""
         like = []
-        for name, leaf in _by_name(tree).items():
+        for name, leaf in by_name(tree).items():
             if name not in named or named[name].shape != jnp.shape(leaf):
                 raise ValueError(
                     f"shard_state() was not told of a parameter {name!r} of shape "
@@ -94,10 +94,9 @@ def shard_state(
     def update_fn(updates, state, params=None, **extra_args):
         expect_updates(updates, "shard_state")
         params = prune(params, updates)
-        if jax.tree.leaves(updates):
-            whole, pieces, states = plan(updates)
-        else:
+        if not jax.tree.leaves(updates):
             return inner.update(updates, state, params, **extra_args)
+        whole, pieces, states = plan(updates)
         updates = _place(updates, pieces)
         if params is not None:
             params = _place(params, pieces)
@@ -112,10 +111,6 @@ def _expect_axis(over: Any) -> str:
     if not isinstance(over, str):
         raise ValueError(f"over must be the name of an axis of the mesh, got {over!r}.")
     return over
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    return dict(zip(name_leaves(tree), jax.tree.leaves(tree), strict=True))
 
 
 def _place(tree: Any, shardings: Any) -> Any:
