@@ -44,7 +44,8 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     figures = second["figures"]
     quantiles = [figures[f"effective_step_quantiles/{key}"] for key in QUANTILES]
     assert quantiles == sorted(quantiles)
-    params = np.load(folder / "params.npz")
+    with np.load(folder / "params.npz") as file:
+        params = dict(file)
     assert params["layers.1.kernel"].shape == (64, 8)
     assert sum(array.size for array in params.values()) == 64 * 8 + 8 + 8 * 10 + 10
 

@@ -14,7 +14,9 @@ from oracle import trajectory
 
 import adam_jax
 
-REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "reference" / "torch.npz")
+FILE = pathlib.Path(__file__).parents[1] / "reference" / "torch.npz"
+with np.load(FILE) as file:
+    REFERENCE = dict(file)
 TORCH_CASES = json.loads(REFERENCE["cases"].item())
 IN_OPTAX = [name for name in adam_jax.OPTIMIZERS if hasattr(optax, name)]
 

@@ -23,7 +23,9 @@ from adam_jax import (
     total,
 )
 
-STORED = np.load(pathlib.Path(__file__).parents[1] / "reference" / "torch_states.npz")
+FILE = pathlib.Path(__file__).parents[1] / "reference" / "torch_states.npz"
+with np.load(FILE) as file:
+    STORED = dict(file)
 LR, HALFWAY, STEPS = 0.01, 10, 20
 # Where PyTorch's parameters lie here.
 PATHS = {
@@ -59,7 +61,7 @@ def load_case(case):
     """Return a state_dict, and the paths of its parameters."""
     groups = json.loads(str(STORED[f"{case}/param_groups"]))
     state = {}
-    for key in STORED.files:
+    for key in STORED:
         if key.startswith(f"{case}/state/"):
             _, _, index, name = key.split("/")
             state.setdefault(int(index), {})[name] = STORED[key]
