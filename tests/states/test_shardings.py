@@ -56,7 +56,18 @@ def bytes_of_a_device(state):
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("name", MAKERS)
+OFTEN = ("8bit", "compensate", "optax")
+
+
+def cross(names):
+    """Return cases, of which few run in each test run."""
+    return [
+        pytest.param(name, marks=() if name in OFTEN else pytest.mark.crossing)
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", cross(MAKERS))
 def test_states_lie_like_parameters_and_over_another_axis(name):
     tx = MAKERS[name]()
     params = place(mesh_of(), jnp.bfloat16 if name == "compensate" else jnp.float32)
@@ -159,7 +170,7 @@ def test_explicit_axes_and_host_memory():
     assert state[0].count.sharding.memory_kind != "pinned_host"
 
 
-@pytest.mark.parametrize("name", ["adam", "8bit", "wrapped", "compensate"])
+@pytest.mark.parametrize("name", cross(["adam", "8bit", "wrapped", "compensate"]))
 def test_moments_in_host_memory_are_stepped_and_stay(name):
     tx = MAKERS[name]()
     params = place(mesh_of(), jnp.bfloat16 if name == "compensate" else jnp.float32)

@@ -58,8 +58,15 @@ def bytes_of_a_device(state):
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MAKERS)
+OFTEN = ("8bit", "clipped and watched")
+CASES = [
+    pytest.param(name, kind, marks=() if name in OFTEN else pytest.mark.crossing)
+    for name in MAKERS
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_steps_are_those_of_the_optimizer_and_moments_are_halved(name, kind):
     mesh, inner = mesh_of(kind), MAKERS[name]()
     params = place(mesh)
