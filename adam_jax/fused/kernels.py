@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from typing_extensions import TypeAliasType
 
 from adam_jax import numerics
 
@@ -96,7 +97,7 @@ class Factors(NamedTuple):
     param: Any
 
 
-def stack_factors(scalars: Scalars) -> jax.Array:
+def _stack_factors(scalars: Scalars) -> jax.Array:
     """Return the `Factors` of a step, a float32 vector.
 
     Args:
@@ -196,28 +197,34 @@ def count_blocks(group: Group) -> int | None:
     return exponents[0].shape[-1] if alike else None
 
 
+Leading = TypeAliasType("Leading", tuple[jax.Array, jax.Array, jax.Array])
+"""The vectors that come before a leaf's arrays, as `step_alone` gives them."""
+
+
 def step_alone(
     groups: Sequence[Group],
+    scalars: Scalars,
     counts: Counts,
     options: Options,
     take: ArrayLike,
-    step_leaf: Callable[..., dict[str, jax.Array]],
+    step_leaf: Callable[[Any, Any], dict[str, jax.Array]],
 ) -> list[Stepped]:
     """Step leaves that share no arrays, one by one, as the kernels in Pallas do.
 
     Args:
       groups: the leaves.
+      scalars: as in `step` of a kernel.
       counts: as in `step` of a kernel.
       options: as in `step` of a kernel.
       take: as in `step` of a kernel.
-      step_leaf: (shared, own, arrays) -> the arrays after the step, but the gradient.
-        `shared` are int32s, shape (3,), the same for all leaves: the two counts, and
-        whether the step is taken. `own` are int32s, shape (3,), that are known when
-        this is traced: the bits of what `hash_words` returns for the words of mu, nu
-        and the parameter but their counts. `arrays` is a dict by name; the gradient
-        comes first.
+      step_leaf: (leading, arrays) -> the arrays after the step, but the gradient.
+        `leading` are three vectors for `unpack`: the `Factors`, float32; int32s of
+        shape (3,), the same for all leaves: the two counts, and whether the step is
+        taken; and int32s of shape (3,) that are known when this is traced: the bits of
+        what `hash_words` returns for the words of mu, nu and the parameter but their
+        counts. `arrays` is a dict by name; the gradient comes first.
     """
-    seeds = options.seeds
+    seeds, factors = options.seeds, _stack_factors(scalars)
     shared = jnp.stack([jnp.asarray(x, jnp.int32) for x in (*counts, take)])
     stepped = []
     for group in groups:
@@ -230,7 +237,8 @@ def step_alone(
             (seeds.params, number),
         ]
         own = np.array([numerics.hash_words(known) for known in words], np.uint32)
-        made = step_leaf(shared, jnp.asarray(own.view(np.int32)), arrays)
+        leading = factors, shared, jnp.asarray(own.view(np.int32))
+        made = step_leaf(leading, arrays)
         stepped.append(Stepped([made.pop("param")], **made))
     return stepped
 
@@ -239,9 +247,9 @@ def unpack(factors: Any, shared: Any, own: Any) -> tuple[Any, list[Any], Any]:
     """Return what a kernel reads of its scalars.
 
     Args:
-      factors: what `stack_factors` returned.
-      shared: as in `step_alone`.
-      own: as in `step_alone`.
+      factors: the first of the leading arrays of `step_alone`.
+      shared: the second one.
+      own: the third one.
 
     Returns:
       The `Factors`; the words of mu, nu and the parameter, for `hash_index`; and

@@ -21,13 +21,13 @@ from adam_jax import numerics
 from adam_jax.fused.kernels import (
     Counts,
     Group,
+    Leading,
     Options,
     Scalars,
     Stepped,
     count_blocks,
     land,
     result_type,
-    stack_factors,
     step_alone,
     unpack,
 )
@@ -72,12 +72,11 @@ def step(
     Returns:
       The leaves after the step, in order.
     """
-    factors = stack_factors(scalars)
 
-    def step_leaf(shared, own, arrays):
-        return _step(factors, shared, own, arrays, options, interpret)
+    def step_leaf(leading, arrays):
+        return _step(leading, arrays, options, interpret)
 
-    return step_alone(groups, counts, options, take, step_leaf)
+    return step_alone(groups, scalars, counts, options, take, step_leaf)
 
 
 class _Leaf(NamedTuple):
@@ -115,30 +114,28 @@ class _Leaf(NamedTuple):
         return whole and self.total % self.rows == 0
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))  # traced once for each shape
+@functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for each shape
 def _step(
-    factors: jax.Array,
-    shared: jax.Array,
-    own: jax.Array,
+    leading: Leading,
     arrays: dict[str, jax.Array],
     options: Options,
     interpret: bool,
 ) -> dict[str, jax.Array]:
     """Step one leaf: return all its arrays but the gradient."""
-    leading = factors, shared, own
     exponents = next(x for name, x in arrays.items() if name.endswith("_exponents"))
     columns, blocks = arrays["mu"].shape[-1], exponents.shape[-1]
     leaf = _Leaf(columns, blocks, exponents.size)
     flat = {name: x.reshape(-1) for name, x in arrays.items()}
     written = [name for name in flat if name != "grad"]
     sources = [flat[name] for name in ("grad", "param", "mu", "nu")]
-    taken = shared[0]
+    _, shared, _ = leading
     call = pl.pallas_call(
         functools.partial(
             _kernel, leaf, options, interpret, tuple(flat), tuple(written)
         ),
         out_shape=[
-            result_type(flat[name], [flat[name], *sources], taken) for name in written
+            result_type(flat[name], [flat[name], *sources], shared[0])
+            for name in written
         ],
         grid=(pl.cdiv(leaf.total, leaf.rows),),
         # The gradient comes first, and is only read.

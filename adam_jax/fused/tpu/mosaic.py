@@ -22,13 +22,13 @@ from adam_jax import numerics
 from adam_jax.fused.kernels import (
     Counts,
     Group,
+    Leading,
     Options,
     Scalars,
     Stepped,
     count_blocks,
     land,
     result_type,
-    stack_factors,
     step_alone,
     unpack,
 )
@@ -82,12 +82,11 @@ def step(
     Returns:
       The leaves after the step, in order.
     """
-    factors = stack_factors(scalars)
 
-    def step_leaf(shared, own, arrays):
-        return _step(factors, shared, own, arrays, options, interpret)
+    def step_leaf(leading, arrays):
+        return _step(leading, arrays, options, interpret)
 
-    return step_alone(groups, counts, options, take, step_leaf)
+    return step_alone(groups, scalars, counts, options, take, step_leaf)
 
 
 class _Leaf(NamedTuple):
@@ -133,17 +132,14 @@ class _Leaf(NamedTuple):
         return ROWS * max(groups, 1)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))  # traced once for each shape
+@functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for each shape
 def _step(
-    factors: jax.Array,
-    shared: jax.Array,
-    own: jax.Array,
+    leading: Leading,
     arrays: dict[str, jax.Array],
     options: Options,
     interpret: bool,
 ) -> dict[str, jax.Array]:
     """Step one leaf: return all its arrays but the gradient."""
-    leading = factors, shared, own
     deep = {name: x.reshape(-1, *x.shape[-2:]) for name, x in arrays.items()}
     coded = [name for name in ("mu", "nu") if f"{name}_exponents" in deep]
     depth, rows, columns = deep["mu"].shape
@@ -151,7 +147,7 @@ def _step(
     merged = registers.Merged(leaf.block, len(coded) * registers.IN_STRIP)
     written = [name for name in deep if name != "grad"]
     sources = [deep[name] for name in ("grad", "param", "mu", "nu")]
-    taken = shared[0]
+    _, shared, _ = leading
 
     def spec(name: str) -> pl.BlockSpec:
         width = LANES if name.endswith("_exponents") else leaf.width
@@ -162,7 +158,8 @@ def _step(
     made = pl.pallas_call(
         functools.partial(_kernel, leaf, merged, options, tuple(deep), tuple(written)),
         out_shape=[
-            result_type(deep[name], [deep[name], *sources], taken) for name in written
+            result_type(deep[name], [deep[name], *sources], shared[0])
+            for name in written
         ],
         grid=(depth, pl.cdiv(rows, leaf.height), pl.cdiv(columns, leaf.width)),
         in_specs=[*[scalar] * len(leading), *map(spec, deep)],
