@@ -213,8 +213,8 @@ class Moment:
         """Return the moment of one leaf before the first value."""
         dtype = numerics.compute_dtype(numerics.dtype_of(param))
         dtype = dtype if self.order == 1 else numerics.real_dtype(dtype)
-        if (old := resumed()) and old.name == self.name and path in old.values:
-            return placement.copy_beside(old.values[path], param, dtype)
+        if (old := resumed()) and path in (values := old.values.get(self.name, {})):
+            return placement.copy_beside(values[path], param, dtype)
         return numerics.full_like(param, self.accumulator.initial, dtype)
 
     def weigh_past(self, count: int, dtype: DTypeLike) -> jax.Array:
@@ -225,9 +225,9 @@ class Moment:
           dtype: of the result, shape (2,).
         """
         start = jnp.zeros([2], dtype)
-        if not self.accumulator.averages or not count:
-            return self._weigh(start, 0) if count else start
-        if isinstance(self.decay(0, dtype), float):
+        if not count:
+            return start
+        if isinstance(self.decay(0, dtype), float | None):  # only the last step counts
             return self._weigh(start, count - 1)
         return lax.fori_loop(0, count, lambda i, w: self._weigh(w, i), start)
 

@@ -10,14 +10,12 @@ class Resumed(NamedTuple):
     """How `init` starts in a block of `resuming`.
 
     Attributes:
-      name: of the moments, such as "mu", that start from values; others start anew.
-      values: arrays by the path of the leaf, as `jax.tree_util` gives it. A leaf that
-        has none starts anew.
+      values: by the name of a moment, such as "mu", arrays by the path of the leaf, as
+        `jax.tree_util` gives it. A leaf that has none starts anew.
       count: the number of steps taken so far; weights are what they then are.
     """
 
-    name: str
-    values: Mapping[Any, Any]
+    values: Mapping[str, Mapping[Any, Any]]
     count: int
 
 

@@ -182,24 +182,26 @@ def _make_moments(
       steps: the number of steps taken so far.
     """
     made: dict[str, Any] = {}
-    weights: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    ours = []  # the fields that a format stores
     for field, name in TREES.get(type(node).__name__, {}).items():
         if not found.get(name):
             continue
-        values = {
+        given = {
             part.paths[leaf]: holder.trees[name][old]
             for leaf, (holder, old) in found[name].items()
         }
-        values = _spread(values, getattr(node, field), part, field, name)
-        if not hasattr(node, f"{field}_format"):
-            made[field] = _fill(getattr(node, field), values)
-            continue
-        with resuming(Resumed(name, values, steps or 0)):
+        values[name] = _spread(given, getattr(node, field), part, field, name)
+        if hasattr(node, f"{field}_format"):
+            ours += [field, f"{field}_format"]
+        else:
+            made[field] = _fill(getattr(node, field), values[name])
+    if ours:
+        with resuming(Resumed(values, steps or 0)):
             own = next(islice(iterate_nodes(tx.init(params)), number, None))
-        made |= {key: getattr(own, key) for key in (field, f"{field}_format")}
-        weights[name] = getattr(own, "weights", None)
-    if weights and hasattr(node, "weights"):
-        made["weights"] = _weigh(node, part, found, weights)
+        made |= {field: getattr(own, field) for field in ours}
+        if hasattr(own, "weights"):
+            made["weights"] = _weigh(node, part, found, own.weights)
     return made
 
 
@@ -251,8 +253,14 @@ def _fill(tree: Any, values: dict[Any, Any]) -> Any:
     return jax.tree_util.tree_map_with_path(fill, tree)
 
 
-def _weigh(node: Any, part: Part, found: Found, weights: dict[str, Any]) -> jax.Array:
+def _weigh(node: Any, part: Part, found: Found, weights: jax.Array) -> jax.Array:
     """Return the weights of a new `MomentsState`.
+
+    Args:
+      node: the node of a new state.
+      part: the same, taken apart.
+      found: what `take_moments` returned.
+      weights: those after as many steps.
 
     Raises:
       ValueError: if the old state is one, but lacks them.
@@ -260,7 +268,7 @@ def _weigh(node: Any, part: Part, found: Found, weights: dict[str, Any]) -> jax.
     rows = []
     for row, name in enumerate(("mu", "nu")):
         holder = next((x for x, _ in found.get(name, {}).values()), None)
-        own = weights[name] if holder else next(iter(weights.values()))
+        own = weights
         if holder and hasattr(holder.node, "weights"):
             own = holder.node.weights
             if holder.count > 0 and own[row][0] == 0:
