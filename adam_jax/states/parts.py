@@ -30,11 +30,13 @@ _COUNTS = {
     **dict.fromkeys(TREES, "count"),
     **dict.fromkeys(("ScaleByScheduleState", "WrappedScheduleState"), "count"),
     **dict.fromkeys(("RecordState", "RoundToParamsState"), "count"),
-    **dict.fromkeys(("InjectHyperparamsState",), "count"),
-    **dict.fromkeys(("InjectStatefulHyperparamsState",), "count"),
+    "InjectHyperparamsState": "count",
+    "InjectStatefulHyperparamsState": "count",
     "ScheduledState": "steps",
     "MultiStepsState": "gradient_step",
 }
+# Both stand for a schedule.
+_ALIKE = {"ScheduledState": "schedule", "ScaleByScheduleState": "schedule"}
 _KNOWN = {*_COUNTS, "SkipState", "CompensateParamsState", "PackedState", "MaskedState"}
 _KNOWN |= {"PartitionState", "ApplyIfFiniteState"}
 
@@ -63,9 +65,7 @@ class Part:
     def kind(self) -> str:
         """The name of its class, or what stands for it here and in Optax."""
         name = type(self.node).__name__
-        return (
-            "schedule" if name in ("ScheduledState", "ScaleByScheduleState") else name
-        )
+        return _ALIKE.get(name, name)
 
     @property
     def counts(self) -> bool:
@@ -84,9 +84,8 @@ class Part:
           made: new values for what is in `own`, by its names there.
         """
         fields = {}
-        for field in _list_own(self.node):
+        for field, name in _list_own(self.node).items():
             value = getattr(self.node, field)
-            name = "count" if field == _COUNTS.get(type(self.node).__name__) else field
             if isinstance(value, dict):
                 items = {key: made.get(f"{name}/{key}", x) for key, x in value.items()}
                 fields[field] = copy.copy(value)
@@ -151,23 +150,23 @@ def take_apart(node: Any, likes: Mapping[str, Any]) -> Part:
             stored = Stored(value, getattr(node, f"{field}_format", Dense()))
             trees[name] = _read(stored, likes)
             paths |= name_leaves(value)
-    for field in _list_own(node):
+    for field, name in _list_own(node).items():
         value = getattr(node, field)
-        if field == _COUNTS.get(kind):
-            own["count"] = _unbox(value)
-        elif isinstance(value, dict):
-            own |= {f"{field}/{key}": _unbox(x) for key, x in value.items()}
+        if isinstance(value, dict):
+            own |= {f"{name}/{key}": _unbox(x) for key, x in value.items()}
         else:
-            own[field] = _unbox(value)
+            own[name] = _unbox(value)
     own = {name: value for name, value in own.items() if jax.tree.leaves(value)}
     scheduled = getattr(node, "hyperparams_states", ())
     return Part(node, own, trees, paths, {*scheduled})
 
 
-def _list_own(node: Any) -> list[str]:
-    """Return the fields that hold neither other nodes nor moments, nor weights."""
-    others = {*_split(node)[0], *TREES.get(type(node).__name__, ()), "weights"}
-    return [x for x in node._fields if x not in others and not x.endswith("_format")]
+def _list_own(node: Any) -> dict[str, str]:
+    """Return what fields are called that hold no other nodes, moments or weights."""
+    kind = type(node).__name__
+    others = {*_split(node)[0], *TREES.get(kind, ()), "weights"}
+    own = [x for x in node._fields if x not in others and not x.endswith("_format")]
+    return {x: "count" if x == _COUNTS.get(kind) else x for x in own}
 
 
 def _unbox(value: Any) -> Any:

@@ -183,8 +183,7 @@ def _fit(
             "another order in PyTorch: pass turned, as in "
             "turned=lambda path: path.endswith('kernel')."
         )
-    fits = [y for y, known in ((x, False), (other, True)) if turn in (None, known)]
-    for y in fits:
+    for y in (x, other) if turn is None else (other if turn else x,):
         if y.shape == shape:
             return y
     raise ValueError(

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import tree_flatten_with_path
 
+from adam_jax.placement import count_shards
 from adam_jax.stages.flow import expect_optimizer
 
 
@@ -162,8 +163,12 @@ def _cut_like(
     if len(shape) != len(whole):
         return []
     entries = [*sharding.spec, *[None] * (len(whole) - len(sharding.spec))]
+
+    def count(entry):
+        return count_shards(NamedSharding(sharding.mesh, P(entry)))
+
     return [
-        entry if own == length or own % _count(entry, sharding) == 0 else None
+        entry if own == length or own % count(entry) == 0 else None
         for own, length, entry in zip(shape, whole, entries, strict=True)
     ]
 
@@ -189,11 +194,3 @@ def _cut_over(
 
 def _names(entry: Any) -> tuple[str, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
-
-
-def _count(entry: Any, sharding: NamedSharding) -> int:
-    """Return into how many pieces an axis is cut."""
-    count = 1
-    for name in _names(entry) if entry else ():
-        count *= sharding.mesh.shape[name]
-    return count
