@@ -70,7 +70,8 @@ from adam_jax.stages.updates import (
 from adam_jax.states.adoption import Adopted, adopt_state, set_moments
 from adam_jax.states.buffers import Packed, PackedState, unpack
 from adam_jax.states.conversion import convert_state
-from adam_jax.states.pytorch import TorchState, read_torch
+from adam_jax.states.foreign import ForeignState
+from adam_jax.states.pytorch import read_torch
 from adam_jax.states.reading import load_moments, read_moments
 from adam_jax.states.shardings import state_shardings
 from adam_jax.wrappers.checking import checked
@@ -109,6 +110,7 @@ __all__ = [
     "EightBit",
     "Factored",
     "Figure",
+    "ForeignState",
     "Format",
     "Gathered",
     "Hyperparam",
@@ -131,7 +133,6 @@ __all__ = [
     "Step",
     "Storage",
     "Stored",
-    "TorchState",
     "TraceState",
     "__version__",
     "adabelief",

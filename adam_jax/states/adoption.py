@@ -14,6 +14,7 @@ from adam_jax import placement
 from adam_jax.moments.starts import Resumed, resuming
 from adam_jax.stages.flow import expect_optimizer
 from adam_jax.states.buffers import Packed, unpack, wrap
+from adam_jax.states.foreign import ForeignState
 from adam_jax.states.parts import (
     TREES,
     Part,
@@ -22,7 +23,6 @@ from adam_jax.states.parts import (
     rebuild,
     take_apart,
 )
-from adam_jax.states.pytorch import TorchState
 from adam_jax.states.reading import is_hole
 from adam_jax.states.supply import Found, Supply, copy_like
 
@@ -151,7 +151,7 @@ def set_moments(
       >>> print(f"{tx.update(param, state)[0]:.6f}")
       -0.001000
     """
-    given: Any = TorchState(None, mu, nu, None, None)
+    given: Any = ForeignState(mu=mu, nu=nu)
     adopted = adopt_state(tx, given, params, count=count)
     if adopted.dropped:
         raise ValueError(

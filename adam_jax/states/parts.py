@@ -23,7 +23,7 @@ TREES = {
     **dict.fromkeys(("ScaleByRmsState", "ScaleByRmsWithCountState"), _MOMENTS),
     **dict.fromkeys(("ScaleByRStdDevState", "ScaleByRStdDevWithCountState"), _MOMENTS),
     "ScaleByRssState": {"sum_of_squares": "nu"},
-    "TorchState": _MOMENTS | {"raw_nu_max": "raw_nu_max"},
+    "ForeignState": _MOMENTS | {"raw_nu_max": "raw_nu_max"},
 }
 # What counts the steps of a node. Other nodes count something else, such as losses.
 _COUNTS = {

@@ -1,34 +1,13 @@
 """Optimizer states of PyTorch, for `adopt_state`. PyTorch is not imported."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from adam_jax.hyperparams import shown
+from adam_jax.states.foreign import ForeignState
 from adam_jax.states.parts import by_name
-
-
-class TorchState(NamedTuple):
-    """The moments of parameters that have taken the same number of steps.
-
-    Attributes:
-      count: the number of steps.
-      mu: first moments by the path of the parameter, or None.
-      nu: second moments, likewise.
-      trace: the buffers of momentum, likewise.
-      raw_nu_max: the maxima of AMSGrad, likewise, of moments before their correction.
-        No optimizer is given them.
-      nu_max: what an optimizer with a maximum is given; `read_torch` leaves it None.
-    """
-
-    count: int | None
-    mu: dict[str, np.ndarray] | None
-    nu: dict[str, np.ndarray] | None
-    trace: dict[str, np.ndarray] | None
-    raw_nu_max: dict[str, np.ndarray] | None
-    nu_max: dict[str, np.ndarray] | None = None
-
 
 # PyTorch's names, of all its optimizers that have a counterpart here.
 _FIELDS = {
@@ -51,7 +30,7 @@ def read_torch(
     paths: Sequence[str],
     *,
     turned: Callable[[str], bool | tuple[int, ...]] | None = None,
-) -> list[TorchState]:
+) -> list[ForeignState]:
     """Return a PyTorch optimizer's state in a form that `adopt_state` continues.
 
     The new optimizer must mean the same as the old one:
@@ -152,11 +131,7 @@ def read_torch(
                     raise ValueError("RMSprop's momentum needs the lr of its group.")
                 moment = -_array(rate).item() * moment  # here it follows the rate
             own.setdefault(_FIELDS[key], {})[path] = moment
-    names = TorchState._fields[1:]
-    return [
-        TorchState(count, *(trees.get(name) for name in names))
-        for count, trees in found.items()
-    ]
+    return [ForeignState(count, **trees) for count, trees in found.items()]
 
 
 def _array(x: Any) -> np.ndarray:
