@@ -70,6 +70,7 @@ from adam_jax.stages.updates import (
 from adam_jax.states.adoption import Adopted, adopt_state, set_moments
 from adam_jax.states.buffers import Packed, PackedState, unpack
 from adam_jax.states.conversion import convert_state
+from adam_jax.states.files import read_state, save_state
 from adam_jax.states.foreign import ForeignState
 from adam_jax.states.pytorch import read_torch
 from adam_jax.states.reading import load_moments, read_moments
@@ -175,6 +176,7 @@ __all__ = [
     "precondition",
     "radam",
     "read_moments",
+    "read_state",
     "read_torch",
     "record",
     "rectified_precondition",
@@ -182,6 +184,7 @@ __all__ = [
     "rmsprop",
     "round_to_params",
     "running_max",
+    "save_state",
     "scale_by_lr",
     "scale_by_moments",
     "scale_by_trace",

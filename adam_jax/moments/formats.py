@@ -84,6 +84,15 @@ class Stored(NamedTuple):
         return format.decode(values, leaf)
 
 
+def list_types(stored: Stored) -> list[str]:
+    """Return the types of what a stored moment consists of, such as "int8[3]".
+
+    Args:
+      stored: the stored moment.
+    """
+    return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(stored)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Format(abc.ABC):
     """The writer of a format. Derive from it to define your own.

@@ -15,8 +15,8 @@ from adam_jax import numerics, placement
 from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
-from adam_jax.moments.formats import Format, Stored, make_noise
-from adam_jax.moments.starts import resumed
+from adam_jax.moments.formats import Format, Stored, list_types, make_noise
+from adam_jax.moments.starts import keep, resumed
 
 
 class Gathered(NamedTuple):
@@ -93,9 +93,12 @@ class Moment:
         """
         moment = tree_map_with_path(self._start, params)
         stored = store(self.format, moment, self.order == 1)
-        leaves, structure = jax.tree.flatten(params)
+        leaves, structure = tree_flatten_with_path(params)
         own = zip(as_leaves(stored, structure), leaves, strict=True)
-        placed = [placement.beside(one, param) for one, param in own]
+        placed = [
+            placement.beside(keep(one, self.format, self.name, path, param), param)
+            for one, (path, param) in own
+        ]
         return _as_tree(placed, structure, self.format.reader)
 
     def read(self, stored: Stored, like: Any) -> Any:
@@ -282,10 +285,7 @@ def _check_stored(new: Any, format: Format, old: Stored | None = None) -> Stored
             + (f" of {type(new.format).__name__}." if isinstance(new, Stored) else ".")
         )
     if old is not None:
-        before, after = (
-            [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(stored)]
-            for stored in (old, new)
-        )
+        before, after = map(list_types, (old, new))
         if before != after:
             raise TypeError(
                 f"{type(format).__name__}.encode() must keep shapes and dtypes: the "

@@ -5,6 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import jax
+
+from adam_jax import placement
+from adam_jax.moments.formats import Format, Stored, list_types
+
 
 class Resumed(NamedTuple):
     """How `init` starts in a block of `resuming`.
@@ -12,10 +17,13 @@ class Resumed(NamedTuple):
     Attributes:
       values: by the name of a moment, such as "mu", arrays by the path of the leaf, as
         `jax.tree_util` gives it. A leaf that has none starts anew.
+      stored: the same as they were stored. What the new format could have written is
+        kept as it is, bit for bit.
       count: the number of steps taken so far; weights are what they then are.
     """
 
     values: Mapping[str, Mapping[Any, Any]]
+    stored: Mapping[str, Mapping[Any, Any]]
     count: int
 
 
@@ -25,6 +33,25 @@ _RESUMED: ContextVar[Resumed | None] = ContextVar("resumed", default=None)
 def resumed() -> Resumed | None:
     """Return how moments start here; None if anew."""
     return _RESUMED.get()
+
+
+def keep(new: Stored, format: Format, name: str, path: Any, param: Any) -> Stored:
+    """Return a leaf's moment as it was stored, if it could have been so here.
+
+    Args:
+      new: how it is stored now.
+      format: what stored it.
+      name: of the moment.
+      path: of the leaf.
+      param: anything with the shape of the parameter.
+    """
+    start = resumed()
+    old = start and start.stored.get(name, {}).get(path)
+    if not old or not all(hasattr(x, "dtype") for x in jax.tree.leaves(old)):
+        return new  # plain numbers were not stored by a format
+    if list_types(old) != list_types(new) or not format.wrote(old, param):
+        return new
+    return jax.tree.map(lambda x, y: placement.copy_beside(x, y, y.dtype), old, new)
 
 
 @contextlib.contextmanager

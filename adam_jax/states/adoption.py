@@ -183,21 +183,22 @@ def _make_moments(
     """
     made: dict[str, Any] = {}
     values: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     ours = []  # the fields that a format stores
     for field, name in TREES.get(type(node).__name__, {}).items():
         if not found.get(name):
             continue
-        given = {
-            part.paths[leaf]: holder.trees[name][old]
-            for leaf, (holder, old) in found[name].items()
-        }
+        holders = [(part.paths[leaf], *x) for leaf, x in found[name].items()]
+        given = {path: x.trees[name][old] for path, x, old in holders}
+        kept = {path: x.stored[name][old] for path, x, old in holders}
         values[name] = _spread(given, getattr(node, field), part, field, name)
+        stored[name] = {} if isinstance(getattr(node, field), Packed) else kept
         if hasattr(node, f"{field}_format"):
             ours += [field, f"{field}_format"]
         else:
             made[field] = _fill(getattr(node, field), values[name])
     if ours:
-        with resuming(Resumed(values, steps or 0)):
+        with resuming(Resumed(values, stored, steps or 0)):
             own = next(islice(iterate_nodes(tx.init(params)), number, None))
         made |= {field: getattr(own, field) for field in ours}
         if hasattr(own, "weights"):

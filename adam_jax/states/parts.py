@@ -51,6 +51,7 @@ class Part:
         steps is called "count"; the items of a dict are fields of their own, such as
         "figures/update_norm".
       trees: its moments as arrays, by name and by the name of the parameter.
+      stored: the same as they are stored.
       paths: the paths of parameters, by name.
       scheduled: the names of its hyperparameters that follow schedules.
     """
@@ -58,6 +59,7 @@ class Part:
     node: Any
     own: dict[str, Any]
     trees: dict[str, dict[str, Any]]
+    stored: dict[str, dict[str, Stored]]
     paths: dict[str, Any]
     scheduled: set[str]
 
@@ -142,23 +144,45 @@ def take_apart(node: Any, likes: Mapping[str, Any]) -> Part:
     Raises:
       ValueError: if two of its parameters have one name.
     """
-    kind = type(node).__name__
-    trees, paths, own = {}, {}, {}
-    for field, name in TREES.get(kind, {}).items():
-        value = getattr(node, field, None)
-        if value is not None:
-            stored = Stored(value, getattr(node, f"{field}_format", Dense()))
-            trees[name] = _read(stored, likes)
-            paths |= name_leaves(value)
+    trees, leaves, paths = {}, {}, {}
+    for name, stored in stored_moments(node).items():
+        named = name_leaves(stored.values)
+        own = as_leaves(stored, jax.tree.structure(stored.values))
+        leaves[name] = dict(zip(named, own, strict=True))
+        trees[name] = _read(leaves[name], likes)
+        paths |= named
+    scheduled = getattr(node, "hyperparams_states", ())
+    return Part(node, own_fields(node), trees, leaves, paths, {*scheduled})
+
+
+def stored_moments(node: Any) -> dict[str, Stored]:
+    """Return the moments of a node as they are stored, by name.
+
+    Args:
+      node: the node of a state.
+    """
+    fields = TREES.get(type(node).__name__, {})
+    return {
+        name: Stored(getattr(node, field), getattr(node, f"{field}_format", Dense()))
+        for field, name in fields.items()
+        if getattr(node, field, None) is not None
+    }
+
+
+def own_fields(node: Any) -> dict[str, Any]:
+    """Return the fields of a node that hold anything, as `Part.own` has them.
+
+    Args:
+      node: the node of a state.
+    """
+    own = {}
     for field, name in _list_own(node).items():
         value = getattr(node, field)
         if isinstance(value, dict):
             own |= {f"{name}/{key}": _unbox(x) for key, x in value.items()}
         else:
             own[name] = _unbox(value)
-    own = {name: value for name, value in own.items() if jax.tree.leaves(value)}
-    scheduled = getattr(node, "hyperparams_states", ())
-    return Part(node, own, trees, paths, {*scheduled})
+    return {name: value for name, value in own.items() if jax.tree.leaves(value)}
 
 
 def _list_own(node: Any) -> dict[str, str]:
@@ -176,11 +200,10 @@ def _unbox(value: Any) -> Any:
     return leaves[0] if boxed else value
 
 
-def _read(stored: Stored, likes: Mapping[str, Any]) -> dict[str, Any]:
+def _read(stored: Mapping[str, Stored], likes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a moment as arrays, by the names of the parameters."""
-    leaves = as_leaves(stored, jax.tree.structure(stored.values))
     arrays = {}
-    for name, leaf in zip(name_leaves(stored.values), leaves, strict=True):
+    for name, leaf in stored.items():
         try:
             arrays[name] = leaf.decode(likes.get(name))
         except ValueError:  # of unknown shape

@@ -167,7 +167,7 @@ class Supply:
                 old.scheduled - part.scheduled
             )
             if old and not changed and _fits(old.own.get(name), start):
-                made[name] = jax.tree.map(copy_like, old.own[name], start)
+                made[name] = _copy_fields(old.own[name], start)
                 self._give(old, name)
             elif name == "count" and part.counts and steps is not None:
                 made[name] = copy_like(steps, start)
@@ -184,11 +184,19 @@ class Supply:
 
 
 def _fits(value: Any, like: Any) -> bool:
-    """Return whether two fields have the same structure and shapes."""
-    if jax.tree.structure(value) != jax.tree.structure(like):
-        return False
-    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(like), strict=True)
-    return all(np.shape(x) == np.shape(y) for x, y in pairs)
+    """Return whether two fields have arrays of the same names and shapes."""
+    shapes = [
+        {name: np.shape(x) for name, x in by_name(field).items()}
+        for field in (value, like)
+    ]
+    return shapes[0] == shapes[1]
+
+
+def _copy_fields(value: Any, like: Any) -> Any:
+    """Return a copy of a field, in the containers of another."""
+    named = by_name(value)
+    copies = [copy_like(named[name], x) for name, x in by_name(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), copies)
 
 
 def copy_like(value: Any, like: Any) -> Any:
