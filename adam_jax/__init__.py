@@ -75,6 +75,7 @@ from adam_jax.states.foreign import ForeignState
 from adam_jax.states.pytorch import read_torch
 from adam_jax.states.reading import load_moments, read_moments
 from adam_jax.states.shardings import state_shardings
+from adam_jax.states.to_pytorch import write_torch
 from adam_jax.wrappers.checking import checked
 from adam_jax.wrappers.guards import (
     SkipState,
@@ -199,6 +200,7 @@ __all__ = [
     "total",
     "trace",
     "unpack",
+    "write_torch",
     "yogi",
     "yogi_average",
 ]

@@ -125,7 +125,7 @@ def read_torch(
                     f"PyTorch's {key!r}, of {path}, has no counterpart here."
                 )
             turn = turned(path) if turned else None
-            moment = _fit(_array(value), shapes[path], turn, path)
+            moment = fit_axes(_array(value), shapes[path], turn, path)
             if key == "momentum_buffer" and "square_avg" in kept:
                 if rate is None:
                     raise ValueError("RMSprop's momentum needs the lr of its group.")
@@ -142,14 +142,28 @@ def _array(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def _fit(
+def fit_axes(
     x: np.ndarray,
     shape: tuple[int, ...],
     turn: bool | tuple[int, ...] | None,
     path: str,
+    back: bool = False,
 ) -> np.ndarray:
-    """Return an array with its axes in the order of a parameter."""
+    """Return an array with its axes in the order of a parameter.
+
+    Args:
+      x: the array.
+      shape: of the parameter.
+      turn: whether its axes lie in another order in PyTorch, or the order there; None
+        finds out from the shape.
+      path: of the parameter, for messages.
+      back: whether the parameter is PyTorch's.
+
+    Raises:
+      ValueError: if the shape does not fit, or does not tell the order.
+    """
     axes = turn if isinstance(turn, tuple) else _TURNED.get(x.ndim)
+    axes = tuple(np.argsort(axes)) if back and axes else axes
     turn = True if isinstance(turn, tuple) else turn
     other = x if axes is None else x.transpose(axes)
     if turn is None and axes and x.shape == other.shape == shape:

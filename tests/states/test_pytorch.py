@@ -16,11 +16,14 @@ from adam_jax import (
     adopt_state,
     bias_correct,
     precondition,
+    read_state,
     read_torch,
     running_max,
+    save_state,
     scale_by_lr,
     scale_by_moments,
     total,
+    write_torch,
 )
 
 FILE = pathlib.Path(__file__).parents[1] / "reference" / "torch_states.npz"
@@ -116,19 +119,23 @@ def with_maxima(states):
     return [state._replace(nu_max=state.raw_nu_max) for state in states]
 
 
-def go_on(tx, state, params):
+def go_on(tx, state, params, first=HALFWAY, last=STEPS):
     """Take PyTorch's other steps."""
+    return take_steps(tx, state, params, range(first, last))[0]
+
+
+def take_steps(tx, state, params, numbers):
 
     @jax.jit
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    for number in range(HALFWAY, STEPS):
+    for number in numbers:
         grads = as_params({k: x[number] for k, x in load("grads").items()})
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
         params, state = step(params, state, grads)
-    return params
+    return params, state
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -256,3 +263,110 @@ def test_tensors_are_read_wherever_they_are():
     [state] = read_torch(old, {"b": np.zeros(2)}, ["b"])
     assert state.count == 3
     np.testing.assert_array_equal(state.mu["b"], [1, 2])
+
+
+def shapes_of(paths):
+    names = {path: name for name, path in PATHS.items()}
+    return [STORED[f"params0/{names[path]}"].shape for path in paths]
+
+
+def assert_states_equal(found, expected, rtol=0):
+    assert found.keys() == expected.keys()
+    assert found["param_groups"] == expected["param_groups"]
+    assert found["state"].keys() == expected["state"].keys()
+    for index, own in expected["state"].items():
+        kept = {key: x for key, x in own.items() if x is not None}
+        assert found["state"][index].keys() == kept.keys()
+        for key, x in kept.items():
+            np.testing.assert_allclose(
+                found["state"][index][key], x, rtol=rtol, err_msg=key
+            )
+
+
+@pytest.mark.parametrize("case", [*CASES, "adamw_partial", "adamw_amsgrad_foreach"])
+def test_what_was_read_is_written_as_it_was(case):
+    params = as_params(load(f"{case}/params10"))
+    state_dict, paths = load_case(case)
+    old = read_torch(state_dict, params, paths, turned=turned)
+    new, shapes = {**state_dict, "state": {}}, shapes_of(paths)
+    written = write_torch(old, new, paths, shapes, turned=turned)
+    assert_states_equal(written, state_dict, rtol=1e-15 if "centered" in case else 0)
+    assert not new["state"]  # the given one is left alone
+
+
+# PyTorch does not dampen its first gradient, and its raw maximum is not written.
+FROM_THE_START = [
+    case
+    for case in CASES
+    if not any(word in case for word in ("dampening", "amsgrad", "float32"))
+]
+
+
+@pytest.mark.parametrize("case", FROM_THE_START)
+def test_the_state_of_a_first_half_taken_here_is_pytorchs(case, tmp_path):
+    with jax.enable_x64(True):
+        tx, params = CASES[case], as_params(load("params0"))
+        state_dict, paths = load_case(case)
+        _, state = take_steps(tx, tx.init(params), params, range(HALFWAY))
+        save_state(tmp_path / "file", state)
+        for given in (state, read_state(tmp_path / "file")):
+            new = {**state_dict, "state": {}}
+            written = write_torch(given, new, paths, shapes_of(paths), turned=turned)
+            assert_states_equal(written, state_dict, rtol=1e-12)
+
+
+def test_what_pytorch_cannot_continue_is_refused():
+    params = as_params(load("params0"))
+    paths = [*PATHS.values()]
+    shapes = shapes_of(paths)
+
+    def write(tx, paths=paths, shapes=shapes, count=None, **group):
+        new = {"state": {}, "param_groups": [{"params": [0, 1, 2, 3, 4], **group}]}
+        state = tx.init(params)
+        return write_torch(state, new, paths, shapes, count=count, turned=turned)
+
+    adam, betas = adam_jax.adam(LR), (0.9, 0.999)
+    with pytest.raises(ValueError, match="NAdam's momentum follows a schedule"):
+        write(adam_jax.nadam(LR), betas=betas, momentum_decay=0.004)
+    with pytest.raises(
+        ValueError, match=r"has the moments mu, nu, but .* nu, raw_nu_max"
+    ):
+        write(adam, betas=betas, amsgrad=True)
+    with pytest.raises(ValueError, match=r"nu_max, but .* a maximum of moments before"):
+        write(adam_jax.amsgrad(LR), betas=betas, amsgrad=True)
+    with pytest.raises(ValueError, match=r"has the moments mu, nu, but .* keeps trace"):
+        write(adam, momentum=0.9, dampening=0)
+    with pytest.raises(ValueError, match=r"has the moments nu, but .* keeps mu, nu"):
+        write(adam_jax.rmsprop(LR), betas=betas, amsgrad=False)
+    with pytest.raises(ValueError, match="groups have params, lambd"):
+        write(adam, lambd=1)  # ASGD
+    with pytest.raises(ValueError, match="does not say how many steps"):
+        write(optax.rmsprop(LR), alpha=0.99)
+    assert write(optax.rmsprop(LR), alpha=0.99, count=3)["state"][0]["step"] == 3
+    with pytest.raises(ValueError, match="has 5 parameters, but there are 4 paths"):
+        write(adam, paths=paths[1:], betas=betas, amsgrad=False)
+    with pytest.raises(ValueError, match="has 5 parameters, but there are 1 shapes"):
+        write(adam, shapes=shapes[:1], betas=betas, amsgrad=False)
+    with pytest.raises(ValueError, match="moments of 'dense/kernel', which is not amo"):
+        write(adam, paths=["other", *paths[1:]], betas=betas, amsgrad=False)
+    with pytest.raises(ValueError, match="a path is there twice"):
+        write(adam, paths=[paths[1], *paths[1:]], betas=betas, amsgrad=False)
+    with pytest.raises(ValueError, match=r"dense/kernel has shape \(4, 3\), but"):
+        flipped = [shape[::-1] for shape in shapes]
+        write(adam, shapes=flipped, betas=betas, amsgrad=False)
+
+
+def test_the_axes_of_convolutions_are_turned_back():
+    kernel = jnp.arange(120.0).reshape(3, 5, 2, 4)  # (height, width, in, out)
+    state = adam_jax.ForeignState(1, {"k": kernel}, {"k": kernel})
+    new = {"state": {}, "param_groups": [{"params": [0], "betas": 0, "amsgrad": False}]}
+    written = write_torch(state, new, ["k"], [(4, 2, 3, 5)])["state"][0]["exp_avg"]
+    assert written.shape == (4, 2, 3, 5) and written[3, 0, 1, 2] == kernel[1, 2, 0, 3]
+    turn = {"turned": lambda path: (2, 3, 0, 1)}  # (in, out, ...) there
+    written = write_torch(state, new, ["k"], [(2, 4, 3, 5)], **turn)
+    assert written["state"][0]["exp_avg"][1, 3, 2, 0] == kernel[2, 0, 1, 3]
+    with pytest.raises(ValueError, match="does not tell whether its axes lie"):
+        square = adam_jax.ForeignState(
+            1, {"k": np.ones((2, 2))}, {"k": np.ones((2, 2))}
+        )
+        write_torch(square, new, ["k"], [(2, 2)])
