@@ -11,6 +11,7 @@ import numpy as np
 from adam_jax import placement
 from adam_jax.hyperparams import shown
 from adam_jax.states.parts import Part, by_name, iterate_nodes, take_apart
+from adam_jax.states.plain import find_plain_nodes
 
 Found = dict[str, dict[str, tuple[Part, str]]]
 """By the names of a moment and a parameter: who holds it, and its old name there."""
@@ -32,12 +33,15 @@ class Supply:
         self._rename = rename
         named = by_name(params)
         likes = {rename(name): x for name, x in named.items()}
-        self._parts = [take_apart(node, likes) for node in iterate_nodes(state)]
-        if not self._parts and jax.tree.leaves(state):
+        nodes, self._others = [*iterate_nodes(state)], []
+        if not nodes:
+            nodes, self._others = find_plain_nodes(state)
+        self._parts = [take_apart(node, likes) for node in nodes]
+        if not nodes and self._others:
             raise ValueError(
                 "found no state of an optimizer: pass what tx.init or tx.update "
-                "returned. What was restored without its structure needs that of the "
-                "old optimizer, jax.eval_shape(tx.init, params), as a target."
+                "returned. What was restored without its structure may need that of "
+                "the old optimizer, jax.eval_shape(tx.init, params), as a target."
             )
         counts = [x.count for x in self._parts if x.count is not None and x.trees]
         counts += [x.count for x in self._parts if x.count is not None]
@@ -68,6 +72,7 @@ class Supply:
                 names = (f"{name}/{leaf}" for leaf in tree)
                 yield from (x for x in names if (part, x) not in self._given)
             yield from (x for x in part.own if (part, x) not in self._given)
+        yield from self._others
 
     def take_moments(self, part: Part) -> Found:
         """Give moments away.

@@ -1,0 +1,84 @@
+"""States that were restored without their structure, as dicts and lists."""
+
+from collections import namedtuple
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from adam_jax.moments.blocks import EightBit
+from adam_jax.moments.formats import Dense
+from adam_jax.moments.sharing import Factored
+from adam_jax.stages.gathering import MomentsState
+from adam_jax.states.parts import by_name
+
+# What a node with moments has at most, beside their formats.
+_MOMENTS = {"mu", "nu", "nu_max", "trace", "sum_of_squares"}
+_KNOWN = _MOMENTS | {"count", "weights"}
+_READERS = {"exponents": EightBit, "columns": Factored}
+
+
+def find_plain_nodes(tree: Any) -> tuple[list[Any], list[str]]:
+    """Return the nodes of a state, and the names of the other arrays beside them.
+
+    Orbax restores dicts and lists where it is given no target, and so does
+    `flax.serialization`. Known are nodes that hold moments, by the names of their
+    fields, and counts of schedules. (A `mean_over` cannot be told from an array.)
+
+    Args:
+      tree: nested dicts and lists of arrays.
+    """
+    nodes: list[Any] = []
+    others: list[str] = []
+
+    def visit(tree: Any, path: str) -> None:
+        if isinstance(tree, list | tuple):
+            tree = {str(number): child for number, child in enumerate(tree)}
+        if not isinstance(tree, Mapping):
+            others.extend([path] if jax.tree.leaves(tree) else [])
+        elif node := _make_node(tree):
+            nodes.append(node)
+        else:
+            for name, child in tree.items():
+                visit(child, f"{path}/{name}" if path else str(name))
+
+    visit(tree, "")
+    return nodes, others
+
+
+def _make_node(tree: Mapping[str, Any]) -> Any:
+    """Return the node that a dict stands for; None if it is none."""
+    if [*tree] in (["count"], ["steps"]) and not isinstance(
+        tree[next(iter(tree))], Mapping
+    ):
+        (count,) = tree.values()
+        return optax.ScaleByScheduleState(count)
+    moments = {name: _name(tree[name]) for name in _MOMENTS & {*tree}}
+    moments = {name: values for name, values in moments.items() if values}
+    formats = {f"{name}_format" for name in _MOMENTS}
+    # A layer of a model may be called "mu", too.
+    if not moments or {*tree} - _KNOWN - formats or [*moments] == ["mu"] == [*tree]:
+        return None
+    fields: dict[str, Any] = {}
+    for name, values in moments.items():
+        fields[name] = values
+        beside = tree.get(f"{name}_format") or {}
+        reader = next((x for key, x in _READERS.items() if key in beside), Dense)
+        holes = dict.fromkeys(values, optax.MaskedNode())
+        kept = [holes | _name(beside[field]) for field in reader._fields]
+        fields[f"{name}_format"] = reader(*kept)
+    fields |= {name: tree[name] for name in ("count", "weights") if name in tree}
+    if "weights" in fields:
+        return MomentsState(**dict.fromkeys(("mu", "nu")) | fields)
+    kind = "ScaleByRssState" if "sum_of_squares" in fields else "ScaleByAdamState"
+    return namedtuple(kind, fields)(**fields)
+
+
+def _name(tree: Any) -> dict[str, Any]:
+    """Return arrays by the names of their parameters, without the boxes of Flax."""
+    named = by_name(tree)
+    box = "/value"
+    if named and all(name.endswith(box) for name in named):
+        named = {name.removesuffix(box): x for name, x in named.items()}
+    return named
