@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser
 
-from adam_jax.experiments import inspection, run
+from adam_jax.experiments import convert, inspection, run
 from adam_jax.experiments.arguments import (
     Command,
     installed_version,
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "report": report.COMMAND,
     "bench": bench.COMMAND,
     "trace": trace.COMMAND,
+    "convert": convert.COMMAND,
 }
 
 

@@ -68,6 +68,7 @@ def save_state(
     Raises:
       ValueError: if there is nothing to write; for an unknown format; for complex128
         and other types that safetensors lacks.
+      OSError: if the file cannot be written.
       ModuleNotFoundError: without safetensors.
 
     Example: the names in the file.
@@ -136,7 +137,8 @@ def save_state(
     try:
         safetensors.numpy.save_file(tensors, file, {_KEY: json.dumps(header)})
     except safetensors.SafetensorError as error:
-        raise ValueError(f"cannot write {os.fspath(file)}: {error}") from None
+        kind = OSError if "I/O" in str(error) else ValueError
+        raise kind(f"cannot write {os.fspath(file)}: {error}") from None
     mask = os.umask(0)  # there is no other way to ask for it
     os.umask(mask)
     os.chmod(file, 0o666 & ~mask)  # safetensors lets nobody else read it

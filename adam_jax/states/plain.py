@@ -70,7 +70,8 @@ def _make_node(tree: Mapping[str, Any]) -> Any:
         fields[f"{name}_format"] = reader(*kept)
     fields |= {name: tree[name] for name in ("count", "weights") if name in tree}
     if "weights" in fields:
-        return MomentsState(**dict.fromkeys(("mu", "nu")) | fields)
+        empty: dict[str, Any] = dict.fromkeys(("mu", "nu"))
+        return MomentsState(**empty | fields)
     kind = "ScaleByRssState" if "sum_of_squares" in fields else "ScaleByAdamState"
     return namedtuple(kind, fields)(**fields)
 

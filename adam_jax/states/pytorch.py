@@ -21,7 +21,7 @@ _FIELDS = {
     "momentum_buffer": "trace",
 }
 # How the axes of a kernel are ordered in Flax and Keras, by their number.
-_TURNED = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
+TURNED = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
 
 
 def read_torch(
@@ -162,7 +162,7 @@ def fit_axes(
     Raises:
       ValueError: if the shape does not fit, or does not tell the order.
     """
-    axes = turn if isinstance(turn, tuple) else _TURNED.get(x.ndim)
+    axes = turn if isinstance(turn, tuple) else TURNED.get(x.ndim)
     axes = tuple(np.argsort(axes)) if back and axes else axes
     turn = True if isinstance(turn, tuple) else turn
     other = x if axes is None else x.transpose(axes)

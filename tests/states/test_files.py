@@ -260,7 +260,7 @@ def test_states_that_cannot_be_written(tmp_path):
     abstract = jax.eval_shape(adam_jax.adam(1e-3).init, PARAMS)
     with pytest.raises(ValueError, match="abstract"):
         save_state(file, abstract)
-    with pytest.raises(ValueError, match="cannot write"):
+    with pytest.raises(OSError, match="cannot write"):
         save_state(tmp_path / "no" / "folder", warm(adam_jax.adam(1e-3)))
     assert file.read_bytes() == whole  # what was there before stays
     assert [x.name for x in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,150 @@
+"""`adam-jax convert`: optimizer states in files, from and to other programs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from adam_jax.experiments.arguments import Command, new_parser
+from adam_jax.experiments.state_files import SAME, Read, choose_writer, read_file
+from adam_jax.states.foreign import Held, hold_moments
+from adam_jax.states.parts import iterate_nodes, own_fields, stored_moments
+
+EXAMPLES = """\
+examples:
+  adam-jax convert adam.safetensors                 # what is in it
+  adam-jax convert adam.safetensors small.safetensors --to 8bit
+  adam-jax convert orbax_folder adam.safetensors
+  adam-jax convert adam.safetensors adam.msgpack --to optax.adamw
+  adam-jax convert old.pt adam.safetensors --names names.txt --turned '*kernel'
+  adam-jax convert adam.safetensors new.pt --to torch --like fresh.pt --names names.txt
+
+docs/states.md says how programs write and read these files.
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of the command."""
+    parser = new_parser(
+        "Print what is in the file of an optimizer state; write it as another file.",
+        EXAMPLES,
+    )
+    parser.add_argument(
+        "old",
+        type=str,
+        help="file to read: of adam_jax.save_state, of torch.save, of "
+        "flax.serialization.to_bytes, or the folder of an Orbax checkpoint",
+    )
+    parser.add_argument("new", type=str, nargs="?", help="file to write")
+    parser.add_argument(
+        "--to",
+        type=str,
+        default=SAME,
+        help="what to write: float32, bfloat16 or 8bit, for a file of save_state that "
+        f"stores moments so; {SAME}, for one that stores them as they are; torch; "
+        "optax or, say, optax.adamw, for a file of flax.serialization",
+    )
+    parser.add_argument(
+        "--like",
+        type=str,
+        help="for torch: file of the PyTorch optimizer that is to go on, as it is "
+        "before its first step",
+    )
+    parser.add_argument(
+        "--names",
+        type=str,
+        help="for torch: file with the paths of the parameters, such as dense/kernel, "
+        "in the order of the PyTorch optimizer, one a line (default: their names "
+        "there, if the optimizer was given any)",
+    )
+    parser.add_argument(
+        "--turned",
+        type=str,
+        help="for torch: pattern of the paths whose axes are (out, in, ...) there and "
+        "(..., in, out) here, such as '*kernel'",
+    )
+    return parser
+
+
+def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+    """Read the old file, and choose how the new one is written.
+
+    Raises:
+      ValueError: if the file holds no state that can be read, or an option is wrong.
+    """
+    old = read_file(Path(options.old), options)
+    held = hold_moments(old.nodes, None)
+    folder = Path(options.new or ".").parent
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    if options.new is None:
+        if options.to != SAME:
+            raise ValueError(
+                "--to needs the name of the file to write, after the old one"
+            )
+        return lambda: print_state(Path(options.old), old)
+    write = choose_writer(options, old, held)
+
+    def convert() -> None:
+        print_state(Path(options.old), old)
+        write(Path(options.new))
+        new = read_file(Path(options.new), options)
+        print_state(Path(options.new), new)
+        print_losses(old, held, new, hold_moments(new.nodes, None))
+
+    return convert
+
+
+COMMAND = Command("print or convert the file of a state", build_parser, prepare)
+
+
+def print_state(path: Path, read: Read) -> None:
+    """Print the moments of a file, a row for each moment of a node."""
+    console = Console(highlight=False, markup=False, width=1000)
+    table = Table("moment", box=None, pad_edge=False)
+    for head in ("parameters", "numbers", "stored as", "bytes", "steps"):
+        table.add_column(head, justify="right")
+    for node in iterate_nodes(read.nodes):
+        for name, stored in stored_moments(node).items():
+            arrays = jax.tree.leaves(stored.values)
+            table.add_row(
+                name,
+                str(len(arrays)),
+                f"{sum(x.size for x in arrays):,}",
+                ", ".join(sorted({str(x.dtype) for x in arrays})),
+                f"{sum(x.nbytes for x in jax.tree.leaves(stored)):,}",
+                str(own_fields(node).get("count", "")),
+            )
+    console.print(f"{path} ({read.kind})", table, sep="\n")
+    if read.others:
+        console.print("beside them: " + ", ".join(read.others))
+    console.print()
+
+
+def print_losses(old: Read, held: Held, new: Read, kept: Held) -> None:
+    """Print what the new file lacks of the old one, and how far moments differ."""
+    lost = [x for x in old.others if x not in new.others]
+    for name, tree in held.moments.items():
+        there = kept.moments.get(name, {})
+        lost += [f"{name}/{path}" for path in tree if path not in there]
+        off = [
+            np.abs(np.float64(there[path]) - x).max(initial=0)
+            / np.abs(x).max(initial=1e-300)
+            for path, x in tree.items()
+            if path in there
+        ]
+        if off:
+            print(f"{name}: off by at most {max(off):.2g} of the largest in its array")
+    if held.counts != kept.counts:
+        lost.append("counts")
+    print(f"lost: {', '.join(lost) or 'nothing'}")
+
+
+def _compare(x: np.ndarray, y: np.ndarray) -> float:
+    """Give the largest difference of two arrays, in units of the largest element."""
+    largest = np.abs(x).max(initial=0)
+    return float(np.abs(np.float64(y) - x).max(initial=0) / largest) if largest else 0.0

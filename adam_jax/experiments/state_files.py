@@ -1,0 +1,231 @@
+"""Files of optimizer states: those of this package and of other programs."""
+
+import fnmatch
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jsonargparse import Namespace
+
+import adam_jax
+from adam_jax.states.foreign import Held
+from adam_jax.states.parts import own_fields
+from adam_jax.states.plain import find_plain_nodes
+from adam_jax.states.pytorch import TURNED
+
+SAME = "same"
+# What an optimizer of Optax keeps; the arguments are those that shape its state.
+_OPTAX: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "adam": ({"mu", "nu"}, {}),
+    "amsgrad": ({"mu", "nu", "nu_max"}, {}),
+    "rmsprop": ({"nu"}, {}),
+    "lion": ({"mu"}, {}),
+    "sgd": ({"trace"}, {"momentum": 0.9}),
+}
+
+
+class Read(NamedTuple):
+    """Hold what a file has.
+
+    Attributes:
+      kind: Who wrote it.
+      nodes: The nodes of a state.
+      others: The names of what it has beside moments and counts.
+    """
+
+    kind: str
+    nodes: list[Any]
+    others: list[str]
+
+
+def read_file(path: Path, options: Namespace) -> Read:
+    """Read the file of a state.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    try:
+        if path.is_dir():
+            return _of_dicts("Orbax", _restore(path))
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    if start.startswith(b"PK"):
+        return Read("PyTorch", _read_torch(path, options), [])
+    if start.endswith(b"{"):
+        nodes = adam_jax.read_state(path)
+        return Read("save_state", nodes, _list_others(nodes))
+    from flax import serialization
+
+    try:
+        tree = serialization.msgpack_restore(path.read_bytes())
+    except Exception as error:  # one of many
+        raise ValueError(
+            f"{path} was written by none of save_state, torch.save, "
+            "flax.serialization and Orbax"
+        ) from error
+    return _of_dicts("flax.serialization", tree)
+
+
+def _of_dicts(kind: str, tree: Any) -> Read:
+    nodes, others = find_plain_nodes(tree)
+    return Read(kind, nodes, others)
+
+
+def _list_others(nodes: list[Any]) -> list[str]:
+    return [
+        f"{type(node).__name__}/{name}"
+        for node in nodes
+        for name in own_fields(node)
+        if name != "count"
+    ]
+
+
+def _restore(path: Path) -> Any:
+    """Restore what an Orbax checkpoint holds, whatever its structure."""
+    import orbax.checkpoint as ocp
+
+    folder = path.absolute()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            found: Any = checkpointer.metadata(folder).item_metadata
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree
+            )
+            return checkpointer.restore(folder, restore_args=as_numpy)
+        except (AttributeError, OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path} is no checkpoint of Orbax: give the folder of the item "
+                "itself, which has a file _METADATA"
+            ) from error
+
+
+def _read_torch(path: Path, options: Namespace) -> list[Any]:
+    state_dict = _load_torch(path)
+    names = _read_names(state_dict, options)
+    order = [i for group in state_dict["param_groups"] for i in group["params"]]
+    turns = _turns(options)
+    shapes = {}
+    for index, name in zip(order, names, strict=False):
+        arrays = [
+            x
+            for key, x in state_dict["state"].get(index, {}).items()
+            if key != "step" and hasattr(x, "shape")
+        ]
+        shape = tuple(arrays[0].shape) if arrays else ()
+        axes = TURNED.get(len(shape), ()) if turns(name) else range(len(shape))
+        shapes[name] = jax.ShapeDtypeStruct([shape[i] for i in axes], "float32")
+    return list(adam_jax.read_torch(state_dict, shapes, names, turned=turns))
+
+
+def _load_torch(path: Path) -> dict[str, Any]:
+    """Find the state_dict of an optimizer in a file of PyTorch."""
+    torch = _import_torch()
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # one of many
+        raise ValueError(f"{path} is no file of torch.save: {error}") from error
+    inside = found.values() if isinstance(found, dict) else ()
+    for one in (found, *inside):
+        if isinstance(one, dict) and {"state", "param_groups"} <= one.keys():
+            return one
+    raise ValueError(f"{path} holds no state_dict of an optimizer")
+
+
+def _import_torch() -> Any:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error}: pip install torch reads and writes its files"
+        ) from None
+    return torch
+
+
+def _read_names(state_dict: dict[str, Any], options: Namespace) -> list[str]:
+    """Give the paths of the parameters of a PyTorch optimizer, in its order."""
+    if options.names:
+        try:
+            lines = Path(options.names).read_text("utf-8").splitlines()
+            return [line.strip() for line in lines if line.strip()]
+        except OSError as error:
+            raise ValueError(f"--names {options.names}: {error.strerror}") from error
+    groups = state_dict["param_groups"]
+    if all("param_names" in group for group in groups):
+        return [x.replace(".", "/") for group in groups for x in group["param_names"]]
+    raise ValueError("the PyTorch optimizer was given no names: pass --names")
+
+
+def _turns(options: Namespace) -> Callable[[str], bool]:
+    return lambda name: bool(options.turned) and fnmatch.fnmatch(name, options.turned)
+
+
+def choose_writer(options: Namespace, old: Read, held: Held) -> Callable[[Path], None]:
+    """Choose what writes the new file.
+
+    Raises:
+      ValueError: if an option is wrong, or the state cannot be written so.
+    """
+    kind, _, name = options.to.partition(".")
+    if options.to == SAME or options.to in adam_jax.FORMATS:
+        dtype = None if options.to == SAME else options.to
+        return lambda path: adam_jax.save_state(
+            path, old.nodes, mu_dtype=dtype, nu_dtype=dtype
+        )
+    if kind == "optax":
+        from flax import serialization
+
+        data = serialization.to_bytes(_adopt_by_optax(name, old, held))
+
+        def write(path: Path) -> None:
+            path.write_bytes(data)
+
+        return write
+    if options.to == "torch":
+        torch = _import_torch()
+        if options.like is None:
+            raise ValueError("--to torch needs --like, a file of the new optimizer")
+        new = _load_torch(Path(options.like))
+        names, turns = _read_names(new, options), _turns(options)
+        shapes = []
+        for path in names:
+            x = next((t[path] for t in held.moments.values() if path in t), np.ones(()))
+            axes = np.argsort(TURNED.get(x.ndim, ())) if turns(path) else range(x.ndim)
+            shapes.append([x.shape[i] for i in axes])
+        written = adam_jax.write_torch(old.nodes, new, names, shapes, turned=turns)
+        for own in written["state"].values():
+            own.update({key: torch.from_numpy(x) for key, x in own.items()})
+        return lambda path: torch.save(written, path)
+    expected = ", ".join((SAME, *adam_jax.FORMATS, "torch", "optax"))
+    raise ValueError(f"--to must be one of {expected}, got {options.to!r}")
+
+
+def _adopt_by_optax(name: str, old: Read, held: Held) -> Any:
+    """Make the state of an optimizer of Optax."""
+    moments = {*held.moments}
+    fitting = [x for x, (own, _) in _OPTAX.items() if own == moments]
+    if not name and not fitting:
+        raise ValueError(
+            f"which optimizer of Optax keeps {', '.join(sorted(moments))}? Write, say, "
+            "--to optax.adamw"
+        )
+    name = name or fitting[0]
+    if name not in adam_jax.OPTIMIZERS or not hasattr(optax, name):
+        raise ValueError(f"optax.{name} is no optimizer that adam_jax has as well")
+    tx = getattr(optax, name)(1e-3, **_OPTAX.get(name, ((), {}))[1])
+    params: dict[str, Any] = {}
+    for path, x in sorted(
+        {k: v for t in held.moments.values() for k, v in t.items()}.items()
+    ):
+        *folders, last = path.split("/")
+        place = params
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = np.zeros(x.shape, np.float32)
+    # A trace does not depend on the number of steps, and may not tell it.
+    count = 0 if moments == {"trace"} and not held.counts else None
+    return adam_jax.adopt_state(tx, old.nodes, params, count=count).state

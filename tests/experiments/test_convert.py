@@ -1,0 +1,193 @@
+"""`adam-jax convert`: files of states, from and to other programs."""
+
+import pickle
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import serialization
+
+import adam_jax
+from adam_jax.experiments.cli import main
+
+PARAMS = {"dense": {"kernel": jnp.ones((8, 3)), "bias": jnp.ones(3)}}
+GRADS = jax.tree.map(lambda x: jnp.linspace(-1, 2, x.size).reshape(x.shape), PARAMS)
+
+
+def warm(tx):
+    return tx.update(GRADS, tx.init(PARAMS), PARAMS)[1]
+
+
+@pytest.fixture
+def ours(tmp_path):
+    file = tmp_path / "ours.safetensors"
+    adam_jax.save_state(file, warm(adam_jax.skip_nonfinite(adam_jax.adamw(1e-3))))
+    return str(file)
+
+
+def convert(*argv):
+    assert main(["convert", *map(str, argv)]) == 0
+
+
+def test_a_table_says_what_is_in_a_file(ours, capfd):
+    convert(ours)
+    out, _ = capfd.readouterr()
+    assert re.search(r"ours.safetensors \(save_state\)\n", out)
+    assert re.search(r"^mu +2 +27 +float32 +108 +1$", out, re.M)
+    assert "beside them: SkipState/in_a_row" in out
+
+
+@pytest.mark.parametrize(
+    ("to", "off"), [("same", "0"), ("float32", "0"), ("bfloat16", r"0.00\d+")]
+)
+def test_other_formats(to, off, ours, tmp_path, capfd):
+    convert(ours, tmp_path / "new", "--to", to)
+    out, _ = capfd.readouterr()
+    assert re.search(rf"^mu: off by at most {off} of the largest", out, re.M)
+    assert "lost: nothing\n" in out
+    dtype = "bfloat16" if to == "bfloat16" else "float32"
+    assert adam_jax.read_state(tmp_path / "new")[1].nu["dense/bias"].dtype == dtype
+
+
+def test_eight_bits(tmp_path, capfd):
+    params = jnp.linspace(-1, 2, 64 * 64).reshape(64, 64)
+    tx = adam_jax.adam(1e-3)
+    adam_jax.save_state(tmp_path / "old", tx.update(params, tx.init(params))[1])
+    convert(tmp_path / "old", tmp_path / "new", "--to", "8bit")
+    out, _ = capfd.readouterr()
+    assert re.search(r"^nu +1 +4,096 +uint8 +4,224 +1$", out, re.M)
+    assert re.search(r"^mu: off by at most 0\.0[1-4]\d* of the largest", out, re.M)
+
+
+@pytest.mark.parametrize("to", ["optax", "optax.adamw"])
+def test_to_optax_and_back(to, ours, tmp_path, capfd):
+    convert(ours, tmp_path / "optax", "--to", to)
+    out, _ = capfd.readouterr()
+    assert "lost: SkipState/in_a_row, SkipState/mean_norm" in out
+    tx = optax.adamw(1e-3) if "w" in to else optax.adam(1e-3)
+    written = (tmp_path / "optax").read_bytes()
+    state = serialization.from_bytes(tx.init(PARAMS), written)
+    jax.tree.map(np.testing.assert_array_equal, state[0], warm(tx)[0])
+    convert(tmp_path / "optax", tmp_path / "again")
+    assert "(flax.serialization)" in capfd.readouterr()[0]
+    adopted = adam_jax.adopt_state(tx, adam_jax.read_state(tmp_path / "again"), PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, adopted.state, state)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optax.amsgrad(1e-3), optax.sgd(1e-3, 0.9), optax.lion(1e-3)],
+    ids=["amsgrad", "sgd", "lion"],
+)
+def test_the_optimizer_of_optax_is_told_by_its_moments(tx, tmp_path):
+    adam_jax.save_state(tmp_path / "old", warm(tx))
+    convert(tmp_path / "old", tmp_path / "new", "--to", "optax")
+    written = (tmp_path / "new").read_bytes()
+    state = serialization.from_bytes(tx.init(PARAMS), written)
+    jax.tree.map(np.testing.assert_array_equal, state, warm(tx))
+
+
+def test_from_orbax(tmp_path, capfd):
+    state = {"opt_state": warm(optax.adamw(lambda count: 1e-3)), "step": 3}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "orbax", state)
+    convert(tmp_path / "orbax", tmp_path / "new", "--to", "float32")
+    out, _ = capfd.readouterr()
+    assert "orbax (Orbax)\n" in out and out.endswith("lost: step\n")
+    nodes = adam_jax.read_state(tmp_path / "new")
+    adopted = adam_jax.adopt_state(adam_jax.adamw(1e-3), nodes, PARAMS)
+    mu = state["opt_state"][0].mu
+    jax.tree.map(np.testing.assert_array_equal, adopted.state[0].mu, mu)
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """Stand in for PyTorch, whose files start like zip archives."""
+
+    def save(obj, path):
+        with open(path, "wb") as file:
+            file.write(b"PK" + pickle.dumps(obj))
+
+    def load(path, map_location, weights_only):
+        assert weights_only
+        with open(path, "rb") as file:
+            file.read(2)
+            return pickle.load(file)
+
+    module = types.SimpleNamespace(save=save, load=load, from_numpy=np.array)
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return module
+
+
+def test_to_torch_and_back(torch, ours, tmp_path, capfd):
+    group = {"params": [0, 1], "betas": (0.9, 0.999), "amsgrad": False}
+    group["param_names"] = ["dense.kernel", "dense.bias"]
+    torch.save({"state": {}, "param_groups": [group]}, tmp_path / "fresh")
+    turned = ("--turned", "*kernel")
+    convert(
+        ours, tmp_path / "pt", "--to", "torch", "--like", tmp_path / "fresh", *turned
+    )
+    out, _ = capfd.readouterr()
+    assert "mu: off by at most 0 of" in out and "lost: SkipState/in_a_row" in out
+    written = torch.load(tmp_path / "pt", None, True)
+    mu = warm(adam_jax.adamw(1e-3))[0].mu["dense"]
+    state = written["state"]
+    np.testing.assert_array_equal(state[0]["exp_avg"], mu["kernel"].T)
+    np.testing.assert_array_equal(state[1]["exp_avg"], mu["bias"])
+    assert state[0]["step"] == 1 and written["param_groups"] == [group]
+
+    torch.save({"model": {}, "optimizer": written}, tmp_path / "whole")
+    (tmp_path / "names").write_text("a/kernel\n\nb/bias\n")
+    names = ("--names", tmp_path / "names")
+    convert(tmp_path / "whole", tmp_path / "again", *turned, *names)
+    assert "lost: nothing" in capfd.readouterr()[0]
+    [node] = adam_jax.read_state(tmp_path / "again")
+    np.testing.assert_array_equal(node.mu["a/kernel"], mu["kernel"])
+    assert node.count == 1
+
+
+def test_what_cannot_be_converted_is_one_sentence(torch, ours, tmp_path, capfd):
+    nothing, text = tmp_path / "nothing", tmp_path / "text"
+    text.write_text("some text that is no state")
+    folder, like, new = tmp_path / "folder", tmp_path / "like", tmp_path / "new"
+    folder.mkdir()
+    group = {"params": [0, 1], "betas": (0.9, 0.999), "amsgrad": False}
+    torch.save({"state": {}, "param_groups": [group]}, like)
+    torch.save({"weights": 3}, tmp_path / "weights")
+    adam_jax.save_state(tmp_path / "two", warm(optax.rmsprop(1e-3, centered=True)))
+    for argv, message in (
+        ([nothing], "nothing: No such file"),
+        ([text], "was written by none of save_state"),
+        ([folder], "is no checkpoint of Orbax: give the folder of the item itself"),
+        ([like], "was given no names: pass --names"),
+        ([like, "--names", nothing], "--names .*nothing: No such file"),
+        ([tmp_path / "weights"], "weights holds no state_dict of an optimizer"),
+        ([ours, "--to", "8bit"], "--to needs the name of the file to write"),
+        ([ours, new, "--to", "9bit"], "--to must be one of same, float32, .* '9bit'"),
+        ([ours, new, "--to", "torch"], "--to torch needs --like"),
+        ([ours, new, "--to", "torch", "--like", like], "no names: pass --names"),
+        ([ours, new, "--to", "optax.nothing"], "optax.nothing is no optimizer that"),
+        ([tmp_path / "two", new, "--to", "optax.chain"], "optax.chain is no optimizer"),
+        ([ours, folder / "no" / "file"], "there is no folder .*no"),
+        ([], "are required: old"),
+    ):
+        assert main(["convert", *map(str, argv)]) == 2
+        out, err = capfd.readouterr()
+        err = "\n".join(x for x in err.splitlines() if not x.startswith("WARNING:absl"))
+        assert out == "" and err.startswith("adam-jax: error: ")
+        assert re.search(message, err), err
+        assert "\n" not in err
+    assert not new.exists()
+
+
+def test_without_pytorch(ours, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    argv = ["convert", ours, str(tmp_path / "new"), "--to", "torch"]
+    assert main(argv) == 2
+    assert "pip install torch reads and writes its files" in capfd.readouterr()[1]
