@@ -16,7 +16,7 @@ from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
 from adam_jax.moments.formats import Format, Stored, list_types, make_noise
-from adam_jax.moments.starts import keep, resumed
+from adam_jax.moments.starts import expect_weight, keep, resumed
 
 
 class Gathered(NamedTuple):
@@ -255,6 +255,7 @@ class Moment:
             count = optax.safe_increment(past)
             value = numerics.constant_weight(decay, count, dtype)
             return jnp.stack([value, jnp.zeros_like(value)])
+        expect_weight(weight, past, self.name)
         return numerics.running_weight(weight, decay)
 
 

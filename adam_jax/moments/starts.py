@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from adam_jax import placement
 from adam_jax.moments.formats import Format, Stored, list_types
@@ -52,6 +54,29 @@ def keep(new: Stored, format: Format, name: str, path: Any, param: Any) -> Store
     if list_types(old) != list_types(new) or not format.wrote(old, param):
         return new
     return jax.tree.map(lambda x, y: placement.copy_beside(x, y, y.dtype), old, new)
+
+
+def expect_weight(weight: jax.Array, past: ArrayLike, name: str) -> None:
+    """Refuse a state whose moment has no weight, though it has counted steps.
+
+    Under jit nobody can see it.
+
+    Args:
+      weight: as in `MomentsState`, for one moment.
+      past: int32 scalar, the number of steps so far.
+      name: of the moment.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    if isinstance(past, Tracer) or isinstance(weight, Tracer):
+        return
+    if past > 0 and weight[0] == 0:
+        raise ValueError(
+            f"the state has taken {past} steps, but the weight of its {name} is 0: it "
+            "was not made by update(), and its next steps would be too long. Give "
+            "moments to an optimizer by set_moments() or adopt_state()."
+        )
 
 
 @contextlib.contextmanager

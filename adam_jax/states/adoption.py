@@ -11,7 +11,7 @@ import optax
 from jax.tree_util import tree_leaves_with_path
 
 from adam_jax import placement
-from adam_jax.moments.starts import Resumed, resuming
+from adam_jax.moments.starts import Resumed, expect_weight, resuming
 from adam_jax.stages.flow import expect_optimizer
 from adam_jax.states.buffers import Packed, unpack, wrap
 from adam_jax.states.foreign import ForeignState
@@ -272,12 +272,7 @@ def _weigh(node: Any, part: Part, found: Found, weights: jax.Array) -> jax.Array
         own = weights
         if holder and hasattr(holder.node, "weights"):
             own = holder.node.weights
-            if holder.count > 0 and own[row][0] == 0:
-                raise ValueError(
-                    f"the old state has taken {holder.count} steps, but the weight of "
-                    f"its {name} is 0: it was not made by update(). Give it the "
-                    "moments of its optimizer by adopt_state."
-                )
+            expect_weight(own[row], holder.count, name)
         elif not holder and name in part.trees:
             own = node.weights
         rows.append(np.asarray(own[row]))

@@ -302,6 +302,25 @@ def test_set_moments_is_the_inverse_of_load_moments():
         set_moments(adam_jax.adam(1e-2), params, mu | {"w": 0.0}, nu, count=STEPS)
 
 
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [({"b2": lambda n: 0.99}, "nu"), ({"b1": jnp.array(0.9)}, "mu")],
+)
+def test_a_step_refuses_a_count_without_weights(argument, name):
+    tx = adam_jax.adam(1e-3, **argument)
+    _, state = halfway(tx)
+    moved = (tx.init(PARAMS)[0]._replace(count=jnp.int32(8)), *state[1:])
+    with pytest.raises(
+        ValueError, match=f"taken 8 steps, but the weight of its {name}"
+    ):
+        tx.update(PARAMS, moved)
+    jax.jit(tx.update)(PARAMS, moved)  # where nobody can see it
+    constant = adam_jax.adam(1e-3)  # whose weights follow from the count
+    expected = constant.update(PARAMS, halfway(constant)[1])[0]
+    moved = (halfway(constant)[1][0]._replace(weights=jnp.zeros([2, 2])), *state[1:])
+    assert_close(constant.update(PARAMS, moved)[0], expected, 0)
+
+
 def test_what_cannot_be_continued_is_refused():
     tx = adam_jax.adam(1e-2)
     params, state = halfway(tx)
@@ -309,7 +328,7 @@ def test_what_cannot_be_continued_is_refused():
     with pytest.raises(ValueError, match="8 steps, but the weight of its mu is 0"):
         adopt_state(tx, damaged, params)
     with pytest.raises(ValueError, match="found no state of an optimizer"):
-        adopt_state(tx, {"mu": params, "nu": params}, params)
+        adopt_state(tx, {"m": params, "v": params}, params)
     with pytest.raises(ValueError, match="pass count"):
         adopt_state(adam_jax.rmsprop(1e-2), optax.rmsprop(1e-2).init(params), params)
     with pytest.raises(ValueError, match="count must be a number of steps, got -1"):
