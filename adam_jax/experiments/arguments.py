@@ -8,12 +8,12 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
-import jax
 import toml
 from jsonargparse import (
     ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage] (documented)
@@ -55,13 +55,23 @@ class Command(NamedTuple):
     Attributes:
       about: What it does, in a few words.
       build_parser: Give the parser of its options.
-      prepare: Turn that parser and what it has read into what is to be run. Whatever
-        is wrong with the options is found here, before anything is written.
+      module: Where its work is. Its function `prepare` turns that parser and what it
+        has read into what is to be run. Whatever is wrong with the options is found
+        there, before anything is written.
     """
 
     about: str
     build_parser: Callable[[], ArgumentParser]
-    prepare: Callable[[ArgumentParser, Namespace], Callable[[], None]]
+    module: str
+
+    def prepare(self, parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+        """Give what is to be run.
+
+        Raises:
+          ValueError: if an option is wrong.
+        """
+        module = import_module(f"adam_jax.experiments.{self.module}")
+        return module.prepare(parser, options)
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -99,6 +109,12 @@ class _ConfigParser(ArgumentParser):
 
     free_tables: tuple[str, ...] = ()
 
+    def format_help(self) -> str:
+        """Give the help; its end may be a function that makes it."""
+        if callable(self.epilog):
+            self.epilog = self.epilog()
+        return super().format_help()
+
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Namespace:
         words, files, parts, others = list(args), [], [], []
         while words:
@@ -126,7 +142,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def new_parser(description: str, epilog: str, **options: Any) -> _ConfigParser:
+def new_parser(description: str, epilog: Any, **options: Any) -> _ConfigParser:
     """Start the parser of a command, or of them all."""
     return _ConfigParser(
         description=description,
@@ -179,13 +195,13 @@ def _in_one_sentence(start: str = "") -> Iterator[None]:
 
 
 def new_config_parser(
-    config: type, description: str, epilog: str, **options: Any
+    config: type, description: str, epilog: Any, **options: Any
 ) -> ArgumentParser:
     """Start the parser of a command that takes a TOML file of a config's fields."""
     parser = new_parser(
         description,
         epilog,
-        dump_header=[f"adam-jax {installed_version()}, jax {jax.__version__}"],
+        dump_header=[f"adam-jax {installed_version()}, jax {version('jax')}"],
         **options,
     )
     parser.add_argument(

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from adam_jax.experiments.interrupts import Interrupted, on_interrupt
+from adam_jax.experiments.interrupts import Diverged, Interrupted, on_interrupt
 
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C has ended
 
@@ -25,11 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         from adam_jax.experiments.commands import prepare
-        from adam_jax.experiments.training import Diverged
+
+        run = prepare(argv)
     except ModuleNotFoundError as error:
         return _fail(2, f"{error}: pip install 'adam_jax[experiments]' brings it")
-    try:
-        run = prepare(argv)
     except ValueError as error:
         return _fail(2, str(error))
     if run is None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser
 
-from adam_jax.experiments import convert, inspection, run
+from adam_jax.experiments import options
 from adam_jax.experiments.arguments import (
     Command,
     installed_version,
@@ -13,21 +13,24 @@ from adam_jax.experiments.arguments import (
     parse,
     shorten,
 )
-from adam_jax.experiments.bench import command as bench
-from adam_jax.experiments.report import command as report
-from adam_jax.experiments.study import compare, sweep
-from adam_jax.experiments.trace import command as trace
 
-# Each has its parser where its work is.
 COMMANDS: dict[str, Command] = {
-    "train": run.COMMAND,
-    "compare": compare.COMMAND,
-    "sweep": sweep.COMMAND,
-    "inspect": inspection.COMMAND,
-    "report": report.COMMAND,
-    "bench": bench.COMMAND,
-    "trace": trace.COMMAND,
-    "convert": convert.COMMAND,
+    "train": Command("train a model, or go on with a run", options.train, "run"),
+    "compare": Command(
+        "train with several optimizers", options.compare, "study.compare"
+    ),
+    "sweep": Command("train over a grid of settings", options.sweep, "study.sweep"),
+    "inspect": Command("print the figures of a run", options.inspect, "inspection"),
+    "report": Command("make a web page of runs", options.report, "report.command"),
+    "bench": Command(
+        "time a step beside optax.adamw, or count what it moves",
+        options.bench,
+        "bench.command",
+    ),
+    "trace": Command("trace optimizers on a surface", options.trace, "trace.command"),
+    "convert": Command(
+        "print or convert the file of a state", options.convert, "convert"
+    ),
 }
 
 
@@ -59,7 +62,7 @@ def _build_parser() -> ArgumentParser:
     """Build the parser of what is no command: it lists them."""
     parser = new_parser(
         "Adam taken apart: train small models with any of its relatives.",
-        run.EXAMPLES,
+        options.TRAIN,
         prog="adam-jax",
         version=installed_version(),
     )

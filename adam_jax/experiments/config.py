@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adam_jax import OPTIMIZERS
+import adam_jax
 
 # What is larger is a mistake, and would only fill the memory.
 MOST_EPOCHS = 100_000
@@ -147,9 +147,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range; the optimizer itself checks the others."""
-        names = ", ".join(sorted(OPTIMIZERS))
-        known = self.name in OPTIMIZERS
-        require(known, "optimizer.name", self.name, f"one of {names}")
+        if self.name != OptimizerConfig.name:  # to know the others takes JAX
+            names = ", ".join(sorted(adam_jax.OPTIMIZERS))
+            known = self.name in adam_jax.OPTIMIZERS
+            require(known, "optimizer.name", self.name, f"one of {names}")
         usable = 0 < self.learning_rate < math.inf
         require(
             usable, "optimizer.learning_rate", self.learning_rate, "positive and finite"

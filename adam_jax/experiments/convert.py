@@ -9,65 +9,9 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from adam_jax.experiments.arguments import Command, new_parser
 from adam_jax.experiments.state_files import SAME, Read, choose_writer, read_file
 from adam_jax.states.foreign import Held, hold_moments
 from adam_jax.states.parts import iterate_nodes, own_fields, stored_moments
-
-EXAMPLES = """\
-examples:
-  adam-jax convert adam.safetensors                 # what is in it
-  adam-jax convert adam.safetensors small.safetensors --to 8bit
-  adam-jax convert orbax_folder adam.safetensors
-  adam-jax convert adam.safetensors adam.msgpack --to optax.adamw
-  adam-jax convert old.pt adam.safetensors --names names.txt --turned '*kernel'
-  adam-jax convert adam.safetensors new.pt --to torch --like fresh.pt --names names.txt
-
-docs/states.md says how programs write and read these files.
-"""
-
-
-def build_parser() -> ArgumentParser:
-    """Build the parser of the command."""
-    parser = new_parser(
-        "Print what is in the file of an optimizer state; write it as another file.",
-        EXAMPLES,
-    )
-    parser.add_argument(
-        "old",
-        type=str,
-        help="file to read: of adam_jax.save_state, of torch.save, of "
-        "flax.serialization.to_bytes, or the folder of an Orbax checkpoint",
-    )
-    parser.add_argument("new", type=str, nargs="?", help="file to write")
-    parser.add_argument(
-        "--to",
-        type=str,
-        default=SAME,
-        help="what to write: float32, bfloat16 or 8bit, for a file of save_state that "
-        f"stores moments so; {SAME}, for one that stores them as they are; torch; "
-        "optax or, say, optax.adamw, for a file of flax.serialization",
-    )
-    parser.add_argument(
-        "--like",
-        type=str,
-        help="for torch: file of the PyTorch optimizer that is to go on, as it is "
-        "before its first step",
-    )
-    parser.add_argument(
-        "--names",
-        type=str,
-        help="for torch: file with the paths of the parameters, such as dense/kernel, "
-        "in the order of the PyTorch optimizer, one a line (default: their names "
-        "there, if the optimizer was given any)",
-    )
-    parser.add_argument(
-        "--turned",
-        type=str,
-        help="for torch: pattern of the paths whose axes are (out, in, ...) there and "
-        "(..., in, out) here, such as '*kernel'",
-    )
-    return parser
 
 
 def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
@@ -97,9 +41,6 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
         print_losses(old, held, new, hold_moments(new.nodes, None))
 
     return convert
-
-
-COMMAND = Command("print or convert the file of a state", build_parser, prepare)
 
 
 def print_state(path: Path, read: Read) -> None:

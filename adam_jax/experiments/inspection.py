@@ -9,7 +9,6 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from adam_jax.experiments.arguments import Command, new_parser
 from adam_jax.experiments.metrics import (
     Epoch,
     rank_moved,
@@ -31,31 +30,6 @@ BY_GROUP = {
 }
 
 
-EXAMPLES = """\
-examples:
-  adam-jax inspect runs/digits_mlp
-  adam-jax inspect runs/digits_mlp --json | jq '.epochs[-1].figures.update_ratio'
-
-docs/diagnostics.md tells how to read the figures.
-"""
-
-
-def build_parser() -> ArgumentParser:
-    """Build the parser of the command."""
-    parser = new_parser(
-        "Print what the optimizer did in a run: its figures over the epochs, and by "
-        "parameter group after the last one.",
-        EXAMPLES,
-    )
-    parser.add_argument("run", type=str, help="folder of the run, as in runs/NAME")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print JSON, with null for NaN and infinity",
-    )
-    return parser
-
-
 def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
     """Read the run.
 
@@ -65,9 +39,6 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
     folder = Path(options.run)
     epochs = read_epochs(folder)
     return lambda: print_run(folder, epochs, options.json)
-
-
-COMMAND = Command("print the figures of a run", build_parser, prepare)
 
 
 def print_run(folder: Path, epochs: Sequence[Epoch], as_json: bool) -> None:

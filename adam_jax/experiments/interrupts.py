@@ -1,8 +1,12 @@
-"""Ctrl-C and SIGTERM, kept out of JAX."""
+"""What ends a run early: divergence, and Ctrl-C and SIGTERM, kept out of JAX."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+class Diverged(RuntimeError):
+    """Tell that a run cannot go on."""
 
 
 class Interrupted(Exception):

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import signal
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -13,13 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from adam_jax import OPTIMIZERS
-from adam_jax.experiments.arguments import (
-    Command,
-    in_one_sentence,
-    new_config_parser,
-    read_config,
-)
+from adam_jax.experiments.arguments import in_one_sentence, read_config
 from adam_jax.experiments.checkpoints import FULL
 from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.folder import (
@@ -30,43 +23,14 @@ from adam_jax.experiments.folder import (
     replace_file,
     save_params,
 )
-from adam_jax.experiments.interrupts import Interrupted, on_signals
+from adam_jax.experiments.interrupts import Diverged, Interrupted, on_signals
 from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.metrics import no_run
 from adam_jax.experiments.picture import draw_run
 from adam_jax.experiments.progress import Report
-from adam_jax.experiments.training import Diverged, Trainer
+from adam_jax.experiments.training import Trainer
 
-EXAMPLES = """\
-examples:
-  adam-jax train --config configs/digits_mlp.toml
-  adam-jax train --config configs/digits_mlp.toml --optimizer.learning_rate 3e-4
-  adam-jax train --model.name cnn --model.widths "[32, 64]" --optimizer.name lion
-  adam-jax train --resume runs/digits_mlp
-  adam-jax inspect runs/digits_mlp
-"""
-NAMES = textwrap.fill(
-    ", ".join(sorted(OPTIMIZERS)), 78, initial_indent="  ", subsequent_indent="  "
-)
 PAUSE = 60.0  # seconds from one checkpoint to the next, unless the config says steps
-
-
-def build_parser() -> ArgumentParser:
-    """Build the parser of the command."""
-    parser = new_config_parser(
-        TrainConfig,
-        "Train a Flax NNX model on handwritten digits, or on English text.",
-        f"optimizers:\n{NAMES}\n\n{EXAMPLES}",
-    )
-    parser.add_argument(
-        "--resume",
-        type=str,
-        metavar="RUN",
-        help="Folder of a run that was killed or interrupted, to go on from its last "
-        "checkpoint to the end that it would have had. Its config is kept: no other "
-        "option goes with this one.",
-    )
-    return parser
 
 
 def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
@@ -132,9 +96,6 @@ def prepare_resumed(parser: ArgumentParser, path: Path) -> Callable[[], None]:
         folder.close()
         raise
     return lambda: resume_run(trainer, folder)
-
-
-COMMAND = Command("train a model, or go on with a run", build_parser, prepare)
 
 
 def start_run(trainer: Trainer, resolved: str) -> None:

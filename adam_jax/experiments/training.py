@@ -14,16 +14,13 @@ from jax import Array
 from adam_jax import check_skips, named_figures
 from adam_jax.experiments.config import TaskConfig, TrainConfig
 from adam_jax.experiments.data import Dataset, Examples
+from adam_jax.experiments.interrupts import Diverged
 from adam_jax.experiments.metrics import Epoch
 from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
 from adam_jax.experiments.problems import Problem, build_problem
 
 STUCK = 100  # steps that a guard skips in a row before the run is given up
 SEGMENT_SECONDS = 1.0  # after which a run can be stopped
-
-
-class Diverged(RuntimeError):
-    """Tell that a run cannot go on."""
 
 
 class Carry(NamedTuple):

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -71,7 +72,7 @@ def expect_weight(weight: jax.Array, past: ArrayLike, name: str) -> None:
     """
     if isinstance(past, Tracer) or isinstance(weight, Tracer):
         return
-    if past > 0 and weight[0] == 0:
+    if jnp.asarray(past) > 0 and weight[0] == 0:
         raise ValueError(
             f"the state has taken {past} steps, but the weight of its {name} is 0: it "
             "was not made by update(), and its next steps would be too long. Give "

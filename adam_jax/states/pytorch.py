@@ -21,7 +21,12 @@ _FIELDS = {
     "momentum_buffer": "trace",
 }
 # How the axes of a kernel are ordered in Flax and Keras, by their number.
-TURNED = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
+TURNED: dict[int, tuple[int, ...]] = {
+    2: (1, 0),
+    3: (2, 1, 0),
+    4: (2, 3, 1, 0),
+    5: (2, 3, 4, 1, 0),
+}
 
 
 def read_torch(

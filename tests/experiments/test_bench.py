@@ -15,8 +15,9 @@ import optax
 import pytest
 
 from adam_jax.experiments.bench import compiled, plan, problems, steppers, timing
-from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, WRAPPERS
-from adam_jax.experiments.bench.plan import BenchConfig, make_plan, why_missing
+from adam_jax.experiments.bench.arguments import FORMATS, BenchConfig
+from adam_jax.experiments.bench.candidates import CANDIDATES, WRAPPERS
+from adam_jax.experiments.bench.plan import make_plan, why_missing
 from adam_jax.experiments.bench.problems import Problem, parse_size
 from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import draw_grads

@@ -283,6 +283,28 @@ def test_a_stored_config_holds_any_text(tmp_path):
         assert parser.parse_args([f"--config={stored}"]).runs_dir == text
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["--version"], ["trian"], *([name, "--lr"] for name in COMMANDS)],
+    ids=" ".join,
+)
+def test_no_help_and_no_mistake_waits_for_a_library(argv):
+    code = """
+import sys
+from adam_jax.experiments.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+heavy = {"jax", "numpy", "matplotlib", "torch", "sklearn", "rich", "plotly", "orbax"}
+print("loaded:", sorted(heavy & {*sys.modules}))
+"""
+    command = [sys.executable, "-c", code, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("loaded: []\n")
+    assert "usage: " in done.stdout or "error: " in done.stderr or "--version" in argv
+
+
 def test_help_documents_every_option(capfd):
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--help"])

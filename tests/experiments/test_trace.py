@@ -11,16 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.animation import writers
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from PIL import Image
 
 from adam_jax.experiments.arguments import parse
 from adam_jax.experiments.cli import main
+from adam_jax.experiments.commands import COMMANDS
 from adam_jax.experiments.config import OptimizerConfig
 from adam_jax.experiments.drawing import COLORS
 from adam_jax.experiments.trace import command
-from adam_jax.experiments.trace import config as trace_config
 from adam_jax.experiments.trace.animation import choose_steps
 from adam_jax.experiments.trace.config import TraceConfig
 from adam_jax.experiments.trace.paths import (
@@ -393,7 +394,7 @@ def test_all_settings_that_are_given_are_kept(given, expected, tmp_path):
     files["FILE2"].write_text("[settings.adam]\nb1 = 0.2\nb2 = 0.4")
     given = [f"--config={files[x]}" if x in files else x for x in given]
     options = [f"--settings.{x}" if x[0].islower() else x for x in given]
-    parser = command.COMMAND.build_parser()
+    parser = COMMANDS["trace"].build_parser()
     settings = parse(parser, ["--settings.lion.b1=0.7", *options]).settings
     assert settings["adam"] == expected
     assert settings["lion"] == {"b1": 0.7}
@@ -539,7 +540,7 @@ def test_the_counterexample_starts_where_it_is_allowed(runs_dir, capfd):
 
 
 def test_a_film_needs_ffmpeg(runs_dir, capfd, monkeypatch):
-    monkeypatch.setattr(trace_config.writers, "is_available", lambda name: False)
+    monkeypatch.setattr(writers, "is_available", lambda name: False)
     assert main(["trace", f"--runs_dir={runs_dir}", "--animation=mp4"]) == 2
     only_error(
         capfd, r"'mp4', but must be 'gif' or 'none' where ffmpeg is not installed"

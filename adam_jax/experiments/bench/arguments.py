@@ -1,95 +1,76 @@
-"""The options of `adam-jax bench` on the command line."""
+"""What `adam-jax bench` is told."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from adam_jax.experiments.arguments import new_parser
-from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, TIMED_FORMATS
-from adam_jax.experiments.bench.compiled import CHIPS
-from adam_jax.experiments.bench.plan import (
-    COMPILED,
-    COMPILED_SIZES,
-    REPEATS,
-    SIZES,
-    BenchConfig,
+
+class Format(NamedTuple):
+    """How the moments are stored, and the dtype of parameters and gradients."""
+
+    mu: Any
+    nu: Any
+    dtype: Any
+
+
+FORMATS = {
+    "float32": Format("float32", "float32", "float32"),
+    "bfloat16": Format("bfloat16", "bfloat16", "float32"),
+    "8bit": Format("8bit", "8bit", "float32"),
+    "pure_bfloat16": Format("bfloat16", "bfloat16", "bfloat16"),
+    "pure_8bit": Format("8bit", "8bit", "bfloat16"),
+    "mu_bfloat16": Format("bfloat16", "float32", "float32"),
+    "pure_float32": Format("float32", "float32", "bfloat16"),
+}
+# The others only if asked for: their times lie between those of these.
+TIMED_FORMATS = ("float32", "bfloat16", "8bit", "pure_bfloat16", "pure_8bit")
+
+
+SIZES = (
+    *("2^12", "2^16", "2^20", "2^22", "2^24", "2^26"),
+    *("150x2^17", "300x4096", "1000x64", "gpt2"),
 )
-
-EXAMPLES = """\
-examples:
-  adam-jax bench --quick
-  adam-jax bench --json bench.json --picture bench.png
-  adam-jax bench --sizes 2^24 150x2^17 gpt2 --candidates adamw fused_step
-  adam-jax bench --sizes 2^24 --candidates fused_step --base torch
-  adam-jax bench --compiled v5e --formats float32 8bit
-"""
+QUICK_SIZES, QUICK_FORMATS = ("2^12", "2^16"), ("float32", "8bit")
+WRAPPERS_SIZES = ("2^24", "150x2^17")
+# On TPU, leaves that are smaller lie in VMEM as a whole.
+COMPILED_SIZES = ("16384,8192",)
+COMPILED = ("optax", "adamw", "fused_step", "compensated")
+COMPILED += ("skip_nonfinite", "skip_spikes", "record_one", "record_default")
+REPEATS, QUICK_REPEATS = 25, 3
 
 
-def build_parser() -> ArgumentParser:
-    """Build the parser of the command."""
-    width = max(map(len, CANDIDATES))
-    about = "\n".join(f"  {k:{width}}  {v.about}" for k, v in CANDIDATES.items())
-    parser = new_parser(
-        "Time a step of AdamW beside optax.adamw, in one process.",
-        f"candidates:\n{about}\n\n{EXAMPLES}",
-    )
-    several: dict[str, Any] = {"nargs": "+", "type": str, "default": None}
-    parser.add_argument(
-        "--sizes",
-        **several,
-        metavar="SIZE",
-        help="Parameters (4096, 2^12), a shape (64,2^6), leaves of one size (300x4096, "
-        f"12x64,64), or gpt2. By default {' '.join((*SIZES,))}, "
-        f"if compiled {' '.join(COMPILED_SIZES)}.",
-    )
-    parser.add_argument(
-        "--formats",
-        **several,
-        metavar="FORMAT",
-        help="Of the moments; in pure ones parameters and gradients are bfloat16: "
-        f"{', '.join(FORMATS)}. By default the first {len(TIMED_FORMATS)}, "
-        "if compiled all.",
-    )
-    parser.add_argument(
-        "--candidates",
-        **several,
-        metavar="NAME",
-        help="As listed below. By default all, the wrappers (the last ones) at two "
-        f"sizes only; if compiled {', '.join(COMPILED)}.",
-    )
-    parser.add_argument(
-        "--compiled",
-        type=str,
-        default=None,
-        metavar="MACHINE",
-        help=f"Count bytes, run nothing: compile for {', '.join(CHIPS)}, none of which "
-        "need be here. With its chips, as in v5e:4x4, leaves are cut over all of them.",
-    )
-    parser.add_argument(
-        "--base",
-        type=str,
-        default=None,
-        metavar="NAME",
-        help="Measure beside this candidate; by default optax, or its like.",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=int,
-        default=None,
-        metavar="N",
-        help=f"Pairs of turns, {REPEATS} by default; slow ones stop after 10 seconds.",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="Two tiny sizes, two formats and three pairs, to see that it works.",
-    )
-    parser.add_argument("--json", type=str, metavar="FILE", help="Write figures there.")
-    parser.add_argument(
-        "--picture", type=str, metavar="FILE", help="Draw there: .png, .svg or .pdf."
-    )
-    return parser
+# Of each kind, the 16 chips out of which one is compiled for.
+CHIPS = {"v5e": "4x4", "v5p": "2x2x4", "v6e": "4x4", "h100": "1x1x16"}
+
+
+@dataclasses.dataclass
+class BenchConfig:
+    """The options of `adam-jax bench`.
+
+    Attributes:
+      sizes: as `parse_size` reads them; None: all of `SIZES`, or one if compiled.
+      formats: names of `FORMATS`; None: five, two if quick, or all if compiled.
+      candidates: names of `CANDIDATES`; None: those that are installed.
+      compiled: a machine, as `find_devices` reads it: compile for it, run nothing.
+      base: measure beside this candidate, whatever the candidates' own bases are.
+      repeats: pairs of turns; None: 25, or 3 if quick.
+      quick: tiny sizes, two formats, few pairs, no diagnostics.
+      json: a file for the figures.
+      picture: a file for the picture.
+    """
+
+    sizes: Sequence[str] | None = None
+    formats: Sequence[str] | None = None
+    candidates: Sequence[str] | None = None
+    compiled: str | None = None
+    base: str | None = None
+    repeats: int | None = None
+    quick: bool = False
+    json: Path | None = None
+    picture: Path | None = None
 
 
 def read_config(options: Namespace) -> BenchConfig:

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 from jsonargparse import ArgumentParser, Namespace
 
-from adam_jax.experiments.arguments import Command, shorten
-from adam_jax.experiments.bench.arguments import build_parser, read_config
-from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
+from adam_jax.experiments.arguments import shorten
+from adam_jax.experiments.bench.arguments import FORMATS, BenchConfig, read_config
+from adam_jax.experiments.bench.candidates import CANDIDATES
 from adam_jax.experiments.bench.compiled import count_local, place, read_cost
 from adam_jax.experiments.bench.picture import draw_rows
-from adam_jax.experiments.bench.plan import BenchConfig, Cell, Plan, make_plan
+from adam_jax.experiments.bench.plan import Cell, Plan, make_plan
 from adam_jax.experiments.bench.problems import Problem, why_too_large
 from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import Stepper, compile_step, draw_grads
@@ -33,11 +33,6 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
     config = read_config(options)
     plan = make_plan(config)
     return lambda: run_bench(config, plan)
-
-
-COMMAND = Command(
-    "time a step beside optax.adamw, or count what it moves", build_parser, prepare
-)
 
 
 def run_bench(config: BenchConfig, plan: Plan) -> None:

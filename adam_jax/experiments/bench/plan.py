@@ -1,6 +1,5 @@
 """What a run of the benchmark measures, from the options of the command line."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,54 +7,22 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from adam_jax import fused
-from adam_jax.experiments.bench.candidates import (
-    CANDIDATES,
+from adam_jax.experiments.bench.arguments import (
+    COMPILED,
+    COMPILED_SIZES,
     FORMATS,
+    QUICK_FORMATS,
+    QUICK_REPEATS,
+    QUICK_SIZES,
+    REPEATS,
+    SIZES,
     TIMED_FORMATS,
-    WRAPPERS,
-    Candidate,
+    WRAPPERS_SIZES,
+    BenchConfig,
 )
+from adam_jax.experiments.bench.candidates import CANDIDATES, WRAPPERS, Candidate
 from adam_jax.experiments.bench.compiled import find_devices
 from adam_jax.experiments.bench.problems import Problem, parse_size
-
-SIZES = (
-    *("2^12", "2^16", "2^20", "2^22", "2^24", "2^26"),
-    *("150x2^17", "300x4096", "1000x64", "gpt2"),
-)
-QUICK_SIZES, QUICK_FORMATS = ("2^12", "2^16"), ("float32", "8bit")
-WRAPPERS_SIZES = ("2^24", "150x2^17")
-# On TPU, leaves that are smaller lie in VMEM as a whole.
-COMPILED_SIZES = ("16384,8192",)
-COMPILED = ("optax", "adamw", "fused_step", "compensated")
-COMPILED += ("skip_nonfinite", "skip_spikes", "record_one", "record_default")
-REPEATS, QUICK_REPEATS = 25, 3
-
-
-@dataclasses.dataclass
-class BenchConfig:
-    """The options of `adam-jax bench`.
-
-    Attributes:
-      sizes: as `parse_size` reads them; None: all of `SIZES`, or one if compiled.
-      formats: names of `FORMATS`; None: five, two if quick, or all if compiled.
-      candidates: names of `CANDIDATES`; None: those that are installed.
-      compiled: a machine, as `find_devices` reads it: compile for it, run nothing.
-      base: measure beside this candidate, whatever the candidates' own bases are.
-      repeats: pairs of turns; None: 25, or 3 if quick.
-      quick: tiny sizes, two formats, few pairs, no diagnostics.
-      json: a file for the figures.
-      picture: a file for the picture.
-    """
-
-    sizes: Sequence[str] | None = None
-    formats: Sequence[str] | None = None
-    candidates: Sequence[str] | None = None
-    compiled: str | None = None
-    base: str | None = None
-    repeats: int | None = None
-    quick: bool = False
-    json: Path | None = None
-    picture: Path | None = None
 
 
 class Cell(NamedTuple):

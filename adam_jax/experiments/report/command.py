@@ -7,7 +7,6 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from adam_jax.experiments.arguments import Command, new_parser
 from adam_jax.experiments.report.page import Page, write_html
 from adam_jax.experiments.report.pages import describe_runs, describe_study
 from adam_jax.experiments.report.reading import (
@@ -16,33 +15,6 @@ from adam_jax.experiments.report.reading import (
     read_runs,
 )
 from adam_jax.experiments.study.members import MEMBERS, read_members
-
-EXAMPLES = """\
-examples:
-  adam-jax report runs/digits_mlp
-  adam-jax report runs/digits_mlp runs/digits_mlp_adamw --out adam_or_adamw.html
-
-docs/diagnostics.md tells how to read the figures.
-"""
-
-
-def build_parser() -> ArgumentParser:
-    """Build the parser of the command."""
-    parser = new_parser(
-        "Make a web page of a run, of several runs side by side, or of a study: "
-        "interactive curves, diagnostics, config and environment, all in one file.",
-        EXAMPLES,
-    )
-    parser.add_argument(
-        "runs", type=str, nargs="+", help="folders of runs, or the one of a study"
-    )
-    parser.add_argument(
-        "--out",
-        type=str | None,
-        help="file to write (default: report.html in the folder of the run, or in the "
-        "one that all runs are in)",
-    )
-    return parser
 
 
 def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
@@ -58,9 +30,6 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
         what = "a folder" if os.path.isdir(path) else "in no folder that exists"
         raise ValueError(f"the page would be {path}, but that is {what}; see --out")
     return lambda: save_page(page, path)
-
-
-COMMAND = Command("make a web page of runs", build_parser, prepare)
 
 
 def make_page(folders: Sequence[Path]) -> Page:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.table import Table
 
-from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.arguments import read_config
 from adam_jax.experiments.study.config import CompareConfig
 from adam_jax.experiments.study.curves import draw_curves
 from adam_jax.experiments.study.members import Member
@@ -20,34 +20,6 @@ from adam_jax.experiments.study.outcomes import (
     has_accuracy,
 )
 from adam_jax.experiments.study.study import prepare_study, run_study
-
-EXAMPLES = """\
-examples:
-  adam-jax compare --config configs/compare_digits.toml
-  adam-jax compare --config configs/compare_digits.toml --seeds 10 --epochs 5
-
-A config names the optimizers:
-
-  [[optimizers]]
-  name = "adam"
-  learning_rate = 0.003
-
-  [[optimizers]]
-  name = "adam"
-  learning_rate = 0.003
-  b2 = 0.99
-  label = "adam, b2 = 0.99"
-"""
-
-
-def build_parser() -> ArgumentParser:
-    """Build the parser of the command."""
-    return new_config_parser(
-        CompareConfig,
-        "Train with several optimizers, each from several seeds at once; end with a "
-        "table and a picture of their curves.",
-        EXAMPLES,
-    )
 
 
 def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
@@ -65,9 +37,6 @@ def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
         return draw_curves(config, members, commonest), [tabulate(config, members)]
 
     return lambda: run_study(populations, resolved, "compare.png", view)
-
-
-COMMAND = Command("train with several optimizers", build_parser, prepare)
 
 
 def tabulate(config: CompareConfig, members: Sequence[Member]) -> Table:

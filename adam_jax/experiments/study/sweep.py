@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.table import Table
 
-from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.arguments import read_config
 from adam_jax.experiments.drawing import name_values
 from adam_jax.experiments.study.compare import to_text
 from adam_jax.experiments.study.config import MEASURES, SweepConfig
@@ -22,34 +22,6 @@ from adam_jax.experiments.study.outcomes import (
 )
 from adam_jax.experiments.study.settings import list_settings
 from adam_jax.experiments.study.study import prepare_study, run_study
-
-EXAMPLES = """\
-examples:
-  adam-jax sweep --config configs/sweep_digits.toml
-  adam-jax sweep --config configs/sweep_digits.toml --memory 500MB
-  adam-jax sweep --config configs/sweep_digits.toml --draws 64
-
-A config names the optimizers, and the values of their hyperparameters:
-
-  [[optimizers]]
-  name = "adamw"
-
-  [grid]
-  learning_rate = {min = 1e-5, max = 1, count = 11}
-  weight_decay = [0, 0.01, 0.1, 1]
-
-An optimizer may have values of its own, in a table [optimizers.grid] below its name.
-"""
-
-
-def build_parser() -> ArgumentParser:
-    """Build the parser of the command."""
-    return new_config_parser(
-        SweepConfig,
-        "Train under every setting of a grid at once; end with the best one and a "
-        "picture of the loss over them all.",
-        EXAMPLES,
-    )
 
 
 def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
@@ -68,9 +40,6 @@ def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
         return draw_sweep(config, members), [tabulate(config, members), *notes]
 
     return lambda: run_study(populations, resolved, "sweep.png", view)
-
-
-COMMAND = Command("train over a grid of settings", build_parser, prepare)
 
 
 def find_best(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -1,17 +1,15 @@
 """`adam-jax trace`: walk, draw, save."""
 
 import json
-import textwrap
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from adam_jax.experiments.arguments import Command, new_config_parser, read_config
+from adam_jax.experiments.arguments import read_config
 from adam_jax.experiments.folder import CONFIG, make_run_folder
 from adam_jax.experiments.interrupts import on_interrupt
-from adam_jax.experiments.run import NAMES
 from adam_jax.experiments.trace.animation import choose_steps, write_animation
 from adam_jax.experiments.trace.config import TraceConfig
 from adam_jax.experiments.trace.paths import (
@@ -22,35 +20,6 @@ from adam_jax.experiments.trace.paths import (
 from adam_jax.experiments.trace.picture import draw_traces
 from adam_jax.experiments.trace.report import TraceReport
 from adam_jax.experiments.trace.surfaces import SURFACES, Surface
-
-EXAMPLES = """\
-examples:
-  adam-jax trace --surface rosenbrock
-  adam-jax trace --surface counterexample --animation none
-  adam-jax trace --surface beale --optimizers '["adam", "lion"]' --learning_rate 0.02
-  adam-jax trace --surface ravine --settings.adam.b1 0.5 --settings.adam.b2 0.9
-  adam-jax trace --surface ravine --start "[-3, 1]" --animation none
-  adam-jax trace --config configs/trace_saddle.toml --steps 100
-"""
-
-
-def build_parser() -> ArgumentParser:
-    """Build the parser of the command."""
-    surfaces = "\n".join(
-        textwrap.fill(
-            f"{name:21}  {surface.about}; {', '.join(surface.settings)}",
-            86,
-            initial_indent="  ",
-            subsequent_indent=" " * 25,
-        )
-        for name, surface in SURFACES.items()
-    )
-    return new_config_parser(
-        TraceConfig,
-        "Trace the paths of optimizers on a surface: a picture and an animation.",
-        f"surfaces, and the optimizers that each shows:\n{surfaces}\n\n"
-        f"optimizers:\n{NAMES}\n\n{EXAMPLES}",
-    )
 
 
 def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
@@ -63,9 +32,6 @@ def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
     surface = place_surface(config)
     walks = compile_traces(config, surface)
     return lambda: run_trace(config, resolved, surface, walks)
-
-
-COMMAND = Command("trace optimizers on a surface", build_parser, prepare)
 
 
 def run_trace(

@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from matplotlib.animation import writers
-
 from adam_jax.experiments.arguments import check_table
 from adam_jax.experiments.config import (
     OptimizerConfig,
@@ -13,7 +11,6 @@ from adam_jax.experiments.config import (
     require_folder,
     require_label,
 )
-from adam_jax.experiments.trace.surfaces import SURFACES
 
 MOST_STEPS = 100_000  # each is kept, and written as text
 MOST_FRAMES = 10_000
@@ -58,6 +55,10 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        from matplotlib.animation import writers
+
+        from adam_jax.experiments.trace.surfaces import SURFACES
+
         surfaces = ", ".join(SURFACES)
         known = self.surface in SURFACES
         require(known, "surface", self.surface, f"one of {surfaces}")

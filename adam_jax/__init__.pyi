@@ -1,0 +1,195 @@
+"""What adam_jax exports, and where each name is defined."""
+
+from . import fused
+from .family.both_moments import adam, adamw, nadam, nadamw, simplified_adam
+from .family.one_moment import adagrad, lion, rmsprop, sgd
+from .family.other_division import radam
+from .family.other_moments import adabelief, adamax, adamaxw, amsgrad, yogi
+from .family.table import OPTIMIZERS
+from .figures.definitions import (
+    FIGURES,
+    QUANTILES,
+    Figure,
+    Leaf,
+    MissingError,
+    Step,
+    step_bound,
+)
+from .figures.measuring import Measured, measure
+from .hyperparams import (
+    Hyperparam,
+    check_decay,
+    check_non_negative,
+    check_number,
+    exact,
+)
+from .moments.accumulators import (
+    Accumulator,
+    ema,
+    infinity_norm,
+    lion_average,
+    residual_variance,
+    total,
+    trace,
+    yogi_average,
+)
+from .moments.blocks import EightBit, eight_bit
+from .moments.formats import Dense, Format, Noise, Stored, dense
+from .moments.moment import Gathered, Moment
+from .moments.sharing import Factored, MeanOver, factored, mean_over
+from .moments.storage import FORMATS, Storage
+from .stages.correction import (
+    RunningMaxState,
+    bias_correct,
+    center,
+    correct_step_size,
+    running_max,
+)
+from .stages.division import precondition, rectified_precondition
+from .stages.flow import Moments
+from .stages.gathering import MomentsState, scale_by_moments
+from .stages.updates import (
+    Mask,
+    ScheduledState,
+    TraceState,
+    add_decayed_weights,
+    cast_to_params,
+    scale_by_lr,
+    scale_by_trace,
+)
+from .states.adoption import Adopted, adopt_state, set_moments
+from .states.buffers import Packed, PackedState, unpack
+from .states.conversion import convert_state
+from .states.files import read_state, save_state
+from .states.foreign import ForeignState
+from .states.pytorch import read_torch
+from .states.reading import load_moments, read_moments
+from .states.shardings import state_shardings
+from .states.to_pytorch import write_torch
+from .wrappers.checking import checked
+from .wrappers.guards import (
+    SkipState,
+    check_skips,
+    skip_nonfinite,
+    skip_spikes,
+)
+from .wrappers.packing import packed
+from .wrappers.recording import (
+    RecordState,
+    first_nonfinite,
+    named_figures,
+    record,
+)
+from .wrappers.rounding import (
+    CompensateParamsState,
+    RoundToParamsState,
+    compensate_params,
+    round_to_params,
+)
+from .wrappers.sharding import shard_state
+
+__version__: str
+
+__all__ = [
+    "FIGURES",
+    "FORMATS",
+    "OPTIMIZERS",
+    "QUANTILES",
+    "Accumulator",
+    "Adopted",
+    "CompensateParamsState",
+    "Dense",
+    "EightBit",
+    "Factored",
+    "Figure",
+    "ForeignState",
+    "Format",
+    "Gathered",
+    "Hyperparam",
+    "Leaf",
+    "Mask",
+    "MeanOver",
+    "Measured",
+    "MissingError",
+    "Moment",
+    "Moments",
+    "MomentsState",
+    "Noise",
+    "Packed",
+    "PackedState",
+    "RecordState",
+    "RoundToParamsState",
+    "RunningMaxState",
+    "ScheduledState",
+    "SkipState",
+    "Step",
+    "Storage",
+    "Stored",
+    "TraceState",
+    "adabelief",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamaxw",
+    "adamw",
+    "add_decayed_weights",
+    "adopt_state",
+    "amsgrad",
+    "bias_correct",
+    "cast_to_params",
+    "center",
+    "check_decay",
+    "check_non_negative",
+    "check_number",
+    "check_skips",
+    "checked",
+    "compensate_params",
+    "convert_state",
+    "correct_step_size",
+    "dense",
+    "eight_bit",
+    "ema",
+    "exact",
+    "factored",
+    "first_nonfinite",
+    "fused",
+    "infinity_norm",
+    "lion",
+    "lion_average",
+    "load_moments",
+    "mean_over",
+    "measure",
+    "nadam",
+    "nadamw",
+    "named_figures",
+    "packed",
+    "precondition",
+    "radam",
+    "read_moments",
+    "read_state",
+    "read_torch",
+    "record",
+    "rectified_precondition",
+    "residual_variance",
+    "rmsprop",
+    "round_to_params",
+    "running_max",
+    "save_state",
+    "scale_by_lr",
+    "scale_by_moments",
+    "scale_by_trace",
+    "set_moments",
+    "sgd",
+    "shard_state",
+    "simplified_adam",
+    "skip_nonfinite",
+    "skip_spikes",
+    "state_shardings",
+    "step_bound",
+    "total",
+    "trace",
+    "unpack",
+    "write_torch",
+    "yogi",
+    "yogi_average",
+]
