@@ -32,6 +32,8 @@ def main() -> None:
     help_ = subprocess.run([command, "--help"], capture_output=True, text=True)
     wanted = "pip install 'adam_jax[experiments]'"
     assert help_.returncode and wanted in help_.stderr, help_.stderr
+    configs = where.parent / "experiments" / "configs"
+    assert len([*configs.glob("*.toml")]) > 20, f"no configs in {configs}"
     print(f"{where.parent}: native steps are right on jax {jax.__version__}")
 
 

@@ -24,6 +24,8 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
+from adam_jax.experiments.shipped import list_configs
+
 NO_TABLE = (
     "model and optimizer must be tables, as in [optimizer] or optimizer.name; so must "
     "the grid of a sweep"
@@ -85,6 +87,8 @@ class _ConfigFile(ActionConfigFile):
         self, parser: Any, cfg: Any, values: str, option_string: str | None = None
     ) -> None:
         try:
+            if not Path(values).is_file():
+                values = str(list_configs().get(values, values))
             table = tomllib.loads(Path(values).read_text("utf-8"))
             if "config" in table:
                 raise ValueError("'config' is no option of a file")
@@ -94,7 +98,10 @@ class _ConfigFile(ActionConfigFile):
                 if isinstance(old, dict):
                     cfg[key] = _merge(old, cfg[key])
         except OSError as error:
-            raise argparse.ArgumentError(None, f"{values}: {error.strerror}") from error
+            named = re.fullmatch(r"\w+", values) is not None
+            hint = " (adam-jax configs lists those by name)" if named else ""
+            message = f"{values}: {error.strerror}{hint}"
+            raise argparse.ArgumentError(None, message) from error
         except (ValueError, argparse.ArgumentError) as error:
             raise argparse.ArgumentError(None, f"{values}: {error}") from error
 
@@ -207,7 +214,8 @@ def new_config_parser(
     parser.add_argument(
         "--config",
         action=_ConfigFile,
-        help="TOML file with any of the options below; the command line overrides it.",
+        help="TOML file with any of the options below, or the name of one of "
+        "`adam-jax configs`; the command line overrides it.",
     )
     parser.add_class_arguments(config)
     parser.free_tables = tuple(

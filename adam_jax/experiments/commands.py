@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
         "bench.command",
     ),
     "trace": Command("trace optimizers on a surface", options.trace, "trace.command"),
+    "configs": Command("list or print configs", options.configs, "shipped"),
     "convert": Command(
         "print or convert the file of a state", options.convert, "convert"
     ),

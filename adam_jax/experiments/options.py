@@ -22,16 +22,16 @@ from adam_jax.experiments.trace.config import TraceConfig
 
 TRAIN = """\
 examples:
-  adam-jax train --config configs/digits_mlp.toml
-  adam-jax train --config configs/digits_mlp.toml --optimizer.learning_rate 3e-4
+  adam-jax train --config digits_mlp
+  adam-jax train --config digits_mlp --optimizer.learning_rate 3e-4
   adam-jax train --model.name cnn --model.widths "[32, 64]" --optimizer.name lion
   adam-jax train --resume runs/digits_mlp
   adam-jax inspect runs/digits_mlp
 """
 COMPARE = """\
 examples:
-  adam-jax compare --config configs/compare_digits.toml
-  adam-jax compare --config configs/compare_digits.toml --seeds 10 --epochs 5
+  adam-jax compare --config compare_digits
+  adam-jax compare --config compare_digits --seeds 10 --epochs 5
 
 A config names the optimizers:
 
@@ -47,9 +47,9 @@ A config names the optimizers:
 """
 SWEEP = """\
 examples:
-  adam-jax sweep --config configs/sweep_digits.toml
-  adam-jax sweep --config configs/sweep_digits.toml --memory 500MB
-  adam-jax sweep --config configs/sweep_digits.toml --draws 64
+  adam-jax sweep --config sweep_digits
+  adam-jax sweep --config sweep_digits --memory 500MB
+  adam-jax sweep --config sweep_digits --draws 64
 
 A config names the optimizers, and the values of their hyperparameters:
 
@@ -83,7 +83,7 @@ examples:
   adam-jax trace --surface beale --optimizers '["adam", "lion"]' --learning_rate 0.02
   adam-jax trace --surface ravine --settings.adam.b1 0.5 --settings.adam.b2 0.9
   adam-jax trace --surface ravine --start "[-3, 1]" --animation none
-  adam-jax trace --config configs/trace_saddle.toml --steps 100
+  adam-jax trace --config trace_saddle --steps 100
 """
 BENCH = """\
 examples:
@@ -92,6 +92,12 @@ examples:
   adam-jax bench --sizes 2^24 150x2^17 gpt2 --candidates adamw fused_step
   adam-jax bench --sizes 2^24 --candidates fused_step --base torch
   adam-jax bench --compiled v5e --formats float32 8bit
+"""
+CONFIGS = """\
+examples:
+  adam-jax configs
+  adam-jax train --config digits_mlp
+  adam-jax configs digits_mlp > mine.toml
 """
 CONVERT = """\
 examples:
@@ -186,6 +192,15 @@ def trace() -> ArgumentParser:
         "Trace the paths of optimizers on a surface: a picture and an animation.",
         lambda: f"{_list_surfaces()}\n\n{_list_optimizers()}\n\n{TRACE}",
     )
+
+
+def configs() -> ArgumentParser:
+    """Build the parser of `adam-jax configs`."""
+    parser = new_parser(
+        "List the configs that --config takes by name, or print one.", CONFIGS
+    )
+    parser.add_argument("name", type=str, nargs="?", help="the one to print")
+    return parser
 
 
 def convert() -> ArgumentParser:

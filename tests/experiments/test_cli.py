@@ -309,7 +309,7 @@ def test_help_documents_every_option(capfd):
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--help"])
     text = " ".join(capfd.readouterr().out.split())
-    assert "adam-jax train --config configs/digits_mlp.toml" in text
+    assert "adam-jax train --config digits_mlp" in text
     assert all(name in text for name in OPTIMIZERS)
     tables = {"": TrainConfig, "model.": ModelConfig, "optimizer.": OptimizerConfig}
     for table, config in tables.items():

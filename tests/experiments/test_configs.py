@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from adam_jax.experiments import commands, training
+from adam_jax.experiments.arguments import parse
 from adam_jax.experiments.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -28,7 +29,7 @@ def get_head(config):
 
 def get_command(config):
     """Give the command that the first lines of a config name."""
-    shown = rf"^#   adam-jax (\w+) --config configs/{re.escape(config.name)}$"
+    shown = rf"^#   adam-jax (\w+) --config {re.escape(config.stem)}$"
     (command,) = re.findall(shown, get_head(config), re.MULTILINE)
     return command
 
@@ -95,6 +96,34 @@ def test_it_opens_with_its_command_and_its_result(config):
     else:
         assert "Test accuracy" in head or "Test loss" in head
         assert re.search(r"seeds 0, 1, 2|one seed|seed 0\b", head)
+
+
+def test_they_are_listed_and_printed(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["configs"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [config.stem, get_command(config)] for config in CONFIGS
+    ]
+    assert all(len(line.split()) > 4 for line in lines)
+    assert main(["configs", "digits_mlp"]) == 0
+    (printed,) = (config for config in CONFIGS if config.stem == "digits_mlp")
+    assert capfd.readouterr().out == printed.read_text()
+    assert main(["configs", "digit_mlp"]) == 2
+    assert "there is no config 'digit_mlp'" in capfd.readouterr().err
+
+
+def test_a_config_is_taken_by_name(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    parser = commands.COMMANDS["train"].build_parser()
+    assert parse(parser, ["--config", "digits_cnn"]).model.name == "cnn"
+    Path("digits_cnn").mkdir()  # a folder is none
+    assert parse(parser, ["--config=digits_cnn"]).model.name == "cnn"
+    Path("digits_mlp").write_text("seed = 7")  # a file is taken as it is
+    assert parse(parser, ["--config", "digits_mlp"]).seed == 7
+    assert main(["train", "--config", "digit_mlp"]) == 2
+    error = capfd.readouterr().err
+    assert "digit_mlp: No such file or directory (adam-jax configs lists" in error
 
 
 @pytest.fixture

@@ -1,0 +1,43 @@
+"""`adam-jax configs`: the configs that come with the package, by name."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+
+def list_configs() -> dict[str, Path]:
+    """Give the files of the configs, by name."""
+    here = Path(__file__).parent
+    installed, checkout = here / "configs", here.parents[1] / "configs"
+    folder = installed if installed.is_dir() else checkout
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+    """Read a config, or what all are about.
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    configs = list_configs()
+    if options.name is not None:
+        if options.name not in configs:
+            raise ValueError(
+                f"there is no config {options.name!r}: `adam-jax configs` lists them"
+            )
+        text = configs[options.name].read_text("utf-8")
+        return lambda: print(text, end="")
+    width = max(map(len, configs), default=0)
+    lines = [f"{name:{width}}  {describe(path)}" for name, path in configs.items()]
+    return lambda: print(*lines, sep="\n")
+
+
+def describe(path: Path) -> str:
+    """Give the command that a config is for, and the first sentence of its comment."""
+    head = path.read_text("utf-8").split("\n\n")[0]
+    command = re.findall(r"^#   adam-jax (\w+)", head, re.MULTILINE)
+    about = re.sub(r"\n# ?", " ", head.split("\n#\n")[0].removeprefix("# "))
+    sentence = re.split(r"(?<! al)\. ", about)[0].removesuffix(".")
+    return f"{''.join(command):8} {sentence}"
