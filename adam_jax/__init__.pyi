@@ -62,6 +62,7 @@ from .states.buffers import Packed, PackedState, unpack
 from .states.conversion import convert_state
 from .states.files import read_state, save_state
 from .states.foreign import ForeignState
+from .states.keras import read_keras, write_keras
 from .states.pytorch import read_torch
 from .states.reading import load_moments, read_moments
 from .states.shardings import state_shardings
@@ -165,6 +166,7 @@ __all__ = [
     "packed",
     "precondition",
     "radam",
+    "read_keras",
     "read_moments",
     "read_state",
     "read_torch",
@@ -189,6 +191,7 @@ __all__ = [
     "total",
     "trace",
     "unpack",
+    "write_keras",
     "write_torch",
     "yogi",
     "yogi_average",

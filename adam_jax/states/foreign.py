@@ -1,9 +1,12 @@
 """Moments from other frameworks, in a form that `adopt_state` continues."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from adam_jax.hyperparams import shown
 from adam_jax.states.buffers import unpack
 from adam_jax.states.parts import iterate_nodes, take_apart
 
@@ -18,7 +21,11 @@ class ForeignState(NamedTuple):
       trace: the buffers of momentum, likewise.
       raw_nu_max: the maxima of AMSGrad, likewise, of moments before their correction.
         No optimizer is given them.
-      nu_max: what an optimizer with a maximum is given; `read_torch` leaves it None.
+      nu_max: what an optimizer with a maximum is given; the readers leave it None.
+      scaled_trace: the buffers of momentum of Keras' SGD, likewise, where its learning
+        rate follows a schedule: they sum updates, of other rates. No optimizer is given
+        them.
+      average: averages of the parameters, likewise. No optimizer is given them.
     """
 
     count: int | None = None
@@ -27,6 +34,54 @@ class ForeignState(NamedTuple):
     trace: dict[str, np.ndarray] | None = None
     raw_nu_max: dict[str, np.ndarray] | None = None
     nu_max: dict[str, np.ndarray] | None = None
+    scaled_trace: dict[str, np.ndarray] | None = None
+    average: dict[str, np.ndarray] | None = None
+
+
+def as_array(x: Any) -> np.ndarray:
+    """Return a tensor, a variable or a dataset as an array; bfloat16 as float32.
+
+    Args:
+      x: anything that NumPy can read, or a tensor of PyTorch. In files of NumPy and
+        HDF5, numbers in bfloat16 are two bytes without a meaning.
+
+    Raises:
+      ValueError: for a tensor whose pieces lie on several devices.
+    """
+    if hasattr(x, "full_tensor"):
+        raise ValueError(
+            "the old state is in pieces (a DTensor): gather it in PyTorch, as "
+            "get_optimizer_state_dict does with StateDictOptions(full_state_dict=True)."
+        )
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        x = (x.float() if "bfloat16" in str(x.dtype) else x).numpy()
+    x = np.asarray(x)
+    x = x.view(jnp.bfloat16) if x.dtype == np.dtype("V2") else x
+    return x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
+
+
+def check_paths(paths: Sequence[str], shapes: Mapping[str, Any]) -> None:
+    """Refuse paths that are not those of different parameters.
+
+    Args:
+      paths: for each parameter of the old optimizer, its path in params.
+      shapes: what params have, by its path.
+
+    Raises:
+      ValueError: if a path is there twice, or is none of a parameter.
+    """
+    if len({*paths}) < len(paths):
+        raise ValueError(
+            "a path is there twice, but what is shared is one parameter in the old "
+            "optimizer."
+        )
+    unknown = [path for path in paths if path not in shapes]
+    if unknown:
+        raise ValueError(
+            f"params have no {shown(unknown[0])}: paths are among "
+            f"{', '.join(list(shapes)[:5])}, ..."
+        )
 
 
 class Held(NamedTuple):

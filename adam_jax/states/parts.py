@@ -16,6 +16,7 @@ from adam_jax.states.buffers import PackedState
 # The fields of a node that are trees like the parameters, and what we call them. Nodes
 # are known by the names of their classes: those of Optax are not all public.
 _MOMENTS = {"mu": "mu", "nu": "nu", "nu_max": "nu_max", "trace": "trace"}
+_FOREIGN = {x: x for x in ("raw_nu_max", "scaled_trace", "average")}
 TREES = {
     **dict.fromkeys(("MomentsState", "TraceState", "RunningMaxState"), _MOMENTS),
     **dict.fromkeys(("ScaleByAdamState", "ScaleByBeliefState"), _MOMENTS),
@@ -23,7 +24,8 @@ TREES = {
     **dict.fromkeys(("ScaleByRmsState", "ScaleByRmsWithCountState"), _MOMENTS),
     **dict.fromkeys(("ScaleByRStdDevState", "ScaleByRStdDevWithCountState"), _MOMENTS),
     "ScaleByRssState": {"sum_of_squares": "nu"},
-    "ForeignState": _MOMENTS | {"raw_nu_max": "raw_nu_max"},
+    "ForeignState": _MOMENTS
+    | {x: x for x in ("raw_nu_max", "scaled_trace", "average")},
 }
 # What counts the steps of a node. Other nodes count something else, such as losses.
 _COUNTS = {
@@ -33,6 +35,7 @@ _COUNTS = {
     "InjectHyperparamsState": "count",
     "InjectStatefulHyperparamsState": "count",
     "ScheduledState": "steps",
+    "WeightDecaySchedule": "count",
     "MultiStepsState": "gradient_step",
 }
 # Both stand for a schedule.
