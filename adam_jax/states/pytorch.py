@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from adam_jax.hyperparams import shown
-from adam_jax.states.foreign import ForeignState
+from adam_jax.states.bitsandbytes import as_torch
+from adam_jax.states.foreign import ForeignState, as_array, check_paths
 from adam_jax.states.parts import by_name
 
 # PyTorch's names, of all its optimizers that have a counterpart here.
@@ -56,10 +56,24 @@ def read_torch(
                               precondition(eps), scale_by_lr(lr))
       SGD                     sgd(lr, momentum), with nesterov as there
 
+      bitsandbytes            here, whether its states are of 8 bits or 32
+      Adam, AdamW             adamw(lr, weight_decay=wd): it is decoupled in both
+      Lion                    lion(lr, b1, b2, weight_decay=wd)
+      RMSprop                 rmsprop(lr, alpha, eps, eps_in_sqrt=False)
+      Adagrad                 as above
+      SGD                     sgd(lr, momentum)
+      weight_decay of these   add_decayed_weights(wd) before each of the last three
+
     Give each its eps: PyTorch's defaults are not always Optax's. With dampening d, put
     `optax.scale(1 - d)` before `sgd`. NAdam's momentum follows a schedule of its own in
     PyTorch, so its state is refused. Parameters that had no gradient there have no
     moments, and `adopt_state` starts them.
+
+    On CUDA, Adam of bitsandbytes decays the parameter after its step, which is
+    `adamw(lr * (1 - lr * wd), weight_decay=wd / (1 - lr * wd))`. RMSprop's momentum and
+    SGD's dampening and nesterov do nothing in bitsandbytes: leave them out. (With
+    dampening, SGD's state is taken for that of Lion.) AdEMAMix, LAMB and LARS are
+    refused.
 
     Args:
       state_dict: what `optimizer.state_dict()` returned, of tensors or NumPy arrays.
@@ -99,29 +113,20 @@ def read_torch(
             f"the old state has a parameter {strange[0]!r}, which is in no group: keys "
             "are the numbers in param_groups."
         )
-    if len({*paths}) < len(paths):
-        raise ValueError(
-            "a path is there twice, but what is shared is one parameter in PyTorch."
-        )
+    check_paths(paths, shapes)
     if len(paths) != len(order):
         raise ValueError(
             f"the old optimizer has {len(order)} parameters, but there are "
             f"{len(paths)} paths: give one for each, in its order."
         )
-    unknown = [path for path in paths if path not in shapes]
-    if unknown:
-        raise ValueError(
-            f"params have no {shown(unknown[0])}: paths are among "
-            f"{', '.join(list(shapes)[:5])}, ..."
-        )
-    rates = [g.get("lr") for g in state_dict["param_groups"] for _ in g["params"]]
+    groups = [group for group in state_dict["param_groups"] for _ in group["params"]]
     found: dict[int | None, dict[str, dict[str, np.ndarray]]] = {}
-    for index, path, rate in zip(order, paths, rates, strict=True):
-        kept = dict(state_dict["state"].get(index, {}))
+    for index, path, group in zip(order, paths, groups, strict=True):
+        kept = as_torch(state_dict["state"].get(index, {}), group, path)
         if not kept:
             continue  # it had no gradient
         step = kept.pop("step", None)
-        own = found.setdefault(None if step is None else int(_array(step).item()), {})
+        own = found.setdefault(None if step is None else int(as_array(step).item()), {})
         for key, value in kept.items():
             if value is None:
                 continue
@@ -130,21 +135,14 @@ def read_torch(
                     f"PyTorch's {key!r}, of {path}, has no counterpart here."
                 )
             turn = turned(path) if turned else None
-            moment = fit_axes(_array(value), shapes[path], turn, path)
+            moment = fit_axes(as_array(value), shapes[path], turn, path)
             if key == "momentum_buffer" and "square_avg" in kept:
-                if rate is None:
+                if "lr" not in group:
                     raise ValueError("RMSprop's momentum needs the lr of its group.")
-                moment = -_array(rate).item() * moment  # here it follows the rate
+                rate = as_array(group["lr"]).item()
+                moment = -rate * moment  # here it follows the rate
             own.setdefault(_FIELDS[key], {})[path] = moment
     return [ForeignState(count, **trees) for count, trees in found.items()]
-
-
-def _array(x: Any) -> np.ndarray:
-    """Return a tensor as an array; NumPy has no bfloat16."""
-    if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        x = (x.float() if "bfloat16" in str(x.dtype) else x).numpy()
-    return np.asarray(x)
 
 
 def fit_axes(

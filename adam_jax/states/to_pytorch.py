@@ -117,6 +117,11 @@ def write_torch(
 
 def _choose_fields(group: Mapping[str, Any]) -> dict[str, str]:
     """Return what PyTorch calls the moments of an optimizer with such a group."""
+    if "t_alpha" in group:
+        raise ValueError(
+            "an optimizer of bitsandbytes is read, but not written: write to that of "
+            "torch.optim."
+        )
     for key, fields in _FIELDS.items():
         if key in group:
             return fields

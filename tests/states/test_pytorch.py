@@ -263,6 +263,11 @@ def test_tensors_are_read_wherever_they_are():
     [state] = read_torch(old, {"b": np.zeros(2)}, ["b"])
     assert state.count == 3
     np.testing.assert_array_equal(state.mu["b"], [1, 2])
+    moments["exp_avg"].full_tensor = lambda: moments["exp_avg"]
+    with pytest.raises(
+        ValueError, match=r"in pieces .a DTensor.: gather it in PyTorch"
+    ):
+        read_torch(old, {"b": np.zeros(2)}, ["b"])
 
 
 def shapes_of(paths):
