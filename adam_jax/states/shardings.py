@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import tree_flatten_with_path
 
@@ -32,7 +32,8 @@ def state_shardings(
     Args:
       tx: the optimizer, of this package or of Optax.
       params: the parameters, with a NamedSharding each: arrays, or
-        `jax.ShapeDtypeStruct`s that have one.
+        `jax.ShapeDtypeStruct`s that have one. On a `jax.sharding.AbstractMesh` a run
+        is planned without its devices.
       over: an axis of the mesh over which moments are cut as well where parameters are
         not (ZeRO-1): along the first axis of a parameter that is not cut yet and whose
         length, in the moment and in all that is kept beside it, is a multiple of the
@@ -55,6 +56,15 @@ def state_shardings(
       >>> shardings = state_shardings(adam_jax.adam(1e-3), params, over="data")
       >>> print(*shardings[0].mu["w"].spec, *shardings[0].count.spec)
       data
+
+    On a mesh of 4,096 devices that are elsewhere:
+
+      >>> mesh = jax.sharding.AbstractMesh((512, 8), ("data", "model"))
+      >>> sharding = NamedSharding(mesh, P(None, "model"))
+      >>> w = jax.ShapeDtypeStruct((4096, 11008), jnp.float32, sharding=sharding)
+      >>> shardings = state_shardings(adam_jax.adam(1e-3), {"w": w}, over="data")
+      >>> shardings[0].mu["w"].shard_shape(w.shape)
+      (8, 1376)
     """
     expect_optimizer(tx, "state_shardings")
     return plan_shardings(tx, params, over, memory_kind)[0]
@@ -77,7 +87,7 @@ def plan_shardings(
     cut = {path: (x.shape, _expect_sharding(path, x, over)) for path, x in given}
     mesh = next(iter(cut.values()))[1].mesh
     for path, (_, sharding) in cut.items():
-        if sharding.device_set != next(iter(cut.values()))[1].device_set:
+        if _devices(sharding) != _devices(next(iter(cut.values()))[1]):
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} is on another mesh than others: "
                 "a state is on one."
@@ -107,6 +117,12 @@ def plan_shardings(
     ]
     moments = [place(x.shape, path, None) for path, x in given]
     return structure.unflatten(made), params_structure.unflatten(moments)
+
+
+def _devices(sharding: NamedSharding) -> Any:
+    """Return what all shardings share: devices, or how many an abstract mesh has."""
+    mesh = sharding.mesh
+    return mesh.size if isinstance(mesh, AbstractMesh) else sharding.device_set
 
 
 def _lay(mesh: Any, spec: list[Any], rank: int, kind: str | None) -> NamedSharding:

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
-from adam_jax import eight_bit, state_shardings
+from adam_jax import eight_bit, shard_state, state_shardings
 
 SPECS = {
     "w": P(None, "model"),
@@ -146,7 +146,7 @@ def test_a_single_array_is_a_tree_too():
 def test_what_is_placed_so_is_not_compiled_for_again(kind):
     mesh, tx = mesh_of(kind), adam_jax.adamw(1e-2)
     params = place(mesh)
-    for own in (tx, adam_jax.shard_state(tx, params, over="data")):
+    for own in (tx, shard_state(tx, params, over="data")):
         over = None if own is tx else "data"
         shardings = state_shardings(tx, params, over=over)
         with jax.set_mesh(mesh):
@@ -194,6 +194,50 @@ def test_moments_in_host_memory_are_stepped_and_stay(name):
         )
 
 
+def describe(params, mesh):
+    """Return the shapes of parameters, on a mesh."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, SPECS[name])
+        )
+        for name, x in params.items()
+    }
+
+
+@pytest.mark.parametrize("name", cross(MAKERS))
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_run_is_planned_without_its_devices(name, kind):
+    tx, mesh = MAKERS[name](), mesh_of(kind)
+    params = describe(place(mesh), mesh)
+    abstract = describe(params, mesh.abstract_mesh)
+    for options in ({}, {"over": "data"}, {"memory_kind": "pinned_host"}):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            planned = jax.tree.leaves(state_shardings(tx, abstract, **options))
+            real = jax.tree.leaves(state_shardings(tx, params, **options))
+        assert [x.spec for x in planned] == [x.spec for x in real]
+        assert all(x.mesh == mesh.abstract_mesh for x in planned)
+        kinds = [[x.memory_kind == "pinned_host" for x in a] for a in (planned, real)]
+        assert kinds[0] == kinds[1]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        shard_state(tx, abstract, over="data")
+
+
+def test_a_mesh_may_have_more_devices_than_there_are():
+    mesh = AbstractMesh((512, 8), ("data", "model"))
+    sharding = NamedSharding(mesh, P(None, "model"))
+    shape = (4096, 11008)
+    params = {"w": jax.ShapeDtypeStruct(shape, "float32", sharding=sharding)}
+    tx = adam_jax.adam(1e-2, mu_dtype="8bit", nu_dtype="8bit")
+    state, shardings = jax.eval_shape(tx.init, params), state_shardings(tx, params)
+    cut = state_shardings(tx, params, over="data")
+    pieces = [
+        where[0].mu_format.exponents["w"].shard_shape((4096, 344))
+        for where in (shardings, cut)
+    ]
+    assert state[0].mu_format.exponents["w"].shape == (4096, 344)
+    assert pieces == [(4096, 43), (8, 43)]
+
+
 def test_what_lies_on_no_mesh_is_refused():
     params = place(mesh_of())
     with pytest.raises(ValueError, match="no axis 'rows': it has 'data', 'model'"):
@@ -206,5 +250,17 @@ def test_what_lies_on_no_mesh_is_refused():
     strange = {**params, "z": jax.device_put(jnp.ones(4), NamedSharding(other, P()))}
     with pytest.raises(ValueError, match=r"params\['z'\] is on another mesh"):
         state_shardings(adam_jax.adam(1e-2), strange)
+    for mesh in (AbstractMesh((2,), ("data",)), AbstractMesh((4,), ("data",))):
+        mixed = {**params, "z": jax.ShapeDtypeStruct((4,), "float32")}
+        mixed["z"] = mixed["z"].update(sharding=NamedSharding(mesh, P()))
+        with pytest.raises(ValueError, match=r"params\['z'\] is on another mesh"):
+            state_shardings(adam_jax.adam(1e-2), mixed)
+    small, large = (AbstractMesh((n,), ("data",)) for n in (2, 4))
+    pair = {
+        name: jax.ShapeDtypeStruct((4,), "float32", sharding=NamedSharding(mesh, P()))
+        for name, mesh in (("a", small), ("b", large))
+    }
+    with pytest.raises(ValueError, match=r"params\['b'\] is on another mesh"):
+        state_shardings(adam_jax.adam(1e-2), pair)
     with pytest.raises(TypeError, match="state_shardings"):
         state_shardings(adam_jax.adam, params)
