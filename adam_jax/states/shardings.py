@@ -95,12 +95,18 @@ def plan_shardings(
     leaves, structure = tree_flatten_with_path(jax.eval_shape(tx.init, params))
     owners = [_find_owner(path, leaf.shape, cut) for path, leaf in leaves]
     beside: dict[Any, list[tuple[int, ...]]] = {path: [x.shape] for path, x in given}
+    shared = {
+        (owner, _moment_of(path))
+        for owner, (path, leaf) in zip(owners, leaves, strict=True)
+        if owner is not None and not _is_format(path) and leaf.shape != cut[owner][0]
+    }
     for owner, (path, leaf) in zip(owners, leaves, strict=True):
         if owner is not None and len(leaf.shape) == len(cut[owner][0]):
             # What elements share along an axis stays whole along it; blocks do not.
             pairs = zip(leaf.shape, cut[owner][0], strict=True)
-            shared = [whole if own == 1 else own for own, whole in pairs]
-            beside[owner].append(leaf.shape if _is_format(path) else tuple(shared))
+            is_shared = (owner, _moment_of(path)) in shared
+            shape = [whole if own == 1 and is_shared else own for own, whole in pairs]
+            beside[owner].append(tuple(shape))
 
     def place(shape, owner, kind):
         whole, sharding = cut[owner]
@@ -163,9 +169,15 @@ def _find_owner(path: Any, shape: tuple[int, ...], params: Any) -> Any:
 
 def _is_moment(path: Any) -> bool:
     """Return whether a leaf of a state is of a moment, or of what is kept beside it."""
-    names = {getattr(key, "name", "") for key in path}
+    return bool(_moment_of(path))
+
+
+def _moment_of(path: Any) -> str:
+    """Return the moment to which a leaf of a state belongs, or ""."""
+    names = [getattr(key, "name", "") for key in path]
     moments = {"mu", "nu", "nu_max", "trace", "residual"}
-    return _is_format(path) or bool(names & moments)
+    known = (x for x in names if x in moments or x.endswith("_format"))
+    return next(known, "").removesuffix("_format")
 
 
 def _is_format(path: Any) -> bool:

@@ -126,6 +126,13 @@ def test_the_first_axis_that_can_be_cut_is():
     assert tuple(specs.mu["w"].spec) == ("data", "model")
     assert tuple(specs.nu["w"].spec) == (None, "model")
     assert tuple(specs.nu["both"].spec) == ()  # its parameter is cut over it already
+    tx = adam_jax.skip_nonfinite(
+        adam_jax.adam(1e-2, nu_dtype=adam_jax.factored(min_size=4))
+    )
+    specs = state_shardings(tx, params, over="data").inner_state[0]
+    assert tuple(specs.mu["w"].spec) == ("data", "model")
+    assert tuple(specs.nu["w"].spec) == ("data",)  # (16, 1)
+    assert tuple(specs.nu_format.columns["w"].spec) == (None, "model")  # (1, 64)
 
 
 def test_a_single_array_is_a_tree_too():

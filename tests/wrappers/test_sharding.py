@@ -21,6 +21,7 @@ MAKERS = {
     "float32": lambda: adam_jax.adamw(1e-2),
     "bfloat16": lambda: adam_jax.adamw(1e-2, mu_dtype="bfloat16", nu_dtype="bfloat16"),
     "8bit": lambda: adam_jax.adamw(1e-2, mu_dtype=EIGHT, nu_dtype=EIGHT),
+    "factored": lambda: adam_jax.adamw(1e-2, nu_dtype=adam_jax.factored(min_size=4)),
     "amsgrad": lambda: adam_jax.amsgrad(1e-2),
     "sgd": lambda: optax.sgd(1e-2, 0.9),
     "clipped and watched": lambda: adam_jax.record(
