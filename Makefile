@@ -47,9 +47,10 @@ compiled:  ## Test what XLA compiles for a TPU v5e and an H100, without either (
 	  echo "=== NOTHING COMPILED FOR TPU AND GPU: the reason stands above." >&2; \
 	fi
 
-bench: $(VENV)/ready  ## Measure how true moments are, a sweep beside single runs, and a step beside optax, torch and a bare loop (20 min and more).
+bench: $(VENV)/ready  ## Measure how true moments are, a sweep beside single runs, what breaks first at scale, and a step beside optax, torch and a bare loop (45 min and more).
 	$(BIN)/python benchmarks/moment_accuracy.py
 	$(BIN)/python benchmarks/sweep_speed.py
+	$(BIN)/python benchmarks/at_scale.py
 	$(BIN)/adam-jax bench $(ARGS)
 
 # What a picture takes is CPU time: kb4 6 min, sparse_rates 2 min 20 s, lh 1 min 30 s, the

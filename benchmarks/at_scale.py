@@ -5,11 +5,11 @@ them is what `state_shardings` says on an abstract mesh of 8 to 4,096 chips.
 
   bytes   Of parameters, gradients and state of a device, in each format; what of it is
           held more than once; into which chips it fits, without activations. Then the
-          bytes that a step moves: in main memory the least, which is to read
-          parameters, gradients and state once, and to write parameters and state once.
-          `make compiled` asserts which steps move no more. The milliseconds are those
-          bytes at the datasheet's bandwidth: a bound, no measurement. Between chips:
-          what a device receives over the axis "data", for gradients and parameters.
+          bytes that a step moves in main memory: the least, which is to read once what
+          is needed and to write once what changes. `make compiled` asserts which steps
+          move no more. The milliseconds are those bytes at the datasheet's bandwidth: a
+          bound, no measurement. Last what a device receives from others, of gradients,
+          parameters and updates.
   leaves  What breaks first: CPU seconds to trace and to compile a step of many small
           leaves, and milliseconds of a step, for optax.adamw and for ours, each in a
           process of its own that ends after so many CPU seconds; then the same
@@ -156,6 +156,8 @@ STEPS = {
         "bfloat16",
     ),
 }
+# Its means of all squares come before the step, which reads the gradients once more.
+READS_TWICE = ("factored nu",)
 # Chips: how many along the axis "data", and how many along "model".
 MESHES = {8: (2, 4), 64: (8, 8), 512: (64, 8), 4096: (512, 8)}
 # The axis of the mesh over which each axis of a parameter is cut, and that over which
@@ -263,7 +265,7 @@ def find_need(model, chips, cut, step):
         params=local,
         state=own,
         repeated=2 * local + own - even,
-        moved=3 * local + 2 * own,
+        moved=(3 + (step in READS_TWICE)) * local + 2 * own,
         received=count_received(params, optax.tree.get(shardings, "mu"), cut, step),
     )
 
@@ -432,7 +434,7 @@ def print_leaves(sizes, cases, machine, limit):
     for size in sizes:
         base = None
         for case in cases:
-            # More leaves take longer, and a stack is one leaf.
+            # What took too long takes longer with more leaves: it is only traced.
             compiles = case not in too_long or size == STACKED
             found = run_case(*case, size, machine, limit, compiles)
             if "compile" not in found:
@@ -445,16 +447,15 @@ def print_leaves(sizes, cases, machine, limit):
 
 
 def tell(found, base, limit):
-    """Return the figures of a line: what was reached before the limit."""
+    """Return the figures of a line; what the limit ended is over it."""
+    ended = next((what for what in ("trace", "compile") if what not in found), None)
     cells = []
-    for what, width in (("trace", 7), ("compile", 9), ("step", 8)):
-        if what in found:
-            unit = 1e3 if what == "step" else 1
-            ratio = f"{found[what] / base[what]:5.1f}" if what in base else f"{'':5}"
-            cells.append(f"{unit * found[what]:{width}.2f} {ratio}")
-        else:
-            over = "" if what == "step" or cells[-1:] == [] else f"> {limit:g}"
-            cells.append(f"{over:>{width}} {'':5}")
+    for what, width, unit in (("trace", 7, 1), ("compile", 9, 1), ("step", 8, 1e3)):
+        figure = f"{unit * found[what]:.2f}" if what in found else ""
+        figure = f"> {limit:g}" if what == ended else figure
+        has_ratio = what in found and what in base
+        ratio = f"{found[what] / base[what]:.1f}" if has_ratio else ""
+        cells.append(f"{figure:>{width}} {ratio:>5}")
     return " ".join(cells)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 import at_scale
-from at_scale import MODELS, find_need, leaf, run_case, unstack
+from at_scale import MODELS, find_need, leaf, run_case, tell, unstack
 
 MATRIX = {"w": leaf(width=4096, wide=4096)}
 SIZE = 4096 * 4096
@@ -17,7 +17,7 @@ LEAST = {
     "mu bfloat16": 24,
     "bfloat16": 20,
     "8bit": 16.125,
-    "factored nu": 20,
+    "factored nu": 24,
     "compensate_params": 26,
     "round_to_params, bfloat16": 14,
     "round_to_params, 8bit": 10.125,
@@ -88,3 +88,12 @@ def test_a_case_ends_at_its_limit():
     case = ("adamw", "float32", "2x32,128", None)
     assert run_case(*case, -1, True) == {}  # it took more to start
     assert [*run_case(*case, 120, True)] == ["trace", "compile", "step"]
+
+
+def test_what_took_too_long_is_told():
+    base = {"trace": 2.0, "compile": 4.0, "step": 0.001}
+    told = [tell(found, base, 120).split() for found in (base, {"trace": 3.0}, {})]
+    assert told[0] == ["2.00", "1.0", "4.00", "1.0", "1.00", "1.0"]
+    assert told[1] == ["3.00", "1.5", ">", "120"]
+    assert told[2] == [">", "120"]
+    assert tell(base, {"trace": 2.0}, 120).split() == ["2.00", "1.0", "4.00", "1.00"]

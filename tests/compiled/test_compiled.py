@@ -207,6 +207,26 @@ def test_one_hash_serves_both_moments_if_their_seeds_are_equal(make, seeds):
     assert len(multiplications) == 2 * len({*seeds})
 
 
+@pytest.mark.parametrize(("machine", "most"), [("v5e", 24.01), ("h100", 28.2)])
+def test_a_factored_moment_reads_gradients_once_more(machine, most):
+    """Its means are those of all squares. An H100 takes them in two passes."""
+    tx, devices = (
+        adam_jax.adamw(1e-3, nu_dtype=adam_jax.factored()),
+        find_devices(machine),
+    )
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = place([jax.ShapeDtypeStruct(x, "float32") for x in MATRIX], devices)
+    state = place(jax.eval_shape(tx.init, params), devices)
+    compiled, _ = compile_step(Program(tx.init, step), params, state, params)
+    cost = read_cost(compiled)
+    assert 24 <= cost.moved / count_local(params) <= most
+    assert cost.temporary <= 0.1 * count_local(params)
+
+
 @every_machine
 def test_figures_of_leaves_of_any_shape_are_summed_in_the_step(machine):
     cost, count = cost_of(machine, "record_default", "float32", LEAVES)
