@@ -53,14 +53,39 @@ def copy_beside(x: Any, like: Any, dtype: Any) -> jax.Array:
       like: an array of its shape, perhaps abstract; if JAX may move it to any device,
         so it may the copy.
       dtype: of the copy.
+
+    Raises:
+      ValueError: if the pieces of `x` are on several processes, and `like` is on one.
     """
     x = on_device(x)
     if is_committed(like):
+        if spans_processes(x) != spans_processes(like):
+            x = _bring_to_host(x)
         sharding: Any = like.sharding
         x = jax.device_put(x, sharding.with_memory_kind(None))
     elif is_committed(x):
-        x = np.asarray(x)
+        x = _bring_to_host(x)
     return jnp.array(x, dtype)
+
+
+def spans_processes(x: Any) -> bool:
+    """Return whether some of an array is on devices of other processes.
+
+    Args:
+      x: an array, perhaps abstract.
+    """
+    return is_committed(x) and not x.is_fully_addressable
+
+
+def _bring_to_host(x: Any) -> np.ndarray:
+    if spans_processes(x) and not x.is_fully_replicated:
+        raise ValueError(
+            f"an array of shape {x.shape} is in pieces on several processes, and would "
+            "have to go to one alone: put the parameters on the mesh of the state, or "
+            "gather the state by jax.experimental.multihost_utils.process_allgather("
+            "state, tiled=True)."
+        )
+    return np.asarray(x)
 
 
 def is_committed(x: Any) -> bool:

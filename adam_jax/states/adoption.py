@@ -65,8 +65,8 @@ def adopt_state(
     Moments of a parameter that start anew beside others that go on have no correction
     of their own: for some hundred steps its updates may be up to seven times as long.
 
-    Call it on the host, not under jit. The state is sharded as `tx.init(params)` is,
-    and shares no buffers with the old one. Hyperparameters in the state of
+    Call it on the host, not under jit, and of several processes on each. The state is
+    sharded as `tx.init(params)` is, and shares no buffers with the old one. Hyperparameters in the state of
     `inject_hyperparams` go on as they are there, unless they follow a schedule.
 
     Args:
@@ -83,7 +83,8 @@ def adopt_state(
       ValueError: if no state is found; if the count is missing, or not that of the
         state; if the old state has counted steps, but has no weights of them, or other
         counts for some moments than for others that are to share one; if two
-        parameters have one name.
+        parameters have one name; if moments are in pieces on several processes, and
+        params on one.
       TypeError: if tx is not an optimizer.
 
     Example: from Optax to bfloat16 moments, behind a guard.
@@ -100,7 +101,9 @@ def adopt_state(
       ('in_a_row', 'mean_norm', 'skipped', 'taken') 1
     """
     expect_optimizer(tx, "adopt_state")
-    fresh = tx.init(params)
+    several = any(map(placement.spans_processes, jax.tree.leaves(params)))
+    # There, what is saved must be on the devices of all: counts, too.
+    fresh = (jax.jit(tx.init) if several else tx.init)(params)
     nodes = list(iterate_nodes(fresh))
     parts = [take_apart(x, by_name(params)) for x in iterate_nodes(unpack(fresh))]
     supply = Supply(unpack(state), params, count, rename or (lambda name: name))
