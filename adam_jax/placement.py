@@ -63,7 +63,7 @@ def copy_beside(x: Any, like: Any, dtype: Any) -> jax.Array:
             x = _bring_to_host(x)
         sharding: Any = like.sharding
         x = jax.device_put(x, sharding.with_memory_kind(None))
-    elif is_committed(x):
+    elif is_committed(x) and not (spans_processes(x) and isinstance(like, Tracer)):
         x = _bring_to_host(x)
     return jnp.array(x, dtype)
 
@@ -75,6 +75,27 @@ def spans_processes(x: Any) -> bool:
       x: an array, perhaps abstract.
     """
     return is_committed(x) and not x.is_fully_addressable
+
+
+def spread_like(params: Any, tree: Any) -> Any:
+    """Return a tree without arrays of one process alone, if params are on several.
+
+    Args:
+      params: a pytree of arrays.
+      tree: a pytree of arrays, each the same on every process, or spread already.
+    """
+    shardings = [x.sharding for x in jax.tree.leaves(params) if spans_processes(x)]
+    meshes = [x.mesh for x in shardings if isinstance(x, jax.NamedSharding)]
+    if not meshes:
+        return tree
+    everywhere = jax.NamedSharding(meshes[0], jax.P())
+
+    def spread(x):
+        if spans_processes(x):
+            return x
+        return jax.make_array_from_callback(x.shape, everywhere, lambda i: x[i])
+
+    return jax.tree.map(spread, tree)
 
 
 def _bring_to_host(x: Any) -> np.ndarray:

@@ -65,8 +65,9 @@ def adopt_state(
     Moments of a parameter that start anew beside others that go on have no correction
     of their own: for some hundred steps its updates may be up to seven times as long.
 
-    Call it on the host, not under jit, and of several processes on each. The state is
-    sharded as `tx.init(params)` is, and shares no buffers with the old one. Hyperparameters in the state of
+    Call it on the host, not under jit; if parameters are on several processes, on all.
+    The state is sharded as `tx.init(params)` is, and shares no buffers with the old
+    one. Hyperparameters in the state of
     `inject_hyperparams` go on as they are there, unless they follow a schedule.
 
     Args:
@@ -101,9 +102,7 @@ def adopt_state(
       ('in_a_row', 'mean_norm', 'skipped', 'taken') 1
     """
     expect_optimizer(tx, "adopt_state")
-    several = any(map(placement.spans_processes, jax.tree.leaves(params)))
-    # There, what is saved must be on the devices of all: counts, too.
-    fresh = (jax.jit(tx.init) if several else tx.init)(params)
+    fresh = tx.init(params)
     nodes = list(iterate_nodes(fresh))
     parts = [take_apart(x, by_name(params)) for x in iterate_nodes(unpack(fresh))]
     supply = Supply(unpack(state), params, count, rename or (lambda name: name))
@@ -115,8 +114,10 @@ def adopt_state(
         own = supply.take_own(part, [x for x in parts if x.kind == part.kind], steps)
         own |= _make_moments(tx, params, number, node, part, found, steps)
         made.append({name: _like(getattr(node, name), x) for name, x in own.items()})
+    # What lies on one process alone, such as a count, cannot be saved by several.
+    adopted = placement.spread_like(params, rebuild(fresh, iter(made)))
     lists = supply.placed, supply.list_dropped(), supply.started
-    return Adopted(rebuild(fresh, iter(made)), *(tuple(sorted({*x})) for x in lists))
+    return Adopted(adopted, *(tuple(sorted({*x})) for x in lists))
 
 
 def set_moments(

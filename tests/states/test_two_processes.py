@@ -1,0 +1,106 @@
+"""Two processes of `jax.distributed` train, save and die as one does."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+import several
+
+MOST_SECONDS = 120
+SCRIPT = Path(several.__file__)
+
+
+def start(folder):
+    """Start two processes of two devices each; return them and the files they write."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    devices = "--xla_force_host_platform_device_count=2"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in conftest.py
+        "XLA_FLAGS": devices,
+    }
+    logs = [folder / f"log {number}" for number in range(2)]
+    processes = []
+    for number, log in enumerate(logs):
+        with log.open("w") as file:
+            command = [sys.executable, SCRIPT, folder, str(port), str(number)]
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+            )
+    return processes, logs
+
+
+def run_until_killed(folder):
+    """Return the results of both processes, and kill them when they save again."""
+    processes, logs = start(folder)
+    results = [folder / f"results {number}" for number in range(2)]
+    fourth = folder / "killed" / "4"  # named so when it is whole
+    end = time.monotonic() + MOST_SECONDS
+    try:
+        while not (fourth.exists() and all(x.exists() for x in results)):
+            ended = any(process.poll() is not None for process in processes)
+            if ended or time.monotonic() > end:
+                said = "\n".join(log.read_text()[-4000:] for log in logs)
+                why = "one has ended" if ended else f"not done in {MOST_SECONDS} s"
+                raise AssertionError(f"{why}:\n{said}")
+            time.sleep(0.02)
+    finally:
+        for process in processes:
+            process.kill()
+        codes = [process.wait() for process in processes]
+    assert codes == [-9, -9]
+    return [pickle.loads(result.read_bytes()) for result in results]
+
+
+def check_same(found, expected):
+    """Compare bit for bit: each sum over processes is of two, in whatever order."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def check_figures(trained):
+    """Check that the poisoned batch was seen, and skipped, and left nothing behind."""
+    for leaves, figures, _ in trained.values():
+        assert all(np.all(np.isfinite(np.float32(x))) for x in leaves)
+        assert figures["update_norm"] > 0 == figures["nonfinite"]
+
+
+def test_two_processes_train_save_and_die_like_one(tmp_path):
+    mesh = several.mesh_of()
+    trained = several.train(mesh, tmp_path / "by one")
+    check_figures(trained)
+    handled = [
+        several.handle(kind, tmp_path / f"handled by one {kind.name}")
+        for kind in (AxisType.Auto, AxisType.Explicit)
+    ]
+    both = run_until_killed(tmp_path)
+    for results in both:
+        check_same(results["trained"], trained)
+        check_same(results["resumed"], trained)  # written by one, read by two
+        check_same(results["handled"], handled)
+        assert "process_allgather" in results["refused"]
+    check_same(several.resume(mesh, tmp_path / "by two"), trained)
+
+    killed = several.Run(several.KILLED, mesh)
+    number, kept = several.load(tmp_path / "killed", killed.target)
+    killed.restore(number, kept).go_on(number + 2)
+    whole = several.Run(several.KILLED, mesh).go_on(number + 2)
+    assert whole.state.inner_state.skipped == 1
+    check_same(killed.report(), whole.report())
+    # On one device, sums are of other pieces.
+    alone = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    single = several.Run(several.KILLED, alone)
+    single.restore(*several.load(tmp_path / "killed", single.target)).go_on(number + 2)
+    for name, param in whole.params.items():
+        np.testing.assert_allclose(single.params[name], param, atol=2e-4)
