@@ -1,6 +1,7 @@
 """Every file in examples/ runs, asserts what it shows, and fits on a screen."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,12 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path: Path, capsys: pytest.CaptureFixture[str]):
+def test_example(
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(sys, "argv", [str(path)])
     namespace = runpy.run_path(str(path), run_name="__main__")
     told = namespace["__doc__"].partition("prints:\n")[2]
     printed = capsys.readouterr().out

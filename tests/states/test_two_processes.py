@@ -10,15 +10,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
-
+import pytest
 import several
+from jax.sharding import AxisType, Mesh
 
 MOST_SECONDS = 120
 SCRIPT = Path(several.__file__)
 
 
-def start(folder):
+def start(folder, kind):
     """Start two processes of two devices each; return them and the files they write."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -34,16 +34,16 @@ def start(folder):
     processes = []
     for number, log in enumerate(logs):
         with log.open("w") as file:
-            command = [sys.executable, SCRIPT, folder, str(port), str(number)]
+            command = [sys.executable, SCRIPT, folder, str(port), str(number), kind]
             processes.append(
                 subprocess.Popen(command, env=environment, stdout=file, stderr=file)
             )
     return processes, logs
 
 
-def run_until_killed(folder):
+def run_until_killed(folder, kind):
     """Return the results of both processes, and kill them when they save again."""
-    processes, logs = start(folder)
+    processes, logs = start(folder, kind)
     results = [folder / f"results {number}" for number in range(2)]
     fourth = folder / "killed" / "4"  # named so when it is whole
     end = time.monotonic() + MOST_SECONDS
@@ -76,15 +76,15 @@ def check_figures(trained):
         assert figures["update_norm"] > 0 == figures["nonfinite"]
 
 
-def test_two_processes_train_save_and_die_like_one(tmp_path):
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.crossing)]
+)
+def test_two_processes_train_save_and_die_like_one(tmp_path, kind):
     mesh = several.mesh_of()
     trained = several.train(mesh, tmp_path / "by one")
     check_figures(trained)
-    handled = [
-        several.handle(kind, tmp_path / f"handled by one {kind.name}")
-        for kind in (AxisType.Auto, AxisType.Explicit)
-    ]
-    both = run_until_killed(tmp_path)
+    handled = several.handle(kind, tmp_path / "handled by one")
+    both = run_until_killed(tmp_path, kind.name)
     for results in both:
         check_same(results["trained"], trained)
         check_same(results["resumed"], trained)  # written by one, read by two
