@@ -5,8 +5,10 @@ As a script, it is one of the two: it trains, tries what can be done with a stat
 then trains and saves until it is killed.
 """
 
+import os
 import pickle
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -202,7 +204,14 @@ def refuse():
         return str(error)
 
 
+def end_with_parent():
+    """End when nobody holds the other end of the standard input."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main(folder, port, number, kind):
+    threading.Thread(target=end_with_parent, daemon=True).start()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     address = f"127.0.0.1:{port}"
     jax.distributed.initialize(

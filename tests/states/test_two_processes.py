@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,38 +13,35 @@ import pytest
 import several
 from jax.sharding import AxisType, Mesh
 
-MOST_SECONDS = 120
-SCRIPT = Path(several.__file__)
+MOST_SECONDS = 240  # 20 on two idle cores
 
 
-def start(folder, kind):
-    """Start two processes of two devices each; return them and the files they write."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    devices = "--xla_force_host_platform_device_count=2"
+def start(folder, kind, log, number, port):
+    """Start one of two processes, with two devices."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in conftest.py
-        "XLA_FLAGS": devices,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
-    logs = [folder / f"log {number}" for number in range(2)]
-    processes = []
-    for number, log in enumerate(logs):
-        with log.open("w") as file:
-            command = [sys.executable, SCRIPT, folder, str(port), str(number), kind]
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-            )
-    return processes, logs
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, several.__file__, folder, str(port), str(number), kind],
+            env=environment,
+            stdin=subprocess.PIPE,  # it ends when this is closed: with this process
+            stdout=file,
+            stderr=file,
+        )
 
 
 def run_until_killed(folder, kind):
     """Return the results of both processes, and kill them when they save again."""
-    processes, logs = start(folder, kind)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    logs = [folder / f"log {number}" for number in range(2)]
     results = [folder / f"results {number}" for number in range(2)]
-    fourth = folder / "killed" / "4"  # named so when it is whole
+    fourth = folder / "killed" / "4"  # is called so when it is whole
+    processes = [start(folder, kind, log, i, port) for i, log in enumerate(logs)]
     end = time.monotonic() + MOST_SECONDS
     try:
         while not (fourth.exists() and all(x.exists() for x in results)):
@@ -58,8 +54,9 @@ def run_until_killed(folder, kind):
     finally:
         for process in processes:
             process.kill()
-        codes = [process.wait() for process in processes]
-    assert codes == [-9, -9]
+        for process in processes:
+            process.communicate()
+    assert [process.returncode for process in processes] == [-9, -9]
     return [pickle.loads(result.read_bytes()) for result in results]
 
 
