@@ -1,8 +1,7 @@
-"""A small run on four devices, of one process or of two: `several.py FOLDER PORT
-NUMBER KIND`.
+"""A small run on four devices, of one process or of two.
 
-As a script, it is one of the two: it trains, tries what can be done with a state, and
-then trains and saves until it is killed.
+`several.py FOLDER ADDRESS NUMBER KIND` is one of the two: it trains, tries what can be
+done with a state, and then trains and saves until it is killed.
 """
 
 import os
@@ -210,10 +209,9 @@ def end_with_parent():
     os._exit(1)
 
 
-def main(folder, port, number, kind):
+def main(folder, address, number, kind):
     threading.Thread(target=end_with_parent, daemon=True).start()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    address = f"127.0.0.1:{port}"
     jax.distributed.initialize(
         address, 2, int(number), coordinator_bind_address=address
     )

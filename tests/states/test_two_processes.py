@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,48 +18,52 @@ from jax.sharding import AxisType, Mesh
 MOST_SECONDS = 240  # 20 on two idle cores
 
 
-def start(folder, kind, log, number, port):
-    """Start one of two processes, with two devices."""
+@contextmanager
+def two_processes(folder, script, *arguments):
+    """Run a script in two processes of two devices; then kill them.
+
+    Yields a function that waits for files, as long as both run. The script is given the
+    folder, the address of the first process, and which it is.
+    """
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in conftest.py
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
-    with log.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, several.__file__, folder, str(port), str(number), kind],
-            env=environment,
-            stdin=subprocess.PIPE,  # it ends when this is closed: with this process
-            stdout=file,
-            stderr=file,
-        )
-
-
-def run_until_killed(folder, kind):
-    """Return the results of both processes, and kill them when they save again."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     logs = [folder / f"log {number}" for number in range(2)]
-    results = [folder / f"results {number}" for number in range(2)]
-    fourth = folder / "killed" / "4"  # is called so when it is whole
-    processes = [start(folder, kind, log, i, port) for i, log in enumerate(logs)]
+    processes = []
     end = time.monotonic() + MOST_SECONDS
-    try:
-        while not (fourth.exists() and all(x.exists() for x in results)):
+
+    def wait_for(*files):
+        while not all(file.exists() for file in files):
             ended = any(process.poll() is not None for process in processes)
             if ended or time.monotonic() > end:
                 said = "\n".join(log.read_text()[-4000:] for log in logs)
                 why = "one has ended" if ended else f"not done in {MOST_SECONDS} s"
                 raise AssertionError(f"{why}:\n{said}")
             time.sleep(0.02)
+
+    try:
+        for number, log in enumerate(logs):
+            command = [sys.executable, script, folder, address, str(number), *arguments]
+            with log.open("w") as file:
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.PIPE,  # closed when this process ends
+                    stdout=file,
+                    stderr=file,
+                )
+            processes.append(process)
+        yield wait_for
     finally:
         for process in processes:
             process.kill()
         for process in processes:
             process.communicate()
-    assert [process.returncode for process in processes] == [-9, -9]
-    return [pickle.loads(result.read_bytes()) for result in results]
 
 
 def check_same(found, expected):
@@ -81,8 +87,11 @@ def test_two_processes_train_save_and_die_like_one(tmp_path, kind):
     trained = several.train(mesh, tmp_path / "by one")
     check_figures(trained)
     handled = several.handle(kind, tmp_path / "handled by one")
-    both = run_until_killed(tmp_path, kind.name)
-    for results in both:
+    files = [tmp_path / f"results {number}" for number in range(2)]
+    with two_processes(tmp_path, several.__file__, kind.name) as wait_for:
+        wait_for(*files, tmp_path / "killed" / "4")  # is called so when it is whole
+    for file in files:
+        results = pickle.loads(file.read_bytes())
         check_same(results["trained"], trained)
         check_same(results["resumed"], trained)  # written by one, read by two
         check_same(results["handled"], handled)
@@ -101,3 +110,17 @@ def test_two_processes_train_save_and_die_like_one(tmp_path, kind):
     single.restore(*several.load(tmp_path / "killed", single.target)).go_on(number + 2)
     for name, param in whole.params.items():
         np.testing.assert_allclose(single.params[name], param, atol=2e-4)
+
+
+def test_the_example_goes_on_alone_where_two_were_killed(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "two_processes.py"
+    with two_processes(tmp_path, example) as wait_for:
+        wait_for(tmp_path / "100")
+    alone = subprocess.run(
+        [sys.executable, example, tmp_path],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=MOST_SECONDS,
+    )
+    assert alone.stdout.startswith("error 0.0") and (tmp_path / "300").exists()
