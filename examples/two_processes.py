@@ -1,7 +1,7 @@
 """Data parallel over processes, with moments in pieces: each device keeps one.
 
-Run `python examples/two_processes.py FOLDER localhost:1234 0`, and beside it the same
-with a 1. If they are killed, start both again, or one with FOLDER alone: it goes on
+Run `python examples/two_processes.py /tmp/run localhost:1234 0`, and beside it the same
+with a 1. If they are killed, start both again, or one with /tmp/run alone: it goes on
 from the last checkpoint. A NaN in the rows of one process skips a step on both.
 
 Run `python examples/two_processes.py`. All of w should become 1. It prints:
@@ -20,7 +20,7 @@ import adam_jax
 
 
 def train(folder, address=None, number=None):
-    if address:  # a TPU pod and Slurm need neither line, only initialize()
+    if address:  # on a TPU pod and under Slurm, initialize() alone will do
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, num_processes=2, process_id=int(number))
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))  # the devices of all processes
