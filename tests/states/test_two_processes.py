@@ -104,12 +104,13 @@ def test_two_processes_train_save_and_die_like_one(tmp_path, kind):
     whole = several.Run(several.KILLED, mesh).go_on(number + 2)
     assert whole.state.inner_state.skipped == 1
     check_same(killed.report(), whole.report())
-    # On one device, sums are of other pieces.
+    # On one device, sums are of other pieces. What is rounded may land on the neighbour:
+    # nu of 4 bits moves the next step, of 0.01, by 2^-5 of it, mu of 8 bits by 2^-8.
     alone = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     single = several.Run(several.KILLED, alone)
     single.restore(*several.load(tmp_path / "killed", single.target)).go_on(number + 2)
     for name, param in whole.params.items():
-        np.testing.assert_allclose(single.params[name], param, atol=2e-4)
+        np.testing.assert_allclose(single.params[name], param, atol=4e-4)
 
 
 def test_the_example_goes_on_alone_where_two_were_killed(tmp_path):
