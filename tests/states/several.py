@@ -145,10 +145,11 @@ def load(folder, target):
 
 
 def train(mesh, folder):
-    """Train each case, and save it on the way; return how far all came."""
+    """Train each case, and save it on the way; return all then, and at the end."""
     runs = {name: Run(name, mesh).go_on(SAVED) for name in CASES}
     save(folder, SAVED, {k: (run.params, run.state) for k, run in runs.items()})
-    return {name: run.go_on(STEPS).report() for name, run in runs.items()}
+    halves = {name: run.report() for name, run in runs.items()}
+    return halves, {name: run.go_on(STEPS).report() for name, run in runs.items()}
 
 
 def resume(mesh, folder):
