@@ -246,5 +246,7 @@ def all_finite(notes: Notes, updates: Any, grads: Any) -> jax.Array:
 def are_finite(arrays: Sequence[Any]) -> jax.Array:
     """Return whether all elements of some arrays are finite, a bool scalar."""
     # 0 times a non-finite number is NaN, so a sum, which XLA vectorises, shows it.
-    finite = [jnp.isfinite(jnp.sum(numerics.widen(x) * 0)) for x in arrays]
-    return jnp.all(jnp.array(finite, bool))
+    sums = [jnp.sum(numerics.widen(x) * 0) for x in arrays]
+    # XLA computes what is cheap anew in the loop of each leaf that needs it; it takes a
+    # root for expensive. Without it, 200 leaves compile for 28 seconds, not for 2.
+    return jnp.isfinite(jnp.sqrt(sum(sums, start=jnp.zeros([]))))
