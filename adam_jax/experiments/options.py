@@ -107,6 +107,7 @@ examples:
   adam-jax convert adam.safetensors adam.msgpack --to optax.adamw
   adam-jax convert old.pt adam.safetensors --names names.txt --turned '*kernel'
   adam-jax convert adam.safetensors new.pt --to torch --like fresh.pt --names names.txt
+  adam-jax convert old.keras adam.safetensors --names names.txt
 
 docs/states.md says how programs write and read these files.
 """
@@ -212,8 +213,8 @@ def convert() -> ArgumentParser:
     parser.add_argument(
         "old",
         type=str,
-        help="file to read: of adam_jax.save_state, of torch.save, of "
-        "flax.serialization.to_bytes, or the folder of an Orbax checkpoint",
+        help="file to read: of adam_jax.save_state, of torch.save, of model.save in "
+        "Keras, of flax.serialization.to_bytes, or the folder of an Orbax checkpoint",
     )
     parser.add_argument("new", type=str, nargs="?", help="file to write")
     parser.add_argument(
@@ -221,21 +222,21 @@ def convert() -> ArgumentParser:
         type=str,
         default="same",
         help="what to write: float32, bfloat16 or 8bit, for a file of save_state that "
-        "stores moments so; same, for one that stores them as they are; torch; "
+        "stores moments so; same, for one that stores them as they are; torch; keras; "
         "optax or, say, optax.adamw, for a file of flax.serialization",
     )
     parser.add_argument(
         "--like",
         type=str,
-        help="for torch: file of the PyTorch optimizer that is to go on, as it is "
-        "before its first step",
+        help="for torch and keras: file of the optimizer, or of the model, that is to "
+        "go on, as it is before its first step",
     )
     parser.add_argument(
         "--names",
         type=str,
-        help="for torch: file with the paths of the parameters, such as dense/kernel, "
-        "in the order of the PyTorch optimizer, one a line (default: their names "
-        "there, if the optimizer was given any)",
+        help="for torch and keras: file with the paths of the parameters, such as "
+        "dense/kernel, in the order of the optimizer there, one a line (default for "
+        "torch: their names there, if the optimizer was given any)",
     )
     parser.add_argument(
         "--turned",

@@ -1,7 +1,11 @@
 """Files of optimizer states: those of this package and of other programs."""
 
 import fnmatch
+import io
+import json
+import zipfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +16,13 @@ from jsonargparse import Namespace
 
 import adam_jax
 from adam_jax.states.foreign import Held
+from adam_jax.states.keras_variables import find_shapes
 from adam_jax.states.parts import own_fields
 from adam_jax.states.plain import find_plain_nodes
 from adam_jax.states.pytorch import TURNED
 
 SAME = "same"
+_WEIGHTS = "model.weights.h5"  # in an archive of Keras
 # What an optimizer of Optax keeps; the arguments are those that shape its state.
 _OPTAX: dict[str, tuple[set[str], dict[str, Any]]] = {
     "adam": ({"mu", "nu"}, {}),
@@ -55,6 +61,8 @@ def read_file(path: Path, options: Namespace) -> Read:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     if start.startswith(b"PK"):
+        if _is_keras(path):
+            return Read("Keras", _read_keras(path, options), [])
         return Read("PyTorch", _read_torch(path, options), [])
     if start.endswith(b"{"):
         nodes = adam_jax.read_state(path)
@@ -65,7 +73,7 @@ def read_file(path: Path, options: Namespace) -> Read:
         tree = serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # one of many
         raise ValueError(
-            f"{path} was written by none of save_state, torch.save, "
+            f"{path} was written by none of save_state, torch.save, Keras, "
             "flax.serialization and Orbax"
         ) from error
     return _of_dicts("flax.serialization", tree)
@@ -124,7 +132,7 @@ def _read_torch(path: Path, options: Namespace) -> list[Any]:
 
 def _load_torch(path: Path) -> dict[str, Any]:
     """Find the state_dict of an optimizer in a file of PyTorch."""
-    torch = _import_torch()
+    torch = _import("torch")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # one of many
@@ -136,28 +144,86 @@ def _load_torch(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} holds no state_dict of an optimizer")
 
 
-def _import_torch() -> Any:
+def _import(name: str) -> Any:
     try:
-        import torch  # pyright: ignore[reportMissingImports]
+        return import_module(name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{error}: pip install torch reads and writes its files"
+            f"{error}, which reads and writes this kind of file: pip install {name}"
         ) from None
-    return torch
+
+
+def _is_keras(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _WEIGHTS in archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+
+
+def _open_keras(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Give the HDF5 file in an archive of Keras, and what it says of its optimizer."""
+    h5py = _import("h5py")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+            file = h5py.File(io.BytesIO(archive.read(_WEIGHTS)), "r+")
+        return file, config["compile_config"]["optimizer"]
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no model that Keras saved compiled") from error
+
+
+def _read_keras(path: Path, options: Namespace) -> list[Any]:
+    file, optimizer = _open_keras(path)
+    names = _read_file_of_names(options)
+    with file:
+        variables = {name: x[()] for name, x in file["optimizer/vars"].items()}
+    shapes = find_shapes(variables, names, optimizer)
+    return list(adam_jax.read_keras(variables, shapes, names, optimizer))
+
+
+def _make_keras_writer(options: Namespace, old: Read) -> Callable[[Path], None]:
+    """Give what writes the archive of --like with another state."""
+    like = Path(options.like)
+    names = _read_file_of_names(options)
+    file, optimizer = _open_keras(like)
+    with file:
+        variables = {name: x[()] for name, x in file["optimizer/vars"].items()}
+        shapes = find_shapes(variables, names, optimizer)
+        written = adam_jax.write_keras(old.nodes, variables, shapes, names, optimizer)
+        for number, value in enumerate(written):
+            file["optimizer/vars"][str(number)][...] = value
+        file.flush()
+        weights = file.id.get_file_image()
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(like) as archive:
+            items = {item: archive.read(item) for item in archive.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for item, data in items.items():
+                archive.writestr(item, weights if item.filename == _WEIGHTS else data)
+
+    return write
 
 
 def _read_names(state_dict: dict[str, Any], options: Namespace) -> list[str]:
     """Give the paths of the parameters of a PyTorch optimizer, in its order."""
     if options.names:
-        try:
-            lines = Path(options.names).read_text("utf-8").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-        except OSError as error:
-            raise ValueError(f"--names {options.names}: {error.strerror}") from error
+        return _read_file_of_names(options)
     groups = state_dict["param_groups"]
     if all("param_names" in group for group in groups):
         return [x.replace(".", "/") for group in groups for x in group["param_names"]]
     raise ValueError("the PyTorch optimizer was given no names: pass --names")
+
+
+def _read_file_of_names(options: Namespace) -> list[str]:
+    if not options.names:
+        raise ValueError("which parameter is which? Pass --names")
+    try:
+        lines = Path(options.names).read_text("utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"--names {options.names}: {error.strerror}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _turns(options: Namespace) -> Callable[[str], bool]:
@@ -185,10 +251,12 @@ def choose_writer(options: Namespace, old: Read, held: Held) -> Callable[[Path],
             path.write_bytes(data)
 
         return write
+    if options.to in ("torch", "keras") and options.like is None:
+        raise ValueError(f"--to {options.to} needs --like, a file of the new optimizer")
+    if options.to == "keras":
+        return _make_keras_writer(options, old)
     if options.to == "torch":
-        torch = _import_torch()
-        if options.like is None:
-            raise ValueError("--to torch needs --like, a file of the new optimizer")
+        torch = _import("torch")
         new = _load_torch(Path(options.like))
         names, turns = _read_names(new, options), _turns(options)
         shapes = []
@@ -200,7 +268,7 @@ def choose_writer(options: Namespace, old: Read, held: Held) -> Callable[[Path],
         for own in written["state"].values():
             own.update({key: torch.from_numpy(x) for key, x in own.items()})
         return lambda path: torch.save(written, path)
-    expected = ", ".join((SAME, *adam_jax.FORMATS, "torch", "optax"))
+    expected = ", ".join((SAME, *adam_jax.FORMATS, "torch", "keras", "optax"))
     raise ValueError(f"--to must be one of {expected}, got {options.to!r}")
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from adam_jax.hyperparams import shown
@@ -133,12 +134,39 @@ def arrange(
     paths = list(paths)
     check_paths(paths, shapes)
     name, config = _unwrap(optimizer)
-    slots, given = _list_slots(name, config, paths), _in_order(variables)
-    wrapping = given[: max(len(given) - len(slots), 0)]
-    if len(wrapping) < _WRAPPED or any(np.shape(x) for _, x in wrapping):
-        wrapping = []
-    values = _fit(slots, given[len(wrapping) :], shapes, name)
+    slots = _list_slots(name, config, paths)
+    wrapping, given = _split_wrapping(_in_order(variables), len(slots))
+    values = _fit(slots, given, shapes, name)
     return Kept(name, config, [x for _, x in wrapping], values)
+
+
+def find_shapes(
+    variables: Mapping[str, Any] | Sequence[Any],
+    paths: Sequence[str],
+    optimizer: Mapping[str, Any],
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return arrays of the shapes of parameters, by their paths, from their variables.
+
+    Args:
+      variables: as in `read_keras`.
+      paths: as in `read_keras`.
+      optimizer: as in `read_keras`.
+    """
+    slots = _list_slots(*_unwrap(optimizer), paths)
+    _, given = _split_wrapping(_in_order(variables), len(slots))
+    shapes = dict.fromkeys(paths, jax.ShapeDtypeStruct((), np.float32))
+    for slot, (_, x) in zip(slots, given, strict=False):
+        if slot.path is not None:
+            shapes[slot.path] = jax.ShapeDtypeStruct(np.shape(x), np.float32)
+    return shapes
+
+
+def _split_wrapping(given: list[Any], kept: int) -> tuple[list[Any], list[Any]]:
+    """Return what a LossScaleOptimizer keeps, and the variables of the one inside."""
+    count = max(len(given) - kept, 0)
+    if count < _WRAPPED or any(np.shape(x) for _, x in given[:count]):
+        count = 0
+    return given[:count], given[count:]
 
 
 def _unwrap(optimizer: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

@@ -1,10 +1,14 @@
 """`adam-jax convert`: files of states, from and to other programs."""
 
+import io
+import json
 import pickle
 import re
 import sys
 import types
+import zipfile
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,6 +156,43 @@ def test_to_torch_and_back(torch, ours, tmp_path, capfd):
     assert node.count == 1
 
 
+def save_keras(path, variables):
+    """Write what matters here of an archive of Keras."""
+    weights = io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        for number, x in enumerate(variables):
+            file[f"optimizer/vars/{number}"] = x
+        file["layers/dense/vars/0"] = np.ones((8, 3))
+    optimizer = {"class_name": "Adam", "config": {"epsilon": 1e-7}}
+    config = {"compile_config": {"optimizer": optimizer}}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", weights.getvalue())
+
+
+def test_to_keras_and_back(ours, tmp_path, capfd):
+    shapes = (), (), (8, 3), (8, 3), (3,), (3,)
+    save_keras(tmp_path / "fresh.keras", [np.zeros(x, np.float32) for x in shapes])
+    (tmp_path / "names").write_text("dense/kernel\ndense/bias\n")
+    names = ("--names", tmp_path / "names")
+    new = tmp_path / "new.keras"
+    convert(ours, new, "--to", "keras", "--like", tmp_path / "fresh.keras", *names)
+    out, _ = capfd.readouterr()
+    assert "new.keras (Keras)" in out and "mu: off by at most 0 of" in out
+    with zipfile.ZipFile(new) as archive:
+        weights = io.BytesIO(archive.read("model.weights.h5"))
+        assert archive.namelist() == ["config.json", "model.weights.h5"]
+    mu = warm(adam_jax.adamw(1e-3))[0].mu["dense"]
+    with h5py.File(weights) as file:
+        assert file["optimizer/vars/0"][()] == 1
+        np.testing.assert_array_equal(file["optimizer/vars/4"], mu["bias"])
+        assert file["layers/dense/vars/0"][()].all()
+    convert(new, tmp_path / "again", *names)
+    assert capfd.readouterr()[0].endswith("lost: nothing\n")
+    (node,) = adam_jax.read_state(tmp_path / "again")
+    np.testing.assert_array_equal(node.mu["dense/kernel"], mu["kernel"])
+
+
 def test_what_cannot_be_converted_is_one_sentence(torch, ours, tmp_path, capfd):
     nothing, text = tmp_path / "nothing", tmp_path / "text"
     text.write_text("some text that is no state")
@@ -160,6 +201,13 @@ def test_what_cannot_be_converted_is_one_sentence(torch, ours, tmp_path, capfd):
     group = {"params": [0, 1], "betas": (0.9, 0.999), "amsgrad": False}
     torch.save({"state": {}, "param_groups": [group]}, like)
     torch.save({"weights": 3}, tmp_path / "weights")
+    keras, broken = tmp_path / "keras", tmp_path / "broken"
+    save_keras(keras, [np.zeros(())] * 3)
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("model.weights.h5", b"no HDF5")
+    like_names = tmp_path / "names"
+    like_names.write_text("one\n")
+    named = "--names", like_names
     adam_jax.save_state(tmp_path / "two", warm(optax.rmsprop(1e-3, centered=True)))
     for argv, message in (
         ([nothing], "nothing: No such file"),
@@ -168,6 +216,20 @@ def test_what_cannot_be_converted_is_one_sentence(torch, ours, tmp_path, capfd):
         ([like], "was given no names: pass --names"),
         ([like, "--names", nothing], "--names .*nothing: No such file"),
         ([tmp_path / "weights"], "weights holds no state_dict of an optimizer"),
+        ([keras], "which parameter is which"),
+        (
+            [keras, "--names", like_names],
+            "Adam, as it is configured, keeps 4 variables",
+        ),
+        (
+            [broken, "--names", like_names],
+            "broken is no model that Keras saved compiled",
+        ),
+        ([ours, new, "--to", "keras"], "--to keras needs --like"),
+        (
+            [ours, new, "--to", "keras", "--like", like, *named],
+            "is no model that Keras",
+        ),
         ([ours, "--to", "8bit"], "--to needs the name of the file to write"),
         ([ours, new, "--to", "9bit"], "--to must be one of same, float32, .* '9bit'"),
         ([ours, new, "--to", "torch"], "--to torch needs --like"),
@@ -186,8 +248,13 @@ def test_what_cannot_be_converted_is_one_sentence(torch, ours, tmp_path, capfd):
     assert not new.exists()
 
 
-def test_without_pytorch(ours, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    argv = ["convert", ours, str(tmp_path / "new"), "--to", "torch"]
-    assert main(argv) == 2
-    assert "pip install torch reads and writes its files" in capfd.readouterr()[1]
+@pytest.mark.parametrize("name", ["torch", "h5py"])
+def test_without_the_package_of_a_file(name, ours, tmp_path, monkeypatch, capfd):
+    like = tmp_path / "like"
+    save_keras(like, [])
+    monkeypatch.setitem(sys.modules, name, None)
+    to = {"torch": "torch", "h5py": "keras"}[name]
+    (tmp_path / "names").write_text("one")
+    argv = ["--to", to, "--like", str(like), "--names", str(tmp_path / "names")]
+    assert main(["convert", ours, str(tmp_path / "new"), *argv]) == 2
+    assert f"this kind of file: pip install {name}\n" in capfd.readouterr()[1]
