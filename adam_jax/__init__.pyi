@@ -87,7 +87,7 @@ from .wrappers.rounding import (
     compensate_params,
     round_to_params,
 )
-from .wrappers.sharding import shard_state
+from .wrappers.sharding import in_shard_map, shard_state
 
 __version__: str
 
@@ -154,6 +154,7 @@ __all__ = [
     "factored",
     "first_nonfinite",
     "fused",
+    "in_shard_map",
     "infinity_norm",
     "lion",
     "lion_average",

@@ -1,7 +1,9 @@
-"""Where arrays lie: in which memory, and in how many pieces."""
+"""Where arrays lie: in which memory, and in which pieces."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -13,6 +15,10 @@ from typing_extensions import TypeAliasType
 
 AxisName = TypeAliasType("AxisName", str | tuple[str, ...])
 """The name of an axis of a mesh, or of a vmap; or several."""
+
+Cut = TypeAliasType("Cut", tuple[tuple[str, ...], ...])
+"""The axes of a mesh that cut each axis of an array, in a shard_map; () if none does.
+"""
 
 _DEVICE = jax.memory.Space.Device
 
@@ -146,12 +152,16 @@ def count_shards(sharding: jax.sharding.NamedSharding) -> int:
 def whole_size(x: jax.Array) -> int:
     """Return the number of elements of the array of which `x` is a shard.
 
-    In a shard_map, `x` is taken for a shard over all axes over which it varies. (With
-    check_vma=False, JAX does not know these.) Elsewhere `x` is the whole array.
+    In a shard_map, `x` is taken for a shard over all axes over which it varies, unless
+    `at_leaf` says how it is cut. (With check_vma=False, JAX does not know the axes.)
+    Elsewhere `x` is the whole array.
 
     Args:
       x: an array.
     """
+    cut = current_cut()
+    if cut is not None:
+        return math.prod(whole_shape(x.shape, cut))
     shape = jax.typeof(x).sharding.mesh.shape
     return x.size * math.prod(shape[name] for name in _varies_over(x))
 
@@ -177,14 +187,131 @@ def axes_of_piece(x: jax.Array, axis_name: AxisName | None) -> tuple[str, ...]:
 
 
 def sum_pieces(
-    xs: Sequence[jax.Array], axis_name: AxisName | None
+    xs: Sequence[jax.Array], axis_name: AxisName | None, paths: Sequence[Any]
 ) -> tuple[list[jax.Array], list[int]]:
     """Return sums of the whole from those of pieces, and the numbers of pieces.
 
     Args:
       xs: arrays, each a sum over one piece.
-      axis_name: as in `axes_of_piece`.
+      axis_name: as in `axes_of_piece`; None means what `cut_at` says.
+      paths: those of the leaves.
     """
-    axes = [axes_of_piece(x, axis_name) for x in xs]
+    if axis_name is None:
+        axes = [sum(cut_at(path) or (), ()) for path in paths] or [()] * len(xs)
+    else:
+        axes = [axes_of_piece(x, axis_name) for x in xs]
     whole = [lax.psum(x, own) if own else x for x, own in zip(xs, axes, strict=True)]
     return whole, [math.prod(lax.axis_size(name) for name in own) for own in axes]
+
+
+_CUTS: ContextVar[Mapping[Any, Cut] | None] = ContextVar("cuts", default=None)
+_CUT: ContextVar[Cut | None] = ContextVar("cut", default=None)
+
+
+@contextlib.contextmanager
+def in_pieces(cuts: Mapping[Any, Cut] | None) -> Iterator[None]:
+    """Say how the leaves of all trees like the parameters are cut.
+
+    Args:
+      cuts: by the path of the leaf, as `jax.tree_util` gives it; None if unknown.
+    """
+    token = _CUTS.set(cuts)
+    try:
+        yield
+    finally:
+        _CUTS.reset(token)
+
+
+def known_cuts() -> tuple[tuple[Any, Cut], ...] | None:
+    """Return how each leaf is cut, by path, in a form that can be hashed."""
+    cuts = _CUTS.get()
+    return cuts if cuts is None else (*cuts.items(),)
+
+
+def cut_axes() -> tuple[str, ...]:
+    """Return all axes of the mesh that cut a leaf."""
+    cuts = known_cuts() or ()
+    return (*sorted({name for _, cut in cuts for axes in cut for name in axes}),)
+
+
+def cut_at(path: Any) -> Cut | None:
+    """Return how a leaf is cut, as the block of `in_pieces` says; None without one.
+
+    Args:
+      path: of the leaf.
+
+    Raises:
+      ValueError: if it does not say.
+    """
+    cuts = _CUTS.get()
+    if cuts is None:
+        return None
+    if path not in cuts:
+        raise ValueError(
+            f"in_shard_map() was not told of a leaf {jax.tree_util.keystr(path)!r}: "
+            "give it specs of the parameters of the optimizer that it wraps, and put "
+            "what changes their tree, such as optax.flatten(), around it."
+        )
+    return cuts[path]
+
+
+def at_leaf(path: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """Return `function(*args)`; meanwhile, `current_cut` speaks of one leaf.
+
+    Args:
+      path: of the leaf.
+      function: what to call.
+      *args: its arguments.
+    """
+    token = _CUT.set(cut_at(path))
+    try:
+        return function(*args)
+    finally:
+        _CUT.reset(token)
+
+
+def current_cut() -> Cut | None:
+    """Return how the leaf at work is cut; None if nothing is known."""
+    return _CUT.get()
+
+
+def whole_shape(shape: tuple[int, ...], cut: Cut | None) -> tuple[int, ...]:
+    """Return the shape of the whole of which an array is a piece.
+
+    Args:
+      shape: of the piece.
+      cut: how the whole is cut.
+    """
+    if not cut:
+        return shape
+    pieces = [math.prod(map(lax.axis_size, names)) for names in cut]
+    return tuple(n * k for n, k in zip(shape, pieces, strict=True))
+
+
+def find_starts(shape: tuple[int, ...], cut: Cut) -> list[Any]:
+    """Return where a piece starts in its whole, a uint32 scalar for each axis.
+
+    Args:
+      shape: of the piece.
+      cut: how the whole is cut.
+    """
+    number = [lax.axis_index(x).astype(np.uint32) if x else np.uint32(0) for x in cut]
+    return [i * np.uint32(n) for i, n in zip(number, shape, strict=True)]
+
+
+def last_axis_pieces() -> int:
+    """Return into how many pieces the last axis of the leaf at work is cut."""
+    cut = current_cut()
+    return math.prod(map(lax.axis_size, cut[-1])) if cut else 1
+
+
+def mean_of_pieces(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Return the mean of what the pieces of the leaf at work hold.
+
+    Args:
+      x: an array.
+      axes: the axes of the leaf along which to take it.
+    """
+    cut = current_cut()
+    names = [name for axis in axes for name in cut[axis]] if cut else []
+    return lax.pmean(x, names) if names else x

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 
 import adam_jax
-from adam_jax import fused, numerics
+from adam_jax import fused, numerics, randomness
 from adam_jax.experiments.bench.arguments import FORMATS, TIMED_FORMATS
 from adam_jax.experiments.bench.candidates import CANDIDATES
 from adam_jax.experiments.bench.problems import Problem, parse_size
@@ -70,16 +70,16 @@ def check_bits(device, cpu):
     x, moments = draw_patterns(), draw_moments()
 
     def bits(words):
-        return numerics.random_bits((1000, 1001), (7, words[0]))
+        return randomness.random_bits((1000, 1001), (7, words[0]))
 
     def rounded(x):
-        return numerics.round_to_bfloat16(x, numerics.random_bits(x.shape, (1,)))
+        return numerics.round_to_bfloat16(x, randomness.random_bits(x.shape, (1,)))
 
     def whole(x):
         return numerics.join_float32(*numerics.split_float32(x))
 
     def noise(shape):
-        return numerics.random_bits(shape, (3,))
+        return randomness.random_bits(shape, (3,))
 
     def coded(signed):
         def encode(x):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adam_jax import numerics
+from adam_jax import numerics, randomness
 
 DECAYS = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999]
 
@@ -116,12 +116,12 @@ def test_a_traced_constant_depends_on_nothing_but_the_shape(dtype):
 def test_random_bits_of_more_than_2_32_elements():
     """Stacked layers, of which only a few elements are computed."""
     corner = jax.jit(
-        lambda: numerics.random_bits((3, 2**16, 2**16), (1, 2))[:, :: 2**15, 5:9]
+        lambda: randomness.random_bits((3, 2**16, 2**16), (1, 2))[:, :: 2**15, 5:9]
     )
     bits = np.asarray(corner())
     assert len(np.unique(bits)) == bits.size
-    flat = jax.jit(lambda: numerics.random_bits((2**16, 2**16), (1, 2))[:2, :3])
-    small = jax.jit(lambda: numerics.random_bits((2, 2**16), (1, 2))[:, :3])
+    flat = jax.jit(lambda: randomness.random_bits((2**16, 2**16), (1, 2))[:2, :3])
+    small = jax.jit(lambda: randomness.random_bits((2, 2**16), (1, 2))[:, :3])
     np.testing.assert_array_equal(flat(), small())  # up to there, as it always was
 
 
@@ -130,8 +130,8 @@ def test_random_bits_are_made_where_they_are_used():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = jax.sharding.NamedSharding(mesh, jax.P(None, "x"))
     x = jax.device_put(jnp.zeros((3, 16), "uint32"), sharding)
-    draw = jax.jit(lambda x: x + numerics.random_bits(x.shape, (1, 2), x))
+    draw = jax.jit(lambda x: x + randomness.random_bits(x.shape, (1, 2), x))
     bits = draw(x)
     assert bits.sharding.is_equivalent_to(sharding, 2)
     assert "u32[3,16]" not in draw.lower(x).compile().as_text()
-    np.testing.assert_array_equal(bits, numerics.random_bits((3, 16), (1, 2)))
+    np.testing.assert_array_equal(bits, randomness.random_bits((3, 16), (1, 2)))

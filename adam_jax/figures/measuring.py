@@ -101,14 +101,18 @@ def measure(
         hash(items)
     except TypeError:  # somebody's own functions
         return _measure(items, step, axis_name, _sum_leaf)
-    return _compiled(items, axis_name, step)
+    return _compiled(items, axis_name, placement.known_cuts(), step)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _compiled(
-    items: tuple[tuple[str, Figure], ...], axis_name: AxisName | None, step: Step
+    items: tuple[tuple[str, Figure], ...],
+    axis_name: AxisName | None,
+    cuts: Any,
+    step: Step,
 ) -> Any:
     """Measure, compiled once without jit as well."""
+    del cuts  # which `sum_pieces` reads
     return _measure(items, step, axis_name, _traced_once)
 
 
@@ -118,9 +122,9 @@ def _measure(
     axis_name: AxisName | None,
     sum_leaf: Any,
 ) -> dict[str, Measured]:
-    leaves, number = _leaves(step)
+    leaves, paths = _leaves(step)
     rows = [sum_leaf(items, leaf, step.learning_rate, step.bound) for leaf in leaves]
-    rows, pieces = placement.sum_pieces(rows, axis_name)
+    rows, pieces = placement.sum_pieces(rows, axis_name, paths)
 
     def sums_of(figure):  # of a new leaf, since a leaf keeps what was found
         return figure.sums(_as_leaf(leaves[0], step.learning_rate, step.bound))
@@ -148,7 +152,7 @@ def _measure(
         def read(sums, scalars, figure=figure):
             return figure.read(sums, Leaf(**scalars))
 
-        by_leaf = jax.vmap(read)(part, scalars)[:number]
+        by_leaf = jax.vmap(read)(part, scalars)[: len(paths)]
         total = read(part.sum(axis=0), whole)
         if np.shape(total) not in ((), (len(QUANTILES),)):
             raise TypeError(
@@ -201,10 +205,10 @@ def _beside(items: tuple[tuple[str, Figure], ...], leaf: Leaf) -> dict[str, jax.
     return {}
 
 
-def _leaves(step: Step) -> tuple[list[dict[str, Any]], int]:
+def _leaves(step: Step) -> tuple[list[dict[str, Any]], list[Any]]:
     """Return the arrays of each leaf of a step, in the order of its trees.
 
-    Return the number of leaves, too. For a tree without any, return one leaf without
+    Return the paths of the leaves, too. For a tree without any, return one leaf without
     elements: it shows which figures the step allows.
     """
     trees = {"grad": step.grads, "update": step.updates, "param": step.params}
@@ -228,7 +232,7 @@ def _leaves(step: Step) -> tuple[list[dict[str, Any]], int]:
                 for path, x in _by_path(getattr(m, name)).items()
             }
     paths = list(next(iter((trees | moments).values()), ()))
-    return [_leaf(path, trees, moments) for path in paths or [None]], len(paths)
+    return [_leaf(path, trees, moments) for path in paths or [None]], paths
 
 
 def _weight(state: MomentsState, moment: str) -> jax.Array:

@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from typing_extensions import TypeAliasType
 
-from adam_jax import numerics
+from adam_jax import numerics, randomness
 
 
 class Group(NamedTuple):
@@ -30,6 +31,9 @@ class Group(NamedTuple):
       mu_exponents: uint8, the exponents of the blocks of codes; None if mu is not
         coded.
       nu_exponents: the same for nu.
+      start: uint32 scalar, if this is a piece of a leaf: the position of its first
+        element there.
+      whole: the shape of that leaf; None if this is no piece.
     """
 
     place: int
@@ -40,6 +44,8 @@ class Group(NamedTuple):
     nu: Any
     mu_exponents: Any = None
     nu_exponents: Any = None
+    start: Any = None
+    whole: tuple[int, ...] | None = None
 
 
 class Stepped(NamedTuple):
@@ -186,6 +192,16 @@ def result_type(
     )
 
 
+def lengths(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the lengths of the last two axes of a leaf, at least one each.
+
+    Args:
+      shape: of the leaf.
+    """
+    rows, columns = (1, 1, *shape)[-2:]
+    return rows, columns
+
+
 def count_blocks(group: Group) -> int | None:
     """Return the number of blocks in a leaf's last axis; None without a single number.
 
@@ -207,7 +223,7 @@ def step_alone(
     counts: Counts,
     options: Options,
     take: ArrayLike,
-    step_leaf: Callable[[Any, Any], dict[str, jax.Array]],
+    step_leaf: Callable[[Any, Any, Any], dict[str, jax.Array]],
 ) -> list[Stepped]:
     """Step leaves that share no arrays, one by one, as the kernels in Pallas do.
 
@@ -217,12 +233,13 @@ def step_alone(
       counts: as in `step` of a kernel.
       options: as in `step` of a kernel.
       take: as in `step` of a kernel.
-      step_leaf: (leading, arrays) -> the arrays after the step, but the gradient.
-        `leading` are three vectors for `unpack`: the `Factors`, float32; int32s of
-        shape (3,), the same for all leaves: the two counts, and whether the step is
-        taken; and int32s of shape (3,) that are known when this is traced: the bits of
-        what `hash_words` returns for the words of mu, nu and the parameter but their
-        counts. `arrays` is a dict by name; the gradient comes first.
+      step_leaf: (leading, arrays, whole) -> the arrays after the step, but the
+        gradient. `leading` are three vectors for `unpack`: the `Factors`, float32;
+        int32s of shape (3,), the same for all leaves: the two counts, and whether the
+        step is taken; and int32s of shape (3,) that are known when this is traced: the
+        bits of what `hash_words` returns for the words of mu, nu and the parameter but
+        their counts. A fourth one is the start of a piece. `arrays` is a dict by name;
+        the gradient comes first. `whole` is that of the `Group`.
     """
     seeds, factors = options.seeds, _stack_factors(scalars)
     shared = jnp.stack([jnp.asarray(x, jnp.int32) for x in (*counts, take)])
@@ -236,9 +253,11 @@ def step_alone(
             (seeds.nu, 0, group.place),
             (seeds.params, number),
         ]
-        own = np.array([numerics.hash_words(known) for known in words], np.uint32)
-        leading = factors, shared, jnp.asarray(own.view(np.int32))
-        made = step_leaf(leading, arrays)
+        own = np.array([randomness.hash_words(known) for known in words], np.uint32)
+        own = jnp.asarray(own.view(np.int32))
+        if group.start is not None:
+            own = jnp.append(own, lax.bitcast_convert_type(group.start, jnp.int32))
+        made = step_leaf((factors, shared, own), arrays, group.whole)
         stepped.append(Stepped([made.pop("param")], **made))
     return stepped
 
@@ -252,14 +271,16 @@ def unpack(factors: Any, shared: Any, own: Any) -> tuple[Any, list[Any], Any]:
       own: the third one.
 
     Returns:
-      The `Factors`; the words of mu, nu and the parameter, for `hash_index`; and
-      whether the step is taken.
+      The `Factors`; the words of mu, nu and the parameter, for `hash_index`, which
+      count positions from the start of a piece; and whether the step is taken.
     """
     moments, params, take = (shared[i] for i in range(3))
     words = [
-        numerics.hash_words([count.astype(jnp.uint32)], own[i].astype(jnp.uint32))
+        randomness.hash_words([count.astype(jnp.uint32)], own[i].astype(jnp.uint32))
         for i, count in enumerate((moments, moments, params))
     ]
+    if own.shape[0] > len(words):
+        words = [word + own[len(words)].astype(jnp.uint32) for word in words]
     return Factors(*(factors[i] for i in range(len(Factors._fields)))), words, take != 0
 
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax import numerics
+from adam_jax import numerics, placement, randomness
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import as_leaves
+from adam_jax.placement import Cut
 from adam_jax.recipes.notes import Notes
 from adam_jax.recipes.recipe import Origin, Recipe
 
@@ -88,7 +89,7 @@ def _is_whole(recipe: Recipe, param: Any, update: Any) -> bool:
         lands = update.dtype == numerics.dtype_of(param)
         own = (param,)
     else:
-        lands = rounding.param is param
+        lands = rounding.param is param and (rounding.cut or ()) == (recipe.cut or ())
         own = (param, rounding.wide)
     if recipe.part and any(recipe.part.param is x for x in own):
         own = (recipe.part.param_buffer,)
@@ -144,7 +145,7 @@ def _join(
     keys = [r.rounding.leaf if r.rounding else i for i, r in found]
     grads = [numerics.widen(g) if g.dtype == jnp.float16 else g for g in grads]
     chosen = [params[i] for i in numbers]
-    if not _fits(chosen, grads, before):
+    if not _fits(chosen, grads, before, recipe.cut):
         return None
     return Member(recipe, numbers, keys, chosen, grads, before, after)
 
@@ -153,8 +154,10 @@ def _position(recipe: Recipe) -> int:
     return recipe.part.position if recipe.part else 0
 
 
-def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
-    """Return whether kernels support the shapes and dtypes of a group."""
+def _fits(
+    params: Sequence[Any], grads: Sequence[Any], moments: Arrays, cut: Cut | None
+) -> bool:
+    """Return whether kernels support the shapes, dtypes and cuts of a group."""
     mu, nu, mu_exponents, nu_exponents = moments
     shapes = [jnp.shape(param) for param in params]
     alone = len(shapes) == 1
@@ -162,7 +165,9 @@ def _fits(params: Sequence[Any], grads: Sequence[Any], moments: Arrays) -> bool:
     return (
         shapes == [jnp.shape(grad) for grad in grads]
         and jnp.shape(mu) == jnp.shape(nu) == stored
-        and math.prod(stored) <= numerics.POSITIONS  # kernels count in 32 bits
+        # Kernels count in 32 bits, and number rows one by one.
+        and math.prod(placement.whole_shape(stored, cut)) <= randomness.POSITIONS
+        and not any((cut or ())[1:-2])
         and all(numerics.dtype_of(x) in _FLOATS for x in (*params, *grads))
         and (mu.dtype in _FLOATS if mu_exponents is None else alone)
         and (nu.dtype in _FLOATS if nu_exponents is None else alone)

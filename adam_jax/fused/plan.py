@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adam_jax import placement, randomness
 from adam_jax.fused.dispatch import kernels
 from adam_jax.fused.kernels import Counts, Group, Options, Scalars, Seeds
 from adam_jax.fused.members import Arrays, Member, find_members, key_of
@@ -24,13 +25,14 @@ class Operands(NamedTuple):
     """The arrays of one call of the kernel, a pytree.
 
     Attributes:
-      groups: for each group of leaves, its parameters, gradients and moments.
+      groups: for each group of leaves, its parameters, gradients and moments, and
+        where it starts in the leaf that it is a piece of.
       scalars: the scalars for the kernel.
       counts: the step counts for the kernel.
       take: bool scalar, whether the step is taken.
     """
 
-    groups: list[tuple[list[Any], list[Any], Arrays]]
+    groups: list[tuple[list[Any], list[Any], Arrays, Any]]
     scalars: Scalars
     counts: Counts
     take: Any
@@ -46,6 +48,7 @@ class Call:
       numbers: for each group, the numbers of its parameters.
       slots: for each group, the numbers of its moments among the leaves of the new
         state.
+      wholes: for each group, the shape of the leaf that it is a piece of, or None.
       options: the options of the kernel.
       platforms: those whose kernels take all of these leaves.
     """
@@ -54,6 +57,7 @@ class Call:
     keys: list[list[int]]
     numbers: list[list[int]]
     slots: list[Arrays]
+    wholes: list[tuple[int, ...] | None]
     options: Options
     platforms: tuple[str, ...]
 
@@ -88,9 +92,9 @@ class Call:
 
     def _groups(self, operands: Operands) -> list[Group]:
         return [
-            Group(place, keys, params, grads, *moments)
-            for place, keys, (params, grads, moments) in zip(
-                self.places, self.keys, operands.groups, strict=True
+            Group(place, keys, params, grads, *moments, start, whole)
+            for place, keys, (params, grads, moments, start), whole in zip(
+                self.places, self.keys, operands.groups, self.wholes, strict=True
             )
         ]
 
@@ -159,16 +163,29 @@ def _make_calls(
                 keys=[member.keys for member in members],
                 numbers=[member.numbers for member in members],
                 slots=[places for _, places in alike],
+                wholes=[_piece_of(member)[1] for member in members],
                 options=_options(recipe),
                 platforms=platforms,
             )
         )
-        groups = [(member.params, member.grads, member.before) for member in members]
+        groups = [
+            (member.params, member.grads, member.before, _piece_of(member)[0])
+            for member in members
+        ]
         past, rounding = recipe.origin.state.count, recipe.rounding
         counts = Counts(past, rounding.count if rounding else past)
         take = jnp.all(jnp.array([True, *recipe.gates]))
         operands.append(Operands(groups, _scalars(recipe), counts, take))
     return calls, operands
+
+
+def _piece_of(member: Member) -> tuple[Any, tuple[int, ...] | None]:
+    """Return where a piece of a leaf starts in it, and the shape of that leaf."""
+    cut, shape = member.recipe.cut, jnp.shape(member.before.mu)
+    if not cut:
+        return None, None
+    whole = placement.whole_shape(shape, cut)
+    return randomness.find_position(placement.find_starts(shape, cut), whole), whole
 
 
 def _options(recipe: Recipe) -> Options:

@@ -85,8 +85,9 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
     The format handles gradients whose scales span 2.5 decades within a block; even
     smaller elements take steps that are too small, or none.
 
-    If the last axis is sharded over explicit axes, each shard is a whole number of
-    blocks: `init` makes them smaller where it must. Over automatic axes, choose a block
+    If the last axis is sharded over explicit axes, or by `in_shard_map`, each shard is
+    a whole number of blocks: `init` makes them smaller where it must, if it sees the
+    shards. Over automatic axes, choose a block
     that divides the shards. Otherwise a step exchanges elements between devices, and
     JAX cannot shard exponents like their leaf (IndivisibleError). `init` warns of it if
     it is given sharded arrays without jit.
@@ -98,12 +99,13 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
         1.03 bytes per element, or 1 + 1/n bytes if the last axis has only n elements.
       min_size: arrays with fewer elements stay as they are, and so do scalars and
         complex arrays. In a shard_map the elements of all shards count (those of one
-        shard, if check_vma=False).
+        shard, if check_vma=False and there is no `in_shard_map`).
       seed: the seed of the stochastic rounding.
 
     Raises:
       ValueError: if block or min_size is out of range; at the first trace, if a shard
-        of an explicit axis is not a whole number of the state's blocks.
+        of an explicit axis, or a piece in `in_shard_map`, is not a whole number of the
+        state's blocks.
 
     Warns:
       UserWarning: at init, if a shard of an automatic axis is not a whole number of
@@ -241,9 +243,9 @@ def _top_field(dtype: Any) -> int:
 
 
 def _fit_block(x: jax.Array, block: int) -> int:
-    """Return the largest block, up to `block`, that divides explicit shards of `x`."""
+    """Return the largest block, up to `block`, that divides known shards of `x`."""
     length = placement.shard_length(x)
-    if length < x.shape[-1]:
+    if length < x.shape[-1] or placement.last_axis_pieces() > 1:
         return _largest_divisor(length, block)
     if not isinstance(x, Tracer):  # of which the type says nothing of automatic axes
         length = x.sharding.shard_shape(x.shape)[-1]
@@ -263,7 +265,7 @@ def _largest_divisor(length: int, limit: int) -> int:
 
 
 def _expect_whole_blocks(x: jax.Array, blocks: int) -> None:
-    """Refuse explicit shards that are not whole numbers of blocks.
+    """Refuse explicit shards, and pieces, that are not whole numbers of blocks.
 
     Args:
       x: the moment or its codes.
@@ -274,7 +276,8 @@ def _expect_whole_blocks(x: jax.Array, blocks: int) -> None:
     """
     length = placement.shard_length(x)
     shards = x.shape[-1] // max(length, 1)
-    if shards > 1 and (blocks % shards or x.shape[-1] % blocks):
+    several = shards * placement.last_axis_pieces() > 1
+    if several and (blocks % shards or x.shape[-1] % blocks):
         block = -(-x.shape[-1] // blocks)
         raise ValueError(
             f"8-bit moments of shape {x.shape} were stored in blocks of {block}, but "

@@ -8,7 +8,8 @@ carries its reader, and code that reads a state never guesses.
 Values narrower than float32 are rounded stochastically: a moment moves by 0.1% per
 step, which rounding to nearest would lose. The random bits are a hash of (seed, step,
 element). They need no key, and are the same however the arrays are sharded. (Members
-of a vmap and shards of a shard_map see their own indices, and so the same bits.)
+of a vmap see their own indices, and so the same bits. So do shards of a shard_map,
+unless `in_shard_map` says how they are cut.)
 """
 
 import abc
@@ -22,7 +23,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 from typing_extensions import TypeAliasType
 
-from adam_jax import numerics, placement
+from adam_jax import numerics, placement, randomness
 from adam_jax.hyperparams import check_seed
 
 Noise = TypeAliasType("Noise", Callable[[tuple[int, ...]], jax.Array])
@@ -50,7 +51,7 @@ def make_noise(
     words = (seed, 0, number, past)  # with a 0, which those of round_to_params lack
 
     def noise(shape: tuple[int, ...]) -> jax.Array:
-        bits = numerics.random_bits(shape, words, like)
+        bits = randomness.random_bits(shape, words, like)
         return bits if order == 1 else bits << 16
 
     return noise

@@ -124,7 +124,7 @@ class Moment:
         paths = tree_flatten_with_path(like)[0]
         leaves = []
         for (path, leaf), one in zip(paths, as_leaves(stored, structure), strict=True):
-            if not self.format.wrote(one, leaf):
+            if not placement.at_leaf(path, self.format.wrote, one, leaf):
                 found = f"{type(one.format).__name__}, {jax.typeof(one.values)}"
                 raise ValueError(
                     f"{self.name}{keystr(path)} is stored in the state in another "
@@ -132,7 +132,7 @@ class Moment:
                     f"the {self.argument} that the state was made with, or convert the "
                     "state with adam_jax.convert_state."
                 )
-            leaves.append(one.decode(leaf))
+            leaves.append(placement.at_leaf(path, one.decode, leaf))
         moment = structure.unflatten(leaves)
         check_like(like, moment, "grads", where)
         return moment
@@ -236,11 +236,12 @@ class Moment:
 
     def _encode(self, moment: Any, stored: Stored, past: ArrayLike) -> Stored:
         """Store `moment` in place of `stored`."""
-        leaves, structure = jax.tree.flatten(moment)
+        leaves, structure = tree_flatten_with_path(moment)
         encoded = []
         for i, old in enumerate(as_leaves(stored, structure)):
-            noise = make_noise(self.format.seed, past, i, self.order, leaves[i])
-            new = self.format.encode(leaves[i], old, noise)
+            path, leaf = leaves[i]
+            noise = make_noise(self.format.seed, past, i, self.order, leaf)
+            new = placement.at_leaf(path, self.format.encode, leaf, old, noise)
             new = _check_stored(new, self.format, old)
             encoded.append(placement.beside(new, old.values))
         return _as_tree(encoded, structure, self.format.reader)
@@ -267,8 +268,11 @@ def store(format: Format, moment: Any, signed: bool) -> Stored:
       moment: a pytree of arrays, float32 or wider.
       signed: False for second moments, which are real and never negative.
     """
-    leaves, structure = jax.tree.flatten(moment)
-    stored = [_check_stored(format.init(leaf, signed), format) for leaf in leaves]
+    leaves, structure = tree_flatten_with_path(moment)
+    stored = [
+        _check_stored(placement.at_leaf(path, format.init, leaf, signed), format)
+        for path, leaf in leaves
+    ]
     return _as_tree(stored, structure, format.reader)
 
 
@@ -337,9 +341,11 @@ def decode(stored: Stored, like: Any = None) -> Any:
     """
     if stored.values is None:
         return None
-    structure = jax.tree.structure(stored.values)
+    paths, structure = tree_flatten_with_path(stored.values)
     leaves = as_leaves(stored, structure)
     likes = [None] * len(leaves) if like is None else structure.flatten_up_to(like)
-    return structure.unflatten(
-        [one.decode(leaf) for one, leaf in zip(leaves, likes, strict=True)]
-    )
+    decoded = [
+        placement.at_leaf(path, one.decode, leaf)
+        for (path, _), one, leaf in zip(paths, leaves, likes, strict=True)
+    ]
+    return structure.unflatten(decoded)

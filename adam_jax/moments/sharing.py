@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.moments.formats import Format, Noise, Stored
 
 
@@ -30,6 +31,9 @@ class Factored(NamedTuple):
             return values
         # Where both have size 1 there is one value, which is its own mean.
         other = tuple(i for i, size in enumerate(self.columns.shape) if size == 1)
+        if placement.current_cut():  # a piece may have size 1, too
+            whole = np.broadcast_shapes(values.shape, self.columns.shape)
+            other = _longest(whole)[1:]
         mean = _mean(values, other)
         # Divide first: the product of two second moments may leave the range.
         return numerics.divide_or_zero(values, mean) * self.columns
@@ -58,7 +62,10 @@ class FactoredFormat(Format):
         if isinstance(old.format.columns, optax.MaskedNode):
             return Stored(x.astype(old.values.dtype), old.format)
         rows, columns = (
-            _mean_like(x, mean) for mean in (old.values, old.format.columns)
+            _mean(x, (axis,)).astype(mean.dtype)
+            for axis, mean in zip(
+                _longest(x.shape), (old.values, old.format.columns), strict=True
+            )
         )
         return Stored(rows, Factored(columns))
 
@@ -80,12 +87,11 @@ class FactoredFormat(Format):
         """Return the call that creates this format."""
         return f"factored({self.min_size})"
 
-    def _axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    def _axes(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """Return the longest axis and the second longest, or None if one is short."""
-        axes = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
-        if len(axes) < 2 or shape[axes[0]] < self.min_size:
-            return None
-        return axes[1], axes[0]
+        whole = placement.whole_shape(shape, placement.current_cut())
+        axes = _longest(shape)
+        return None if len(axes) < 2 or whole[axes[1]] < self.min_size else axes
 
 
 def factored(min_size: int = 128) -> Format:
@@ -156,7 +162,10 @@ class MeanOverFormat(Format):
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
         """Return the mean of `x`, over the same axes as in `old`."""
         del noise
-        return Stored(_mean_like(x, old.values), MeanOver())
+        if not x.size:
+            return old
+        mean = _mean(x, tuple(self._own(x.ndim)))
+        return Stored(mean.astype(old.values.dtype), MeanOver())
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:
         """Return whether the means are over these axes, or do not fit the leaf."""
@@ -213,16 +222,22 @@ def _expect_second_moment(name: str, signed: bool) -> None:
         )
 
 
-def _mean_like(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """Return the mean of `x` over the axes along which `mean` has size 1."""
-    shared = tuple(i for i, size in enumerate(mean.shape) if size == 1)
-    return _mean(x, shared).astype(mean.dtype)
+def _longest(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the longest axis and the second longest, of the whole."""
+    whole = placement.whole_shape(shape, placement.current_cut())
+    return tuple(sorted(range(len(whole)), key=lambda axis: whole[axis])[:-3:-1])
 
 
 def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Return the mean over some axes, also where the sum would overflow."""
+    """Return the mean over some axes, also where the sum would overflow.
+
+    Of a piece, return that of the whole.
+    """
     half = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)
-    mean, scaled = (y.mean(axes, keepdims=True) for y in (x, x / half))
+    mean, scaled = (
+        placement.mean_of_pieces(y.mean(axes, keepdims=True), axes)
+        for y in (x, x / half)
+    )
     return jnp.where(jnp.isfinite(mean), mean, scaled * half)
 
 

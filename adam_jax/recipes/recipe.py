@@ -11,6 +11,7 @@ from adam_jax.moments.accumulators import look_ahead
 from adam_jax.moments.blocks import EightBitFormat
 from adam_jax.moments.formats import DenseFormat
 from adam_jax.moments.moment import Gathered, Moment
+from adam_jax.placement import Cut
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +25,7 @@ class Origin:
       grads: the gradients as received.
       mu: the first moment after the step.
       nu: the second moment after the step.
+      cuts: how each leaf is cut, as `placement.cut_at` says.
     """
 
     first: Moment
@@ -32,6 +34,7 @@ class Origin:
     grads: Any
     mu: Gathered
     nu: Gathered
+    cuts: list[Cut | None]
 
     @functools.cached_property
     def leaves(self) -> list[Any]:
@@ -78,6 +81,7 @@ class Rounding:
       leaf: the number of the leaf in the rounded tree.
       param: the parameter.
       wide: the parameter in float32, as the wrapped optimizer sees it.
+      cut: how the parameter is cut, as `placement.cut_at` says.
     """
 
     seed: int
@@ -85,6 +89,7 @@ class Rounding:
     leaf: int
     param: Any
     wide: Any
+    cut: Cut | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,6 +153,11 @@ class Recipe:
             and type(moment.format) in (DenseFormat, EightBitFormat)
             for moment, readings in ((first, (None, look_ahead)), (second, (None,)))
         )
+
+    @property
+    def cut(self) -> Cut | None:
+        """How its moment is cut."""
+        return self.origin.cuts[self.leaf]
 
     @property
     def grads(self) -> list[Any]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import tree_leaves_with_path
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
@@ -15,6 +16,7 @@ from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Gathered, Moment
 from adam_jax.moments.starts import resumed
 from adam_jax.moments.storage import Storage, as_format
+from adam_jax.placement import cut_at
 from adam_jax.recipes.notes import note_moments
 from adam_jax.recipes.recipe import Origin
 from adam_jax.stages.flow import Moments, expect_state, expect_updates, widen
@@ -139,7 +141,8 @@ def scale_by_moments(
         unit = jnp.array([1, 0], weights.dtype)
         count = optax.safe_increment(past)
         if mu_moment and nu_moment and mu and nu:
-            note_moments(Origin(mu_moment, nu_moment, state, updates, mu, nu))
+            cuts = [cut_at(path) for path, _ in tree_leaves_with_path(updates)]
+            note_moments(Origin(mu_moment, nu_moment, state, updates, mu, nu, cuts))
         moments: Any = Moments(
             count,
             updates,

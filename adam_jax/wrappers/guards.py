@@ -71,8 +71,8 @@ def skip_nonfinite(
       tx: the optimizer to guard; it receives the extra arguments of `update`.
       axis_name: in a `jax.shard_map` (or a vmap with named axes), the axes whose
         devices skip together: a NaN on one of them skips the step on all. Without it,
-        each device decides for itself, and copies of a parameter part. Elsewhere, XLA
-        sees whole arrays, and needs no name.
+        each device decides for itself, and copies of a parameter part; `in_shard_map`
+        names them all. Elsewhere, XLA sees whole arrays, and needs no name.
 
     Raises:
       TypeError: at the first trace, if the state is not a `SkipState`.
@@ -173,7 +173,7 @@ def _guard(
         expect_updates(updates, name)
         expect_state(state, SkipState, name, can_wrap=True)
         params = prune(params, updates)
-        mean = state.mean_norm
+        mean, axes = state.mean_norm, axis_name or placement.cut_axes()
         if decay is None:
             sane = are_finite(jax.tree.leaves(updates))
         else:
@@ -189,8 +189,8 @@ def _guard(
             )
         expect_whole(stepped, name)
         sane &= all_finite(notes, stepped, updates)
-        if axis_name is not None:
-            sane = lax.pmin(sane.astype(jnp.int32), axis_name) > 0
+        if axes:
+            sane = lax.pmin(sane.astype(jnp.int32), axes) > 0
 
         def keep(new, old):
             def choose(new, old):
@@ -293,9 +293,11 @@ def check_skips(state: Any, limit: int) -> None:
 
 def _global_norm(tree: Any, axis_name: AxisName | None) -> jax.Array:
     """Return the L2 norm of all leaves in float32, inf if their squares overflow."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     squares = [
         jnp.sum(numerics.abs_sq(numerics.widen(leaf))).astype(jnp.float32)
-        for leaf in jax.tree.leaves(tree)
+        for _, leaf in leaves
     ]
-    squares, _ = placement.sum_pieces(squares, axis_name)
+    paths = [path for path, _ in leaves]
+    squares, _ = placement.sum_pieces(squares, axis_name, paths)
     return jnp.sqrt(sum(squares, start=jnp.zeros([])))

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import tree_leaves_with_path
 
-from adam_jax import numerics
+from adam_jax import numerics, placement
 from adam_jax.checks import check_inexact, fit_params, resolve_mask
 from adam_jax.hyperparams import shown
 from adam_jax.moments.formats import is_elementwise
@@ -160,7 +161,8 @@ def packed(
             some = tuple(shapes[:: -(-len(shapes) // _TRIED)] + shapes[-1:])
             if (dtype, some) not in tried:
                 tx = inner([True] * len(some))
-                expect_elementwise(tx, some, dtype, "packed")
+                with placement.in_pieces(None):
+                    expect_elementwise(tx, some, dtype, "packed")
                 tried.add((dtype, some))
 
     def init_fn(params):
@@ -173,7 +175,8 @@ def packed(
 
         def start(groups, params):
             (tree,) = pack(groups, params)
-            return inner_of(groups, params).init(tree)
+            with placement.in_pieces(_find_cuts(groups, params)):
+                return inner_of(groups, params).init(tree)
 
         def by_element(groups):
             return _by_element(
@@ -184,7 +187,11 @@ def packed(
         # packed if its moments are stored by element both in its own shape and in the
         # buffer's.
         whole = [((i, np.shape(x)),) for i, x in enumerate(jax.tree.leaves(params))]
-        groups = _group(params, marks_of(params), limit(), by_element(whole))
+        joinable = [
+            together and not cut
+            for together, cut in zip(by_element(whole), _cuts(params), strict=True)
+        ]
+        groups = _group(params, marks_of(params), limit(), joinable)
         parted = [
             part
             for group, together in zip(groups, by_element(groups), strict=True)
@@ -205,14 +212,16 @@ def packed(
         if params is not None:
             like = params = fit_params(params, updates)
         trees = find_nodes(before, Packed)
-        anew = functools.partial(_group, like, marks_of(like), limit(), None)
+        joinable = [not cut for cut in _cuts(like)]
+        anew = functools.partial(_group, like, marks_of(like), limit(), joinable)
         groups = trees[0].groups() if trees else anew()
         check_fits(state, groups, updates)
         given = [updates] if params is None else [updates, params]
         buffers, *rest = pack(groups, *given)
-        emitted, after = inner_of(groups, like).update(
-            buffers, before, *rest, **extra_args
-        )
+        with placement.in_pieces(_find_cuts(groups, like)):
+            emitted, after = inner_of(groups, like).update(
+                buffers, before, *rest, **extra_args
+            )
         expect_whole(emitted, "packed")
         updates = _unpack_updates(emitted, updates, params, buffers, *rest)
         return updates, PackedState(after, state.places)
@@ -220,8 +229,31 @@ def packed(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _cuts(tree: Any) -> list[Any]:
+    """Return how each leaf of a tree is cut in a shard_map."""
+    return [placement.cut_at(path) for path, _ in tree_leaves_with_path(tree)]
+
+
+def _find_cuts(groups: list[Group], tree: Any) -> dict[Any, Any] | None:
+    """Return how each buffer is cut, by its path; None if that is not known.
+
+    Raises:
+      ValueError: if leaves that are cut share a buffer.
+    """
+    cuts = _cuts(tree)
+    if None in cuts:
+        return None
+    if any(cuts[number] for group in groups if len(group) > 1 for number, _ in group):
+        raise ValueError(
+            "leaves that in_shard_map() cuts share a buffer of packed(): make the "
+            "state with the optimizer's init() inside of the shard_map."
+        )
+    numbered = tree_leaves_with_path(wrap(groups, range(len(groups))))
+    return {path: cuts[groups[i][0][0]] for path, i in numbered}
+
+
 def _group(
-    params: Any, marks: list[bool], max_size: int, by_element: list[bool] | None
+    params: Any, marks: list[bool], max_size: int, joinable: list[bool]
 ) -> list[Group]:
     """Decide which leaves share a buffer: small ones of one dtype, marked alike.
 
@@ -229,8 +261,8 @@ def _group(
       params: a pytree of arrays.
       marks: the value of the mask for each leaf.
       max_size: leaves with more elements stay alone.
-      by_element: for each leaf, whether its moments are stored by element; None if
-        there are no moments.
+      joinable: for each leaf, whether it is whole, and its moments, if it has any, are
+        stored by element.
     """
     groups: list[list[Any]] = []
     open_groups: dict[Any, tuple[list[Any], int]] = {}
@@ -239,8 +271,7 @@ def _group(
         inexact = jnp.issubdtype(dtype, jnp.inexact)
         # XLA divides a single element by a scalar, but multiplies several elements by
         # the reciprocal. In a buffer, a single element would differ in its last bit.
-        apart = by_element is not None and not by_element[i]
-        if size == 1 or size > max_size or not inexact or apart:
+        if size == 1 or size > max_size or not inexact or not joinable[i]:
             groups.append([(i, shape)])
             continue
         group, elements = open_groups.get((dtype, marks[i]), ([], 0))

@@ -91,7 +91,8 @@ def record(
       every: measure one call out of this many; the others cost nothing. (Under vmap
         every call is measured.)
       axis_name: in a `jax.shard_map`, the axes along which devices hold pieces of the
-        leaves, as in `measure`: figures are those of the whole.
+        leaves, as in `measure`: figures are those of the whole. `in_shard_map` names
+        them.
 
     Raises:
       ValueError: if a figure is unknown or needs something that `tx` does not have, if

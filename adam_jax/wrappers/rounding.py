@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import numerics, placement
+from adam_jax import numerics, placement, randomness
 from adam_jax.checks import check_inexact, check_like, fit_params
 from adam_jax.hyperparams import check_seed
 from adam_jax.recipes.notes import note_line
@@ -100,22 +100,24 @@ def round_to_params(
             updates, state.inner_state, before, **extra_args
         )
         expect_whole(updates, "round_to_params")
-        structure = jax.tree.structure(params)
+        paths, structure = jax.tree_util.tree_flatten_with_path(params)
         leaf_numbers = structure.unflatten(range(structure.num_leaves))
 
         def round_leaf(update, param, old, i):
             if numerics.dtype_of(param) != jnp.bfloat16:
                 return numerics.cast(update, numerics.dtype_of(param))
             words = seed, i, state.count
-            bits = numerics.random_bits(param.shape, words, param)
+            bits = placement.at_leaf(
+                paths[i][0], randomness.random_bits, param.shape, words, param
+            )
             new = (old + update).astype(jnp.float32)
             return numerics.round_to_bfloat16(new, bits).astype(jnp.float32) - old
 
         emitted = jax.tree.map(round_leaf, updates, params, before, leaf_numbers)
         roundings = [
-            Rounding(seed, state.count, i, param, wide)
-            for i, (param, wide) in enumerate(
-                zip(*map(jax.tree.leaves, (params, before)), strict=True)
+            Rounding(seed, state.count, i, param, wide, placement.cut_at(path))
+            for i, ((path, param), wide) in enumerate(
+                zip(paths, jax.tree.leaves(before), strict=True)
             )
         ]
         note_line("rounding", updates, emitted, roundings)

@@ -1,4 +1,4 @@
-"""Moments in pieces over devices that all hold the parameters (ZeRO-1)."""
+"""Steps in pieces: of moments alone (ZeRO-1), and of all leaves, in a shard_map."""
 
 from typing import Any
 
@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from adam_jax import placement
 from adam_jax.checks import prune
+from adam_jax.hyperparams import shown
+from adam_jax.placement import Cut
 from adam_jax.stages.flow import expect_optimizer, expect_updates, expect_whole
 from adam_jax.states.parts import by_name
 from adam_jax.states.shardings import plan_shardings
@@ -105,6 +108,146 @@ def shard_state(
         return _place(updates, whole), _place(state, states)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def in_shard_map(
+    tx: optax.GradientTransformation, specs: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Step pieces of leaves in a `jax.shard_map` as the whole leaves would be stepped.
+
+    There, each device sees its own pieces alone. All elementwise arithmetic is right
+    without this wrapper. With it, moments and parameters that are rounded draw the
+    random bits of the whole, so the state is the one that the same steps leave outside
+    of a shard_map: codes, moments and parameters. `mean_over` and `factored` take means
+    of the whole, in another order of summation, and `min_size` of `eight_bit` counts
+    its elements.
+
+    Put it around the whole optimizer, `round_to_params` included, and inside
+    `fused.step`. Guards and figures in it are those of the whole, and need no
+    `axis_name`.
+
+    Make the state outside of the shard_map, as usual, or inside. (That of `packed` can
+    only be made inside: it knows the shapes. Leaves that are cut share no buffer.)
+
+    Args:
+      tx: the optimizer; it receives the extra arguments of `update`.
+      specs: the `in_specs` of the parameters: a `jax.sharding.PartitionSpec`, or a
+        pytree of them like the parameters, or like their upper part.
+
+    Raises:
+      ValueError: if specs do not fit the parameters; at the first trace, if `update` is
+        called outside of a shard_map, if the shard_map does not map over an axis of the
+        specs, if a leaf does not vary over an axis that is said to cut it, or if
+        pieces of 8-bit moments are no whole number of blocks.
+      TypeError: if specs hold anything but a PartitionSpec.
+
+    Example: one device of a mesh; on two, each would hold a row.
+
+      >>> import adam_jax, jax.numpy as jnp
+      >>> from jax.sharding import PartitionSpec as P
+      >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+      >>> tx = in_shard_map(adam_jax.adam(1e-3, mu_dtype="bfloat16"), P("data"))
+      >>> params = jnp.ones((2, 8))
+      >>> def step(params):
+      ...     return tx.update(params, tx.init(params))[0]
+      >>> step = jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+      >>> print(f"{jax.jit(step)(params)[0, 0]:.4f}")
+      -0.0010
+    """
+    expect_optimizer(tx, "in_shard_map")
+    inner = optax.with_extra_args_support(tx)
+    for path, spec in jax.tree_util.tree_leaves_with_path(specs, is_leaf=_is_spec):
+        if not _is_spec(spec):
+            raise TypeError(
+                "in_shard_map(tx, specs) takes the PartitionSpecs of the parameters, "
+                f"got {shown(spec)} at specs{jax.tree_util.keystr(path)}."
+            )
+
+    def init_fn(params):
+        if not jax.tree.leaves(params):  # optax.tree.map_params looks for its own tree
+            return inner.init(params)
+        cuts = _find_cuts(specs, params)
+        if not _manual_axes():  # the whole is outside of a shard_map
+            return inner.init(params)
+        _expect_cut(cuts, params)
+        with placement.in_pieces(cuts):
+            return inner.init(params)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        expect_updates(updates, "in_shard_map")
+        params = prune(params, updates)
+        cuts = _find_cuts(specs, updates)
+        if not _manual_axes():
+            raise ValueError(
+                "in_shard_map() steps pieces, but update() was called outside of a "
+                "jax.shard_map: call it inside, or use the optimizer without it."
+            )
+        _expect_cut(cuts, updates)
+        with placement.in_pieces(cuts):
+            return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def _manual_axes() -> list[str]:
+    """Return the axes over which a shard_map maps here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return [name for name, kind in axes if kind == AxisType.Manual]
+
+
+def _find_cuts(specs: Any, tree: Any) -> dict[Any, Cut]:
+    """Return how the leaves of a tree are cut, by their paths."""
+    given = dict(jax.tree_util.tree_leaves_with_path(specs, is_leaf=_is_spec))
+    cuts = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        above = [path[:end] for end in range(len(path) + 1)]
+        spec = next((given[start] for start in above if start in given), None)
+        if spec is None:
+            raise ValueError(
+                f"in_shard_map() was given no spec for {_name(path)}: give the "
+                "in_specs of all parameters, P() for those that are not cut."
+            )
+        rank = jnp.ndim(leaf)
+        if len(spec) > rank:
+            raise ValueError(
+                f"in_shard_map() was given {spec} for {_name(path)}, which has only "
+                f"{rank} axes: give the in_specs of the parameters."
+            )
+        names = [() if x is None else (x,) if isinstance(x, str) else x for x in spec]
+        cut = (*map(tuple, names), *[()] * (rank - len(names)))
+        cuts[path] = cut if any(cut) else ()
+    return cuts
+
+
+def _expect_cut(cuts: dict[Any, Cut], tree: Any) -> None:
+    """Refuse axes that do not cut the leaves here."""
+    manual = _manual_axes()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names = [name for along in cuts[path] for name in along]
+        for name in names:
+            if name not in manual:
+                raise ValueError(
+                    f"in_shard_map() was told that {_name(path)} is cut along "
+                    f"{name!r}, but the shard_map maps over "
+                    f"{', '.join(map(repr, manual))}: give the in_specs of the "
+                    "parameters."
+                )
+        missing = {*names} - {*placement.axes_of_piece(leaf, tuple(names))}
+        if missing:
+            raise ValueError(
+                f"in_shard_map() was told that {_name(path)} is cut along "
+                f"{min(missing)!r}, but it is the same on all devices of that axis: "
+                "give the in_specs of the parameters."
+            )
+
+
+def _name(path: Any) -> str:
+    return f"params{jax.tree_util.keystr(path)}"
 
 
 def _expect_axis(over: Any) -> str:

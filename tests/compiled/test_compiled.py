@@ -398,6 +398,34 @@ def test_a_kernel_steps_each_shard(machine):
 
 
 @every_machine
+@pytest.mark.parametrize("fuses", [False, True])
+def test_pieces_that_draw_the_bits_of_the_whole_cost_no_more(machine, fuses):
+    """They lie in a matrix that is cut along both axes."""
+    format = "8bit" if fuses else "bfloat16"
+    tx = adam_jax.round_to_params(
+        adam_jax.adamw(1e-3, mu_dtype=format, nu_dtype=format)
+    )
+    params, mesh = lay(machine, 16, "both", "automatic", "pure_bfloat16")
+    specs = jax.tree.map(lambda x: x.sharding.spec, params)
+    tx = adam_jax.in_shard_map(tx, specs)
+
+    def step(params, state, grads):
+        if fuses:
+            return adam_jax.fused.step(tx)(params, grads, state)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = start(Program(tx.init, step), params)
+    own = specs, jax.tree.map(lambda x: x.spec, adam_jax.state_shardings(tx, params))
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(*own, specs), out_specs=own)
+    compiled, _ = compile_step(Program(tx.init, mapped), params, state, params)
+    cost, count = read_cost(compiled), count_local(params)
+    least = 10.125 if fuses else 14
+    assert cost.moved / count == pytest.approx(least, abs=0.01)
+    check_nothing_is_added(cost, count)
+
+
+@every_machine
 @every_spec
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "pure_float32"])
 @pytest.mark.parametrize("axes", [*AXES, "explicit, without set_mesh"])

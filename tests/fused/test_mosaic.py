@@ -15,7 +15,7 @@ from adam_jax.fused import dispatch, stepping
 from adam_jax.fused.kernels import Counts, Group, Options, Scalars, Seeds
 from adam_jax.fused.tpu import mosaic
 from adam_jax.moments.blocks import encode_blocks
-from adam_jax.numerics import hash_index, hash_words
+from adam_jax.randomness import hash_index, hash_words
 
 # Several programs both ways, of rows and columns that they do not fill, the last block
 # cut short; stacked convolutions; a row.

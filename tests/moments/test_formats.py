@@ -23,6 +23,7 @@ from adam_jax import (
     eight_bit,
     load_moments,
     numerics,
+    randomness,
 )
 from adam_jax.moments.blocks import decode_values, encode_blocks, encode_values
 from adam_jax.moments.formats import make_noise
@@ -35,7 +36,7 @@ SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["mu", "nu"])
 
 
 def noise(seed):
-    return lambda shape: numerics.random_bits(shape, [seed])
+    return lambda shape: randomness.random_bits(shape, [seed])
 
 
 def nbytes(tree):
@@ -173,7 +174,11 @@ def test_special_elements(signed):
 def test_random_bits_are_uniform_and_unrelated():
     """Bits are fair; steps, leaves and elements do not correlate."""
     bits = np.stack(
-        [numerics.random_bits((64, 64), [0, 0, i, t]) for t in range(8) for i in (0, 1)]
+        [
+            randomness.random_bits((64, 64), [0, 0, i, t])
+            for t in range(8)
+            for i in (0, 1)
+        ]
     ).reshape(16, -1)
     ones = np.unpackbits(bits.view(np.uint8)).reshape(-1, 32).mean(0)
     assert np.all(np.abs(ones - 0.5) < 5 * 0.5 / bits.size**0.5)
@@ -221,7 +226,7 @@ def test_the_halves_of_a_hash_are_unrelated():
 
 def test_moments_and_parameters_are_rounded_by_different_bits():
     """The words of round_to_params are a seed, a leaf and a step, too."""
-    params = np.asarray(numerics.random_bits((1024, 1024), [0, 0, 0]) >> 16).ravel()
+    params = np.asarray(randomness.random_bits((1024, 1024), [0, 0, 0]) >> 16).ravel()
     for half in draw_halves():
         assert abs(np.corrcoef(params, half)[0, 1]) < 5 / 1024
 

@@ -111,6 +111,14 @@ int exponent_field(float x) {
   return x == 0 ? 0 : std::ilogb(x) + 127;
 }
 
+// The position of an element in the leaf that its own was cut from.
+uint32_t reference_position(const Leaf& leaf, int64_t i) {
+  const Piece& p = leaf.piece;
+  if (p.row == 0) return static_cast<uint32_t>(i);
+  const int64_t row = i / p.row, rows = p.plane / p.row, whole = p.whole_plane / p.whole_row;
+  return static_cast<uint32_t>((row / rows * whole + row % rows) * p.whole_row + i % p.row);
+}
+
 int64_t block_size(const Leaf& leaf, const Moment& moment) {
   return (leaf.columns + moment.blocks - 1) / moment.blocks;
 }
@@ -150,7 +158,7 @@ void reference_store(const Leaf& leaf, const Moment& moment,
   const int top = is_signed ? 7 : 15;
   for (int64_t i = 0; i < n; ++i) {
     const float x = moments[static_cast<size_t>(i)];
-    const uint32_t random = reference_mix(static_cast<uint32_t>(i) + moment.key)
+    const uint32_t random = reference_mix(reference_position(leaf, i) + moment.key)
                             << dropped;
     if (moment.dtype == Dtype::kFloat32) values.as<float>()[i] = x;
     if (moment.dtype == Dtype::kBfloat16) {
@@ -291,6 +299,12 @@ Trial draw_trial() {
     leaf.param_dtype = draw_float();
     leaf.decays = chance(50);
     leaf.param_key = static_cast<uint32_t>(generator());
+    if (n > 0 && chance(40)) {
+      const int64_t most_rows = draw(1, 4), rows = leaf.rows % most_rows ? 1 : most_rows;
+      const int64_t whole_row = leaf.columns * draw(1, 3);
+      leaf.piece = {leaf.columns, rows * leaf.columns, whole_row,
+                    rows * draw(1, 3) * whole_row};
+    }
     arrays.grad = Array(n, leaf.grad_dtype);
     fill(arrays.grad, false);
     arrays.param = Array(n, leaf.param_dtype);
@@ -348,7 +362,7 @@ void reference_step(const Trial& trial, size_t i, bool fused, Results& results) 
       out = reference_bfloat16(param + rounded, 0, true);
     } else {
       const uint32_t random =
-          reference_mix(static_cast<uint32_t>(j) + leaf.param_key);
+          reference_mix(reference_position(leaf, j) + leaf.param_key);
       const float chosen = bfloat16(reference_random_bfloat16(added, random));
       out = reference_bfloat16(param + (chosen - param), 0, true);
     }
@@ -447,7 +461,7 @@ void test(const Trial& trial, const std::string& name, bool fused, Run run) {
   }
 }
 
-// Each leaf as one chunk, whatever its size.
+// Each leaf as one chunk, whatever its size; of a piece, each run.
 void test_kernel(const Trial& trial, const char* name, bool fused, Kernel* kernel) {
   test(trial, name, fused, [&](const std::vector<Leaf>& leaves) {
     const Flushing flushing;
@@ -455,8 +469,12 @@ void test_kernel(const Trial& trial, const char* name, bool fused, Kernel* kerne
       const int64_t n = leaf.rows * leaf.columns;
       std::vector<float> buffers(static_cast<size_t>(kBuffers * n));
       if (n == 0) continue;
-      kernel(leaf, trial.scalars, trial.rounding, trial.nesterov, {0, n}, buffers.data(),
-             n);
+      const int64_t run = leaf.piece.run(n);
+      for (int64_t i = 0; i < n; i += run) {
+        const auto position = static_cast<uint32_t>(leaf.piece.position(i));
+        kernel(leaf, trial.scalars, trial.rounding, trial.nesterov, {i, run, position},
+               buffers.data(), n);
+      }
     }
   });
 }

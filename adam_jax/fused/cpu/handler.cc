@@ -29,6 +29,7 @@ constexpr int64_t kInline = 1 << 16;
 constexpr int64_t kLargestBlock = 1 << 24;
 
 constexpr size_t kScalars = sizeof(Scalars) / sizeof(float);
+constexpr size_t kCounts = 2;  // then, for leaves that are pieces, where these lie
 
 // The state that the threads of one call share. A thread may start after the call ends.
 struct Shared {
@@ -105,9 +106,9 @@ Moment part(Moment moment, int64_t offset) {
 class Reader {
  public:
   Reader(ffi::RemainingArgs operands, ffi::RemainingRets results,
-         const Attributes& attributes, uint32_t count, uint32_t param_count)
+         const Attributes& attributes, ffi::Span<const int32_t> counts)
       : operands_(operands), results_(results), attributes_(attributes),
-        count_(count), param_count_(param_count) {}
+        counts_(counts) {}
 
   const std::string& error() const { return error_; }
 
@@ -127,7 +128,7 @@ class Reader {
       leaf.param = param.untyped_data();
       leaf.param_dtype = float_dtype("param", param);
       leaf.param_key =
-          key({attributes_.param_seed, number_, param_count_});
+          key({attributes_.param_seed, number_, counts_[1]});
       expect_shape("param", param, grad);
       leaf.out = result_like("the result", param);
       leaf.columns = static_cast<int64_t>(grad.element_count());
@@ -145,8 +146,8 @@ class Reader {
     Moment mu = moment("mu", mu_values, *like, mu_coded, ffi::S8, Dtype::kInt8);
     Moment nu = moment("nu", nu_values, *like, nu_coded, ffi::U8, Dtype::kUint8);
     const int64_t place = attributes_.places[group];
-    mu.key = key({attributes_.mu_seed, 0, place, count_});
-    nu.key = key({attributes_.nu_seed, 0, place, count_});
+    mu.key = key({attributes_.mu_seed, 0, place, counts_[0]});
+    nu.key = key({attributes_.nu_seed, 0, place, counts_[0]});
     if (mu_coded) read_exponents("mu_exponents", mu_values, mu);
     if (nu_coded) read_exponents("nu_exponents", nu_values, nu);
     if (!error_.empty()) return;
@@ -154,6 +155,9 @@ class Reader {
       Leaf& leaf = leaves[first];
       leaf.columns = like->dimensions().back();
       leaf.rows = elements == 0 ? 0 : elements / leaf.columns;
+    }
+    if (counts_.size() > kCounts && alone_ && elements > 0) {
+      cut_out(counts_.begin() + kCounts + 3 * group, *like, leaves[first], mu, nu);
     }
     int64_t offset = 0;
     for (size_t i = first; i < first + size; ++i) {
@@ -167,6 +171,27 @@ class Reader {
   static uint32_t key(std::initializer_list<int64_t> integers) {
     std::vector<uint32_t> words(integers.begin(), integers.end());
     return random_key(words.data(), words.size());
+  }
+
+  // Lets a leaf, its moments included, be a piece of another one, if it is.
+  static void cut_out(const int32_t* where, const ffi::AnyBuffer& like, Leaf& leaf,
+                      Moment& mu, Moment& nu) {
+    const auto start = static_cast<uint32_t>(where[0]);
+    const int64_t rows = static_cast<uint32_t>(where[1]);
+    const int64_t columns = static_cast<uint32_t>(where[2]);
+    if (columns == 0) return;  // it is whole
+    const auto shape = like.dimensions();
+    const size_t rank = shape.size();
+    Piece& piece = leaf.piece;
+    piece.row = rank < 1 ? 1 : shape[rank - 1];
+    piece.plane = rank < 2 ? piece.row : shape[rank - 2] * piece.row;
+    piece.whole_row = columns;
+    piece.whole_plane = rows * columns;
+    if (mu.blocks == 0 && nu.blocks == 0) {
+      leaf.columns = piece.run(leaf.columns);
+      leaf.rows = like.element_count() / leaf.columns;
+    }
+    for (uint32_t* key : {&leaf.param_key, &mu.key, &nu.key}) *key += start;
   }
 
   // Their number has been checked.
@@ -246,7 +271,7 @@ class Reader {
   const ffi::RemainingArgs operands_;
   const ffi::RemainingRets results_;
   const Attributes& attributes_;
-  const uint32_t count_, param_count_;
+  const ffi::Span<const int32_t> counts_;
   size_t operand_ = 0, result_ = 0;
   int64_t number_ = 0, elements_ = 0;
   bool alone_ = true;
@@ -312,13 +337,14 @@ ffi::Error read(ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
     return invalid(text("the scalars are ", describe(scalars), ", expected ", ffi::F32,
                         "[", kScalars, "]."));
   }
-  if (counts.element_type() != ffi::S32 || counts.dimensions().size() != 1 ||
-      counts.element_count() != 2) {
-    return invalid(text("the counts are ", describe(counts), ", expected ", ffi::S32,
-                        "[2]."));
-  }
   const size_t number = attributes.leaf_numbers.size();
   const size_t groups = attributes.group_sizes.size();
+  const size_t given_counts = counts.element_count();
+  if (counts.element_type() != ffi::S32 || counts.dimensions().size() != 1 ||
+      (given_counts != kCounts && given_counts != kCounts + 3 * groups)) {
+    return invalid(text("the counts are ", describe(counts), ", expected ", ffi::S32,
+                        "[2], or three more for each of ", groups, " groups."));
+  }
   for (const auto& of_groups : {attributes.decays, attributes.places,
                                 attributes.mu_coded, attributes.nu_coded}) {
     if (of_groups.size() != groups) {
@@ -343,9 +369,8 @@ ffi::Error read(ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
                         number + stored, " for ", number, " leaves in ", groups,
                         " groups."));
   }
-  const int32_t* const past = counts.typed_data<int32_t>();
-  Reader reader(operands, results, attributes, static_cast<uint32_t>(past[0]),
-                static_cast<uint32_t>(past[1]));
+  Reader reader(operands, results, attributes,
+                {counts.typed_data<int32_t>(), given_counts});
   leaves.reserve(number);
   for (size_t i = 0; i < groups; ++i) {
     reader.read(i, leaves);

@@ -154,7 +154,7 @@ const float* load(const void* in, Dtype dtype, Chunk chunk, float* buffer) {
 // The random bits of a chunk, as in formats.make_noise: the upper half of a hash for a
 // first moment, the lower half for a second one.
 void draw(uint32_t key, Chunk chunk, float* bits) {
-  key += static_cast<uint32_t>(chunk.begin);
+  key += chunk.position;
   ADAM_JAX_SIMD
   for (int64_t i = 0; i < chunk.size; ++i) bits[i] = from_bits(mix(key++));
 }
@@ -337,7 +337,7 @@ void round_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk, float* buf
       buffer[i] = from_bfloat16(to_nearest_bfloat16(buffer[i]));
     }
   } else {
-    const uint32_t key = leaf.param_key + static_cast<uint32_t>(chunk.begin);
+    const uint32_t key = leaf.param_key + chunk.position;
     ADAM_JAX_SIMD
     for (int64_t i = 0; i < chunk.size; ++i) {
       const uint32_t random = mix(key + static_cast<uint32_t>(i));
@@ -391,7 +391,7 @@ void step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
     };
     run(Arrays<uint16_t>{old_param, old_grad, in(leaf.mu), in(leaf.nu), new_param,
                          to(leaf.mu), to(leaf.nu),
-                         leaf.mu.key + static_cast<uint32_t>(chunk.begin)});
+                         leaf.mu.key + chunk.position});
   } else {
     const auto to = [&](const Moment& moment, float* buffer) {
       return destination(moment.out, moment.dtype, chunk, buffer);

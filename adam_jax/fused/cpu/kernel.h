@@ -10,6 +10,7 @@ namespace adam_jax {
 // A chunk of a leaf, row by row: whole rows, or whole blocks of one row.
 struct Chunk {
   int64_t begin, size;
+  uint32_t position;  // of the first element in the whole leaf, for its random bits
 };
 
 constexpr int kBuffers = 5;

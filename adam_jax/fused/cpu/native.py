@@ -24,6 +24,7 @@ from adam_jax.fused.kernels import (
     Options,
     Scalars,
     Stepped,
+    lengths,
     result_type,
     stored_in,
 )
@@ -148,7 +149,10 @@ def _step(
     groups: Sequence[Group], leading: Sequence[jax.Array], options: Options
 ) -> list[Stepped]:
     """Step groups in one XLA call."""
-    operands, results, aliases = [*leading], [], {}
+    scalars, counts, take = leading
+    if any(group.start is not None for group in groups):
+        counts = jnp.concatenate([counts, *map(_where, groups)])
+    operands, results, aliases = [scalars, counts, take], [], {}
     for group in groups:
         arrays = _operands(group)
         grads = len(group.numbers)
@@ -171,6 +175,15 @@ def _step(
         )
         for group in groups
     ]
+
+
+def _where(group: Group) -> jax.Array:
+    """Return where a piece starts in its leaf, and that leaf's last two lengths."""
+    if group.start is None or group.whole is None:
+        return jnp.zeros([3], jnp.int32)
+    start = jax.lax.bitcast_convert_type(group.start, jnp.int32)
+    rows, columns = np.array(lengths(group.whole)).astype(np.uint32).view(np.int32)
+    return jnp.stack([start, jnp.int32(rows), jnp.int32(columns)])
 
 
 def _attributes(options: Options, groups: Sequence[Group]) -> dict[str, Any]:

@@ -85,20 +85,21 @@ Step::Step(std::vector<Leaf> leaves, const Scalars& scalars, Rounding rounding,
       nesterov_(nesterov) {
   cuts_.reserve(leaves_.size());
   for (const Leaf& leaf : leaves_) {
-    Cut cut{chunks_, 0, 1};
-    if (leaf.rows * leaf.columns > 0) {
-      if (leaf.columns <= kChunk) {
-        const int64_t rows = std::min(leaf.rows, kChunk / leaf.columns);
-        cut.size = rows * leaf.columns;
-        chunks_ += divide_up(leaf.rows, rows);
-      } else {
+    const int64_t elements = leaf.rows * leaf.columns;
+    Cut cut{chunks_, 1, 0, 1};
+    if (elements > 0) {
+      if (leaf.columns <= kChunk) {  // whole rows
+        cut.span = leaf.piece.run(elements);
+        cut.size = std::min(cut.span, kChunk / leaf.columns * leaf.columns);
+      } else {  // whole blocks of a row
         const int64_t least = unit(leaf);
+        cut.span = leaf.columns;
         cut.size = std::max(least, kChunk / least * least);
-        cut.pieces = divide_up(leaf.columns, cut.size);
-        chunks_ += leaf.rows * cut.pieces;
       }
+      cut.pieces = divide_up(cut.span, cut.size);
+      chunks_ += elements / cut.span * cut.pieces;
     }
-    elements_ += leaf.rows * leaf.columns;
+    elements_ += elements;
     largest_chunk_ = std::max(largest_chunk_, cut.size);
     cuts_.push_back(cut);
   }
@@ -127,15 +128,11 @@ void Step::Worker::run(int64_t task) {
     const Leaf& leaf = step.leaves_[i];
     const Cut& cut = step.cuts_[i];
     const int64_t local = number - cut.first_chunk;
+    const int64_t offset = local % cut.pieces * cut.size;
     Chunk chunk;
-    if (cut.pieces > 1 || leaf.columns > kChunk) {
-      const int64_t row = local / cut.pieces, column = local % cut.pieces * cut.size;
-      chunk.begin = row * leaf.columns + column;
-      chunk.size = std::min(cut.size, leaf.columns - column);
-    } else {
-      chunk.begin = local * cut.size;
-      chunk.size = std::min(cut.size, leaf.rows * leaf.columns - chunk.begin);
-    }
+    chunk.begin = local / cut.pieces * cut.span + offset;
+    chunk.size = std::min(cut.size, cut.span - offset);
+    chunk.position = static_cast<uint32_t>(leaf.piece.position(chunk.begin));
     kernel(leaf, step.scalars_, step.rounding_, step.nesterov_, chunk, buffers_.get(),
            step.largest_chunk_);
   }

@@ -42,6 +42,24 @@ struct Moment {
   uint32_t key = 0;  // for the random bits, from random_key
 };
 
+// How a leaf lies in the one that it was cut from: its last axis, and its last two.
+struct Piece {
+  int64_t row = 0, plane = 0;  // their elements; 0 if the leaf was not cut
+  int64_t whole_row = 0, whole_plane = 0;  // the same of the whole
+
+  // How many of these elements follow each other in the whole.
+  int64_t run(int64_t elements) const {
+    if (row != whole_row) return row;
+    return plane != whole_plane ? plane : elements;
+  }
+
+  // The position of an element in the whole, from that of the first.
+  int64_t position(int64_t i) const {
+    if (row == 0) return i;
+    return i / plane * whole_plane + i % plane / row * whole_row + i % row;
+  }
+};
+
 struct Leaf {
   // Blocks of 8-bit codes run along the columns; other leaves may be one row.
   int64_t rows = 0, columns = 0;
@@ -53,6 +71,7 @@ struct Leaf {
   void* out = nullptr;  // of param_dtype; may be `param`
   bool decays = false;
   uint32_t param_key = 0;  // for Rounding::kStochastic
+  Piece piece;
 };
 
 // Measured: with unaligned buffers, 8-bit moments take 5% longer.
@@ -84,9 +103,9 @@ class Step {
   }
 
  private:
-  // How a leaf is cut: chunks of whole rows, or each row into `pieces` chunks.
+  // How a leaf is cut: each `span` of it into `pieces` chunks of `size` or less.
   struct Cut {
-    int64_t first_chunk, size, pieces;
+    int64_t first_chunk, span, size, pieces;
   };
 
   // One thread's buffers, and its floating-point mode while they exist.

@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh
 from jax.typing import ArrayLike
 
-from adam_jax import numerics
+from adam_jax import numerics, randomness
 from adam_jax.fused.kernels import (
     Counts,
     Group,
@@ -27,6 +27,7 @@ from adam_jax.fused.kernels import (
     Stepped,
     count_blocks,
     land,
+    lengths,
     result_type,
     step_alone,
     unpack,
@@ -73,8 +74,8 @@ def step(
       The leaves after the step, in order.
     """
 
-    def step_leaf(leading, arrays):
-        return _step(leading, arrays, options, interpret)
+    def step_leaf(leading, arrays, whole):
+        return _step(leading, arrays, options, interpret, whole)
 
     return step_alone(groups, scalars, counts, options, take, step_leaf)
 
@@ -114,24 +115,32 @@ class _Leaf(NamedTuple):
         return whole and self.total % self.rows == 0
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for each shape
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))  # traced once for each shape
 def _step(
     leading: Leading,
     arrays: dict[str, jax.Array],
     options: Options,
     interpret: bool,
+    whole: tuple[int, ...] | None,
 ) -> dict[str, jax.Array]:
     """Step one leaf: return all its arrays but the gradient."""
     exponents = next(x for name, x in arrays.items() if name.endswith("_exponents"))
     columns, blocks = arrays["mu"].shape[-1], exponents.shape[-1]
     leaf = _Leaf(columns, blocks, exponents.size)
+    rows, _ = lengths(arrays["mu"].shape)
     flat = {name: x.reshape(-1) for name, x in arrays.items()}
     written = [name for name in flat if name != "grad"]
     sources = [flat[name] for name in ("grad", "param", "mu", "nu")]
     _, shared, _ = leading
     call = pl.pallas_call(
         functools.partial(
-            _kernel, leaf, options, interpret, tuple(flat), tuple(written)
+            _kernel,
+            leaf,
+            (rows, *lengths(whole)) if whole else None,
+            options,
+            interpret,
+            tuple(flat),
+            tuple(written),
         ),
         out_shape=[
             result_type(flat[name], [flat[name], *sources], shared[0])
@@ -152,6 +161,7 @@ def _step(
 
 def _kernel(
     leaf: _Leaf,
+    piece: tuple[int, int, int] | None,
     options: Options,
     interpret: bool,
     names: tuple[str, ...],
@@ -161,24 +171,34 @@ def _kernel(
     own: Any,
     *refs: Any,
 ) -> None:
-    """Step the blocks of one program, one block a row."""
+    """Step the blocks of one program, one block a row.
+
+    Of a piece, `piece` is the number of rows in its last axis but one, and the last two
+    lengths of the leaf that it was cut from.
+    """
     read = dict(zip(names, refs, strict=False))
     write = dict(zip(written, refs[len(names) :], strict=True))
     f, words, take = unpack(factors, shared, own)
     block = pl.program_id(0) * leaf.rows + jnp.arange(leaf.rows, dtype=jnp.int32)
     lane = jnp.arange(leaf.lanes, dtype=jnp.int32)[None, :]
+    row, number = block // leaf.blocks, block % leaf.blocks
+    column = number[:, None] * leaf.block + lane
     if leaf.is_even:  # blocks follow each other without gaps
         index = block[:, None] * leaf.block + lane
         block_exists = exists = None
         keep_block = jnp.broadcast_to(take, block.shape)
         keep = jnp.broadcast_to(take, index.shape)
     else:
-        row, number = block // leaf.blocks, block % leaf.blocks
-        column = number[:, None] * leaf.block + lane
         index = row[:, None] * leaf.columns + column
         block_exists = block < leaf.total
         exists = block_exists[:, None] & (lane < leaf.block) & (column < leaf.columns)
         keep_block, keep = block_exists & take, exists & take
+
+    position = index
+    if piece:
+        rows, whole_rows, whole_columns = piece
+        position = (row // rows * whole_rows + row % rows)[:, None] * whole_columns
+        position = position + column
 
     def load_where(mask: jax.Array | None, ref: Any, at: jax.Array) -> jax.Array:
         other = None if mask is None else 0
@@ -193,8 +213,8 @@ def _kernel(
 
     @functools.cache
     def bits(i: int) -> jax.Array:
-        unsigned = jax.lax.bitcast_convert_type(index, jnp.uint32)
-        return numerics.hash_index(unsigned, words[i])
+        unsigned = jax.lax.bitcast_convert_type(position, jnp.uint32)
+        return randomness.hash_index(unsigned, words[i])
 
     def store(name: str, x: jax.Array, noise: jax.Array) -> None:
         ref = write[name]

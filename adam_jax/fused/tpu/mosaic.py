@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import ArrayLike
 
-from adam_jax import numerics
+from adam_jax import numerics, randomness
 from adam_jax.fused.kernels import (
     Counts,
     Group,
@@ -28,6 +28,7 @@ from adam_jax.fused.kernels import (
     Stepped,
     count_blocks,
     land,
+    lengths,
     result_type,
     step_alone,
     unpack,
@@ -83,8 +84,8 @@ def step(
       The leaves after the step, in order.
     """
 
-    def step_leaf(leading, arrays):
-        return _step(leading, arrays, options, interpret)
+    def step_leaf(leading, arrays, whole):
+        return _step(leading, arrays, options, interpret, whole)
 
     return step_alone(groups, scalars, counts, options, take, step_leaf)
 
@@ -132,12 +133,13 @@ class _Leaf(NamedTuple):
         return ROWS * max(groups, 1)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for each shape
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))  # traced once for each shape
 def _step(
     leading: Leading,
     arrays: dict[str, jax.Array],
     options: Options,
     interpret: bool,
+    whole: tuple[int, ...] | None,
 ) -> dict[str, jax.Array]:
     """Step one leaf: return all its arrays but the gradient."""
     deep = {name: x.reshape(-1, *x.shape[-2:]) for name, x in arrays.items()}
@@ -156,7 +158,15 @@ def _step(
     scalar = pl.BlockSpec(memory_space=pltpu.SMEM)
     peaks = pl.cdiv(leaf.width // LANES, merged.copies)
     made = pl.pallas_call(
-        functools.partial(_kernel, leaf, merged, options, tuple(deep), tuple(written)),
+        functools.partial(
+            _kernel,
+            leaf,
+            lengths(whole or (rows, columns)),
+            merged,
+            options,
+            tuple(deep),
+            tuple(written),
+        ),
         out_shape=[
             result_type(deep[name], [deep[name], *sources], shared[0])
             for name in written
@@ -177,6 +187,7 @@ def _step(
 
 def _kernel(
     leaf: _Leaf,
+    whole: tuple[int, int],
     merged: registers.Merged,
     options: Options,
     names: tuple[str, ...],
@@ -206,7 +217,7 @@ def _kernel(
 
         @functools.cache
         def bits(i: int) -> jax.Array:
-            return numerics.hash_index(index, words[i])
+            return randomness.hash_index(index, words[i])
 
         def load(name: str) -> jax.Array:
             if name in coded:
@@ -248,8 +259,8 @@ def _kernel(
     def step_rows(group: Any, _: Any) -> None:
         """Step the tiles of 32 rows."""
         rows = pl.ds(pl.multiple_of(group * ROWS, ROWS), ROWS)
-        number = depth * leaf.rows + down * leaf.height + group * ROWS + row
-        start = number * leaf.columns + across * leaf.width + column  # as if unsigned
+        number = depth * whole[0] + down * leaf.height + group * ROWS + row
+        start = number * whole[1] + across * leaf.width + column  # as if unsigned
         old = {
             name: read[f"{name}_exponents"][rows, :].astype(jnp.int32) for name in coded
         }
