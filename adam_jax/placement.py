@@ -51,6 +51,18 @@ def beside(x: Any, like: Any) -> Any:
     return jax.device_put(x, jax.typeof(like).memory_space) if in_host(like) else x
 
 
+def after(x: Any, last: Any) -> Any:
+    """Return `x`, to be brought to the device once `last` is in the host's memory.
+
+    Else XLA brings all such arrays at once, and the device holds all of them.
+
+    Args:
+      x: a pytree of arrays in the host's memory.
+      last: another one; None if `x` is the first.
+    """
+    return lax.optimization_barrier((x, last))[0]
+
+
 def copy_beside(x: Any, like: Any, dtype: Any) -> jax.Array:
     """Return a copy of `x` in the device's memory, on the devices of `like`.
 

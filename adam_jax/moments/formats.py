@@ -180,6 +180,34 @@ class Format(abc.ABC):
         return type(self).__name__
 
 
+def check_stored(new: Any, format: Format, old: Stored | None = None) -> Stored:
+    """Return what a format made of one leaf, if it has the right types.
+
+    Args:
+      new: what it made.
+      format: the format.
+      old: what it replaces, if anything.
+
+    Raises:
+      TypeError: if it has others.
+    """
+    reader = getattr(format, "reader", None)
+    if not isinstance(new, Stored) or not isinstance(new.format, reader or ()):
+        raise TypeError(
+            f"{type(format).__name__} must return a Stored whose format is its reader, "
+            f"{getattr(reader, '__name__', reader)}, got {type(new).__name__}"
+            + (f" of {type(new.format).__name__}." if isinstance(new, Stored) else ".")
+        )
+    if old is not None:
+        before, after = map(list_types, (old, new))
+        if before != after:
+            raise TypeError(
+                f"{type(format).__name__}.encode() must keep shapes and dtypes: the "
+                f"state held {', '.join(before)}, it returned {', '.join(after)}."
+            )
+    return new
+
+
 class Dense(NamedTuple):
     """Reader for moments stored as they are."""
 

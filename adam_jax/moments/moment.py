@@ -15,7 +15,7 @@ from adam_jax import numerics, placement
 from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
-from adam_jax.moments.formats import Format, Stored, list_types, make_noise
+from adam_jax.moments.formats import Format, Stored, check_stored, make_noise
 from adam_jax.moments.starts import expect_weight, keep, resumed
 
 
@@ -183,9 +183,23 @@ class Moment:
                 )
             return accumulator.add(old.astype(value.dtype), value, h)
 
-        mu = values if mu is None else mu
-        moment = jax.tree.map(add_leaf, before, values, mu)
-        stored = self._encode(moment, stored, past)
+        leaves, structure = tree_flatten_with_path(values)
+        kept = as_leaves(stored, structure)
+        others = map(jax.tree.leaves, (before, values if mu is None else mu))
+        rows, last = [], None
+        for i, ((path, value), old, like) in enumerate(
+            zip(leaves, *others, strict=True)
+        ):
+            if in_host := placement.in_host(kept[i].values):
+                kept[i] = placement.after(kept[i], last)
+                old = placement.at_leaf(path, kept[i].decode, value)
+            new = add_leaf(old, value, like)
+            code = self._encode(i, path, new, kept[i], past)
+            last = code if in_host else last
+            rows.append((old, new, code))
+        before, moment, codes = ([row[k] for row in rows] for k in range(3))
+        before, moment = map(structure.unflatten, (before, moment))
+        stored = _as_tree(codes, structure, self.format.reader)
         if self.format.flows_stored:
             moment = decode(stored, moment)
         weight = self._weigh(weight, past)
@@ -234,17 +248,11 @@ class Moment:
             return self._weigh(start, count - 1)
         return lax.fori_loop(0, count, lambda i, w: self._weigh(w, i), start)
 
-    def _encode(self, moment: Any, stored: Stored, past: ArrayLike) -> Stored:
-        """Store `moment` in place of `stored`."""
-        leaves, structure = tree_flatten_with_path(moment)
-        encoded = []
-        for i, old in enumerate(as_leaves(stored, structure)):
-            path, leaf = leaves[i]
-            noise = make_noise(self.format.seed, past, i, self.order, leaf)
-            new = placement.at_leaf(path, self.format.encode, leaf, old, noise)
-            new = _check_stored(new, self.format, old)
-            encoded.append(placement.beside(new, old.values))
-        return _as_tree(encoded, structure, self.format.reader)
+    def _encode(self, i: int, path: Any, x: Any, old: Stored, past: Any) -> Stored:
+        """Store the moment of the leaf with this number and path in place of `old`."""
+        noise = make_noise(self.format.seed, past, i, self.order, x)
+        new = placement.at_leaf(path, self.format.encode, x, old, noise)
+        return placement.beside(check_stored(new, self.format, old), old.values)
 
     def _weigh(self, weight: jax.Array | None, past: ArrayLike) -> jax.Array:
         """Return the weight pair after this step; weight 1 if there is no average."""
@@ -270,33 +278,10 @@ def store(format: Format, moment: Any, signed: bool) -> Stored:
     """
     leaves, structure = tree_flatten_with_path(moment)
     stored = [
-        _check_stored(placement.at_leaf(path, format.init, leaf, signed), format)
+        check_stored(placement.at_leaf(path, format.init, leaf, signed), format)
         for path, leaf in leaves
     ]
     return _as_tree(stored, structure, format.reader)
-
-
-def _check_stored(new: Any, format: Format, old: Stored | None = None) -> Stored:
-    """Return what a format made of one leaf, if it has the right types.
-
-    Raises:
-      TypeError: if it has others.
-    """
-    reader = getattr(format, "reader", None)
-    if not isinstance(new, Stored) or not isinstance(new.format, reader or ()):
-        raise TypeError(
-            f"{type(format).__name__} must return a Stored whose format is its reader, "
-            f"{getattr(reader, '__name__', reader)}, got {type(new).__name__}"
-            + (f" of {type(new.format).__name__}." if isinstance(new, Stored) else ".")
-        )
-    if old is not None:
-        before, after = map(list_types, (old, new))
-        if before != after:
-            raise TypeError(
-                f"{type(format).__name__}.encode() must keep shapes and dtypes: the "
-                f"state held {', '.join(before)}, it returned {', '.join(after)}."
-            )
-    return new
 
 
 def _as_tree(leaves: list[Stored], structure: Any, reader: Any) -> Stored:

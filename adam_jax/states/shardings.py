@@ -1,5 +1,6 @@
 """Where the arrays of a state lie: shardings from those of the parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.tree_util import tree_flatten_with_path
 
 from adam_jax.placement import count_shards
 from adam_jax.stages.flow import expect_optimizer
+from adam_jax.states.parts import name_leaves
 
 
 def state_shardings(
@@ -17,7 +19,7 @@ def state_shardings(
     params: Any,
     *,
     over: str | None = None,
-    memory_kind: str | None = None,
+    memory_kind: str | Callable[[str], str | None] | None = None,
 ) -> Any:
     """Return a sharding for every leaf of `tx.init(params)`.
 
@@ -39,9 +41,11 @@ def state_shardings(
         length, in the moment and in all that is kept beside it, is a multiple of the
         mesh axis. Where there is none, as for most scalars and biases, moments lie as
         without it.
-      memory_kind: the memory for moments, such as "pinned_host". Those of this package
-        stay in the memory in which they are put: each step brings them to the device
-        and back. (Optax's own optimizers cannot step moments in the host's memory.)
+      memory_kind: the memory for moments, such as "pinned_host"; or a function to it
+        from the name of a parameter, such as "dense/kernel". Those of this package stay
+        in the memory in which they are put: each step brings them to the device and
+        back, a few leaves at a time. (Optax's own optimizers cannot step moments in the
+        host's memory.)
 
     Raises:
       ValueError: if a parameter has no NamedSharding, or one on another mesh, or the
@@ -93,6 +97,8 @@ def plan_shardings(
                 "a state is on one."
             )
     leaves, structure = tree_flatten_with_path(jax.eval_shape(tx.init, params))
+    names = name_leaves(params) if callable(memory_kind) else {}
+    names = {path: name for name, path in names.items()}
     owners = [_find_owner(path, leaf.shape, cut) for path, leaf in leaves]
     beside: dict[Any, list[tuple[int, ...]]] = {path: [x.shape] for path, x in given}
     shared = {
@@ -108,8 +114,10 @@ def plan_shardings(
             shape = [whole if own == 1 and is_shared else own for own, whole in pairs]
             beside[owner].append(tuple(shape))
 
-    def place(shape, owner, kind):
+    def place(shape, owner, is_moment):
         whole, sharding = cut[owner]
+        kind: Any = memory_kind if is_moment else None
+        kind = kind(names[owner]) if callable(kind) else kind
         spec = _cut_like(shape, whole, sharding)
         if over is not None and spec:
             spec = _cut_over(over, spec, shape, beside[owner], sharding)
@@ -118,10 +126,10 @@ def plan_shardings(
     made = [
         _lay(mesh, [], len(leaf.shape), None)
         if owner is None
-        else place(leaf.shape, owner, memory_kind if _is_moment(path) else None)
+        else place(leaf.shape, owner, _is_moment(path))
         for owner, (path, leaf) in zip(owners, leaves, strict=True)
     ]
-    moments = [place(x.shape, path, None) for path, x in given]
+    moments = [place(x.shape, path, False) for path, x in given]
     return structure.unflatten(made), params_structure.unflatten(moments)
 
 

@@ -425,6 +425,35 @@ def test_pieces_that_draw_the_bits_of_the_whole_cost_no_more(machine, fuses):
     check_nothing_is_added(cost, count)
 
 
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+@pytest.mark.parametrize("leaves", [8, 24])
+def test_moments_in_host_memory_come_a_few_leaves_at_a_time(leaves, format):
+    mesh = Mesh(np.array(find_devices("v5e")), ("chips",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    leaf = jax.ShapeDtypeStruct((4096, 4096), "float32", sharding=sharding)
+    params, tx = (
+        [leaf] * leaves,
+        adam_jax.adamw(1e-3, mu_dtype=FORMATS[format].mu, nu_dtype=FORMATS[format].nu),
+    )
+    hosted = adam_jax.state_shardings(tx, params, memory_kind="pinned_host")
+    state = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        jax.eval_shape(tx.init, params),
+        hosted,
+    )
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(
+        step, donate_argnums=(0, 1), out_shardings=([sharding] * leaves, hosted)
+    )
+    memory = step.lower(params, state, params).compile().memory_analysis()
+    of_a_leaf = 2 * math.prod(leaf.shape) * (4 if format == "float32" else 2)
+    assert memory.temp_size_in_bytes <= 3 * of_a_leaf + 2**20
+
+
 @every_machine
 @every_spec
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "pure_float32"])

@@ -177,6 +177,25 @@ def test_explicit_axes_and_host_memory():
     assert state[0].count.sharding.memory_kind != "pinned_host"
 
 
+def test_a_function_picks_the_moments_in_host_memory():
+    """By the name of the parameter; its codes, exponents and residual go together."""
+    params = {"layer": place(mesh_of(), jnp.bfloat16)}
+    tx = adam_jax.compensate_params(
+        adam_jax.adam(1e-2, nu_dtype=adam_jax.eight_bit(min_size=0))
+    )
+    asked = set()
+
+    def pick(name):
+        asked.add(name)
+        return "pinned_host" if name == "layer/w" else None
+
+    found = state_shardings(tx, params, memory_kind=pick)
+    assert asked == {f"layer/{name}" for name in params["layer"]}
+    for path, where in jax.tree_util.tree_leaves_with_path(found):
+        expected = "w" in [getattr(key, "key", None) for key in path]
+        assert (where.memory_kind == "pinned_host") == expected
+
+
 @pytest.mark.parametrize("name", cross(["adam", "8bit", "wrapped", "compensate"]))
 def test_moments_in_host_memory_are_stepped_and_stay(name):
     tx = MAKERS[name]()
