@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adam_jax import numerics, randomness
+from adam_jax import numerics, placement, randomness
 
 DECAYS = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999]
 
@@ -123,6 +123,28 @@ def test_random_bits_of_more_than_2_32_elements():
     flat = jax.jit(lambda: randomness.random_bits((2**16, 2**16), (1, 2))[:2, :3])
     small = jax.jit(lambda: randomness.random_bits((2, 2**16), (1, 2))[:, :3])
     np.testing.assert_array_equal(flat(), small())  # up to there, as it always was
+
+
+@pytest.mark.parametrize("cut", [(("x",), (), ()), ((), ("x",), ()), ((), (), ("x",))])
+def test_pieces_of_more_than_2_32_elements_draw_the_bits_of_the_whole(cut):
+    """XLA makes those that are looked at alone."""
+    whole = (2, 2**17, 2**16)
+    piece = tuple(n // 2 if names else n for n, names in zip(whole, cut, strict=True))
+
+    def look(bits):
+        return bits[:, :: 2**15, :: 2**14]
+
+    def draw():
+        like = jax.ShapeDtypeStruct(piece, "float32")
+        with placement.in_pieces({(): cut}):
+            bits = placement.at_leaf((), randomness.random_bits, piece, (1, 2), like)
+        return look(bits)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+    spec = jax.P(*[names or None for names in cut])
+    found = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(), out_specs=spec))()
+    expected = jax.jit(lambda: look(randomness.random_bits(whole, (1, 2))))()
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_random_bits_are_made_where_they_are_used():
