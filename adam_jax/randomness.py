@@ -77,11 +77,23 @@ def _random_bits(
         hashed = hashed + find_position(
             [starts[axis] for axis in axes], [whole[axis] for axis in axes]
         )
+    if not jnp.shape(hashed):
+        hashed = lax.platform_dependent(hashed, cpu=_set_apart, default=lambda x: x)
     # The last axis comes last: XLA adds what is equal along it once a row.
     for i, axis in enumerate(axes):
         stride = math.prod(whole[other] for other in axes[i + 1 :])
         hashed = hashed + iota(dimension=axis) * jnp.uint32(stride % POSITIONS)
     return hash_index(jnp.uint32(0), jnp.broadcast_to(hashed, shape))
+
+
+def _set_apart(x: jax.Array) -> jax.Array:
+    """Return a uint32 scalar, which XLA computes outside of the loops that read it.
+
+    On CPU it computes anew in each loop what it takes for cheap, but not a division. So
+    loops over leaves of one shape differ in an operand alone, and are compiled once: a
+    step of 100 leaves with bfloat16 moments in 3 seconds, not in 7.
+    """
+    return x // ((x >> 31) | jnp.uint32(1))  # by 1, as XLA does not see
 
 
 def find_position(place: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
