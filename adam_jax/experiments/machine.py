@@ -17,7 +17,7 @@ from adam_jax import fused
 ENVIRONMENT = "environment.json"
 PACKAGES = (
     *("adam_jax", "jax", "jaxlib", "optax", "flax", "numpy"),
-    *("torch", "rollfast"),  # what the benchmark compares with
+    *("torch", "bitsandbytes", "rollfast"),  # what the benchmark compares with
 )
 
 

@@ -15,6 +15,7 @@ from adam_jax.experiments.bench.arguments import FORMATS, Format
 from adam_jax.experiments.bench.steppers import (
     LEARNING_RATE,
     BareLoop,
+    BitsandbytesStepper,
     JaxStepper,
     Program,
     Stepper,
@@ -200,6 +201,13 @@ CANDIDATES = {
         stepper=TorchStepper,
         formats=("float32",),
         why_missing=functools.partial(_why_not_installed, "torch"),
+    ),
+    "bitsandbytes": Candidate(
+        "bitsandbytes.optim.AdamW8bit, where it is installed",
+        program=None,
+        stepper=BitsandbytesStepper,
+        formats=("8bit",),
+        why_missing=functools.partial(_why_not_installed, "bitsandbytes"),
     ),
     "rollfast": Candidate(
         "rollfast.adamw8, where it is installed",

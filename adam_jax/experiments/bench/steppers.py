@@ -26,13 +26,19 @@ class Stepper(Protocol):
 
     Attributes:
       compile_seconds: to trace and compile a step; None where nothing is compiled.
-      state_bytes: of the optimizer's state.
-      peak_bytes: of parameters, gradients, state and what a step takes beside them.
     """
 
     compile_seconds: float | None
-    state_bytes: int
-    peak_bytes: int
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of the optimizer's state."""
+        ...
+
+    @property
+    def peak_bytes(self) -> int:
+        """Those of parameters, gradients, state and what a step takes beside them."""
+        ...
 
     def run(self, steps: int) -> None:
         """Take steps, and return when the last is done."""
@@ -182,16 +188,25 @@ class TorchStepper:
         self._params = [torch.zeros(grad.shape, requires_grad=True) for grad in grads]
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = torch.from_dlpack(grad)
-        self._optimizer = torch.optim.AdamW(
-            self._params,
-            LEARNING_RATE,
-            (B1, B2),
-            EPS,
-            WEIGHT_DECAY,
-            fused=True,
+        self._optimizer = self._make(self._params)
+
+    def _make(self, params: Any) -> Any:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        return torch.optim.AdamW(
+            params, LEARNING_RATE, (B1, B2), EPS, WEIGHT_DECAY, fused=True
         )
-        size = sum(grad.nbytes for grad in grads)
-        self.state_bytes, self.peak_bytes = 2 * size, 4 * size
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of the moments, after a step."""
+        kept = [x for own in self._optimizer.state.values() for x in own.values()]
+        return sum(x.nbytes for x in kept if hasattr(x, "nbytes"))
+
+    @property
+    def peak_bytes(self) -> int:
+        """The bytes of parameters, gradients and moments, after a step."""
+        return 2 * sum(x.nbytes for x in self._params) + self.state_bytes
 
     def run(self, steps: int) -> None:
         """Take steps."""
@@ -201,3 +216,14 @@ class TorchStepper:
     def params(self) -> list[np.ndarray]:
         """Copy the parameters."""
         return [param.detach().numpy().copy() for param in self._params]
+
+
+class BitsandbytesStepper(TorchStepper):
+    """The 8-bit AdamW of bitsandbytes, on all cores."""
+
+    def _make(self, params: Any) -> Any:
+        import bitsandbytes  # pyright: ignore[reportMissingImports] (no dependency)
+
+        return bitsandbytes.optim.AdamW8bit(
+            params, LEARNING_RATE, (B1, B2), EPS, WEIGHT_DECAY
+        )
