@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adam_jax.moments.blocks import EightBit
@@ -49,16 +51,20 @@ def find_plain_nodes(tree: Any) -> tuple[list[Any], list[str]]:
 
 def _make_node(tree: Mapping[str, Any]) -> Any:
     """Return the node that a dict stands for; None if it is none."""
-    if [*tree] in (["count"], ["steps"]) and not isinstance(
-        tree[next(iter(tree))], Mapping
-    ):
+    if [*tree] in (["count"], ["steps"]):
         (count,) = tree.values()
-        return optax.ScaleByScheduleState(count)
+        return optax.ScaleByScheduleState(count) if _counts(count) else None
     moments = {name: _name(tree[name]) for name in _MOMENTS & {*tree}}
     moments = {name: values for name, values in moments.items() if values}
     formats = {f"{name}_format" for name in _MOMENTS}
-    # A layer of a model may be called "mu", too.
+    # A layer of a model may be called "mu", too, and a parameter "count".
     if not moments or {*tree} - _KNOWN - formats or [*moments] == ["mu"] == [*tree]:
+        return None
+    if "count" in tree and not _counts(tree["count"]):
+        return None
+    if "weights" in tree and (
+        np.shape(tree["weights"])[-2:] != (2, 2) or {*moments} - {"mu", "nu"}
+    ):
         return None
     fields: dict[str, Any] = {}
     for name, values in moments.items():
@@ -74,6 +80,11 @@ def _make_node(tree: Mapping[str, Any]) -> Any:
         return MomentsState(**empty | fields)
     kind = "ScaleByRssState" if "sum_of_squares" in fields else "ScaleByAdamState"
     return namedtuple(kind, fields)(**fields)
+
+
+def _counts(x: Any) -> bool:
+    """Return whether it may be a number of steps. (Flax counts random keys unsigned.)"""
+    return jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.signedinteger)
 
 
 def _name(tree: Any) -> dict[str, Any]:

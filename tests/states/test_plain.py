@@ -59,6 +59,29 @@ def test_nothing_is_lost(case, restore, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, adopted.state, state)
 
 
+LAYER = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+ALIKE = {
+    "layers": dict.fromkeys(("mu", "nu", "trace", "count", "weights"), LAYER),
+    "arrays": {"mu": jnp.ones(3), "nu": jnp.ones(3), "count": jnp.ones(2)},
+    "count": {"mu": LAYER, "nu": LAYER, "count": jnp.ones(())},
+    "weights": {"mu": LAYER, "nu": LAYER, "weights": jnp.ones(3)},
+    "alone": {"bag": {"count": jnp.float32(9)}, "walk": {"steps": jnp.ones(3)}},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
+@pytest.mark.parametrize("restore", [by_orbax, by_flax])
+@pytest.mark.parametrize("alike", ALIKE)
+def test_parameters_that_are_called_like_parts_of_a_state(alike, restore, tmp_path):
+    tx, params = adam_jax.adam(rate), ALIKE[alike]
+    _, state = tx.update(params, tx.init(params), params)
+    # nnx.Rngs count what they have drawn, too.
+    train_state = {"params": params, "rngs": {"count": jnp.uint32(7)}, "state": state}
+    adopted = adopt_state(tx, restore(train_state, tmp_path), params)
+    assert not adopted.started and "rngs/count" in adopted.dropped
+    jax.tree.map(np.testing.assert_array_equal, adopted.state, state)
+
+
 def test_what_else_a_state_held_is_listed():
     tx = adam_jax.skip_nonfinite(adam_jax.adam(1e-3))
     plain = by_flax(tx.init(PARAMS), None)
