@@ -83,7 +83,7 @@ def _make_node(tree: Mapping[str, Any]) -> Any:
 
 
 def _counts(x: Any) -> bool:
-    """Return whether it may be a number of steps. (Flax counts random keys unsigned.)"""
+    """Return whether it may count steps. (Flax counts random keys in uint32.)"""
     return jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.signedinteger)
 
 
