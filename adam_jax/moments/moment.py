@@ -202,7 +202,7 @@ class Moment:
         stored = _as_tree(codes, structure, self.format.reader)
         if self.format.flows_stored:
             moment = decode(stored, moment)
-        weight = self._weigh(weight, past)
+        weight = self._weigh(weight, past, before)
         flows, seen = moment, weight[0]
         if read is not None:
 
@@ -254,7 +254,9 @@ class Moment:
         new = placement.at_leaf(path, self.format.encode, x, old, noise)
         return placement.beside(check_stored(new, self.format, old), old.values)
 
-    def _weigh(self, weight: jax.Array | None, past: ArrayLike) -> jax.Array:
+    def _weigh(
+        self, weight: jax.Array | None, past: ArrayLike, before: Any = None
+    ) -> jax.Array:
         """Return the weight pair after this step; weight 1 if there is no average."""
         dtype = jnp.dtype("float32") if weight is None else weight.dtype
         decay = self.decay(past, dtype)
@@ -264,7 +266,7 @@ class Moment:
             count = optax.safe_increment(past)
             value = numerics.constant_weight(decay, count, dtype)
             return jnp.stack([value, jnp.zeros_like(value)])
-        expect_weight(weight, past, self.name)
+        expect_weight(weight, past, self.name, before)
         return numerics.running_weight(weight, decay)
 
 

@@ -57,22 +57,25 @@ def keep(new: Stored, format: Format, name: str, path: Any, param: Any) -> Store
     return jax.tree.map(lambda x, y: placement.copy_beside(x, y, y.dtype), old, new)
 
 
-def expect_weight(weight: jax.Array, past: ArrayLike, name: str) -> None:
+def expect_weight(weight: jax.Array, past: ArrayLike, name: str, moment: Any) -> None:
     """Refuse a state whose moment has no weight, though it has counted steps.
 
-    Under jit nobody can see it.
+    Under jit nobody can see it. A moment of zeros has none: it starts anew, beside one
+    that goes on.
 
     Args:
       weight: as in `MomentsState`, for one moment.
       past: int32 scalar, the number of steps so far.
       name: of the moment.
+      moment: a pytree of its arrays.
 
     Raises:
       ValueError: if it has none.
     """
-    if isinstance(past, Tracer) or isinstance(weight, Tracer):
+    arrays = jax.tree.leaves(moment)
+    if any(isinstance(x, Tracer) for x in (past, weight, *arrays)):
         return
-    if jnp.asarray(past) > 0 and weight[0] == 0:
+    if jnp.asarray(past) > 0 and weight[0] == 0 and any(map(jnp.any, arrays)):
         raise ValueError(
             f"the state has taken {past} steps, but the weight of its {name} is 0: it "
             "was not made by update(), and its next steps would be too long. Give "

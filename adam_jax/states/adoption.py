@@ -276,7 +276,7 @@ def _weigh(node: Any, part: Part, found: Found, weights: jax.Array) -> jax.Array
         own = weights
         if holder and hasattr(holder.node, "weights"):
             own = holder.node.weights
-            expect_weight(own[row], holder.count, name)
+            expect_weight(own[row], holder.count, name, holder.trees[name])
         elif not holder and name in part.trees:
             own = node.weights
         rows.append(np.asarray(own[row]))

@@ -309,7 +309,7 @@ def test_set_moments_is_the_inverse_of_load_moments():
 def test_a_step_refuses_a_count_without_weights(argument, name):
     tx = adam_jax.adam(1e-3, **argument)
     _, state = halfway(tx)
-    moved = (tx.init(PARAMS)[0]._replace(count=jnp.int32(8)), *state[1:])
+    moved = (state[0]._replace(weights=jnp.zeros([2, 2])), *state[1:])
     with pytest.raises(
         ValueError, match=f"taken 8 steps, but the weight of its {name}"
     ):
@@ -319,6 +319,22 @@ def test_a_step_refuses_a_count_without_weights(argument, name):
     expected = constant.update(PARAMS, halfway(constant)[1])[0]
     moved = (halfway(constant)[1][0]._replace(weights=jnp.zeros([2, 2])), *state[1:])
     assert_close(constant.update(PARAMS, moved)[0], expected, 0)
+
+
+@pytest.mark.parametrize("b1", [lambda n: 0.9 - 0.1 / (n + 1), jnp.array(0.9)])
+def test_a_first_moment_beside_one_that_goes_on_has_no_weight_yet(b1):
+    tx = adam_jax.adam(1.0, b1=b1)
+    params, state = halfway(optax.rmsprop(falling))
+    state = adopt_state(tx, state, params).state
+    nu = adam_jax.load_moments(state)[1]
+    assert_close(state, set_moments(tx, params, nu=nu, count=STEPS), 1e-6)
+    state = adopt_state(tx, state, params).state
+    # A weight of zeros is right: the first step is as if nothing had come before.
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    other = adam_jax.adam(1.0, b1=0.0)
+    expected = set_moments(other, params, zeros, nu, count=STEPS)
+    expected, _ = other.update(GRADS[0], expected)
+    assert_close(tx.update(GRADS[0], state)[0], expected, 1e-5)
 
 
 def test_what_cannot_be_continued_is_refused():
