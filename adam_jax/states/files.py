@@ -89,6 +89,8 @@ def save_state(
       1/count int32
     """
     safetensors = _import_safetensors()
+    if os.path.exists(file) and not os.path.isfile(file):  # it would be replaced
+        raise OSError(f"cannot write {os.fspath(file)}: it is there, and no file")
     formats = {
         name: None if dtype is None else as_format(name, dtype)
         for name, dtype in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype))

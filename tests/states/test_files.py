@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -262,6 +263,10 @@ def test_states_that_cannot_be_written(tmp_path):
         save_state(file, abstract)
     with pytest.raises(OSError, match="cannot write"):
         save_state(tmp_path / "no" / "folder", warm(adam_jax.adam(1e-3)))
+    os.mkfifo(tmp_path / "device")  # such as /dev/null
+    with pytest.raises(OSError, match="it is there, and no file"):
+        save_state(tmp_path / "device", warm(adam_jax.adam(1e-3)))
+    (tmp_path / "device").unlink()
     assert file.read_bytes() == whole  # what was there before stays
     assert [x.name for x in tmp_path.iterdir()] == ["file"]
 
