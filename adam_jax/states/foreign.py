@@ -8,7 +8,7 @@ import numpy as np
 
 from adam_jax.hyperparams import shown
 from adam_jax.states.buffers import unpack
-from adam_jax.states.parts import iterate_nodes, take_apart
+from adam_jax.states.parts import Part, iterate_nodes, take_apart
 
 
 class ForeignState(NamedTuple):
@@ -91,10 +91,26 @@ class Held(NamedTuple):
       moments: arrays by the name of a moment, such as "mu", and the path of the
         parameter.
       counts: the number of steps by the path of the parameter, where it is known.
+      unread: the names of what elements share, such as "nu/dense/kernel", where nothing
+        tells the shape of the parameter.
     """
 
     moments: dict[str, dict[str, np.ndarray]]
     counts: dict[str, int]
+    unread: list[str]
+
+    def expect_all(self) -> None:
+        """Refuse moments that could not be read.
+
+        Raises:
+          ValueError: if there are any.
+        """
+        if self.unread:
+            raise ValueError(
+                f"elements share {shown(self.unread[0])}, and nothing in the state "
+                "tells the shape of the parameter: give each its own first, as "
+                "convert_state(state, params=params, nu_dtype='float32') does."
+            )
 
 
 def hold_moments(state: Any, count: int | None) -> Held:
@@ -107,10 +123,15 @@ def hold_moments(state: Any, count: int | None) -> Held:
     Raises:
       ValueError: if a parameter has two moments of one name; if there are no moments.
     """
-    held = Held({}, {})
+    held = Held({}, {}, [])
     parts = [take_apart(node, {}) for node in iterate_nodes(unpack(state))]
+    read = [tree for part in parts for tree in part.trees.values()]
+    likes = {path: x for tree in read for path, x in tree.items()}
     known = [part.count for part in parts if part.count is not None]
     for part in parts:
+        if _list_unread(part):
+            part = take_apart(part.node, likes)
+        held.unread.extend(_list_unread(part))
         own = next((x for x in (part.count, count, *known) if x is not None), None)
         for name, tree in part.trees.items():
             moments = held.moments.setdefault(name, {})
@@ -120,8 +141,17 @@ def hold_moments(state: Any, count: int | None) -> Held:
                 moments[path] = np.asarray(x)
                 if own is not None:
                     held.counts.setdefault(path, int(own))
-    if not held.moments:
+    if not held.moments and not held.unread:
         raise ValueError(
             "found no moments in the state: pass what tx.init or tx.update returned."
         )
     return held
+
+
+def _list_unread(part: Part) -> list[str]:
+    return [
+        f"{name}/{path}"
+        for name, tree in part.stored.items()
+        for path in tree
+        if path not in part.trees[name]
+    ]

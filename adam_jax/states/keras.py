@@ -152,6 +152,7 @@ def write_keras(
     """
     kept = arrange(variables, params, paths, optimizer)
     held = hold_moments(state, count)
+    held.expect_all()
     if any(getattr(node, "mini_step", 0) for node in iterate_nodes(state)):
         raise ValueError(
             "gradients have been added up for the next step, which write_keras does "

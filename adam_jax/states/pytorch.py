@@ -88,9 +88,10 @@ def read_torch(
         whether it is turned.
 
     Raises:
-      ValueError: if paths do not fit the state or params; if a shape does not fit; if
-        shapes do not tell whether a parameter is turned, as for a square kernel; for a
-        state with something that has no counterpart.
+      ValueError: if state_dict is none of an optimizer; if paths do not fit the state
+        or params; if a shape does not fit; if shapes do not tell whether a parameter is
+        turned, as for a square kernel; for a state with something that has no
+        counterpart.
 
     Example: after two steps with a kernel of shape (1, 2) there and (2, 1) here.
 
@@ -105,8 +106,8 @@ def read_torch(
       ('count', 'mu/dense/kernel', 'nu/dense/kernel') (2, 1)
     """
     shapes = {name: np.shape(x) for name, x in by_name(params).items()}
-    order = [i for group in state_dict["param_groups"] for i in group["params"]]
-    paths, known = list(paths), {*order}
+    order = list_order(state_dict)
+    paths, known = list(paths), {index for index, _ in order}
     strange = [index for index in state_dict["state"] if index not in known]
     if strange:
         raise ValueError(
@@ -119,9 +120,8 @@ def read_torch(
             f"the old optimizer has {len(order)} parameters, but there are "
             f"{len(paths)} paths: give one for each, in its order."
         )
-    groups = [group for group in state_dict["param_groups"] for _ in group["params"]]
     found: dict[int | None, dict[str, dict[str, np.ndarray]]] = {}
-    for index, path, group in zip(order, paths, groups, strict=True):
+    for (index, group), path in zip(order, paths, strict=True):
         kept = as_torch(state_dict["state"].get(index, {}), group, path)
         if not kept:
             continue  # it had no gradient
@@ -143,6 +143,26 @@ def read_torch(
                 moment = -rate * moment  # here it follows the rate
             own.setdefault(_FIELDS[key], {})[path] = moment
     return [ForeignState(count, **trees) for count, trees in found.items()]
+
+
+def list_order(state_dict: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
+    """Return the numbers of an optimizer's parameters, each with its group, in order.
+
+    Args:
+      state_dict: what `optimizer.state_dict()` returned.
+
+    Raises:
+      ValueError: if it is something else, such as a whole checkpoint.
+    """
+    keys = [*state_dict] if isinstance(state_dict, Mapping) else []
+    if not {"state", "param_groups"} <= {*keys}:
+        found = ", ".join(map(str, keys[:5])) or type(state_dict).__name__
+        raise ValueError(
+            f"state_dict must have state and param_groups, got {found}: pass what "
+            "optimizer.state_dict() returned, without what lies beside it in a file."
+        )
+    groups = state_dict["param_groups"]
+    return [(index, group) for group in groups for index in group["params"]]
 
 
 def fit_axes(

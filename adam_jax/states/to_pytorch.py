@@ -7,7 +7,7 @@ import numpy as np
 
 from adam_jax.hyperparams import shown
 from adam_jax.states.foreign import hold_moments
-from adam_jax.states.pytorch import fit_axes
+from adam_jax.states.pytorch import fit_axes, list_order
 
 _ADAM = {"mu": "exp_avg", "nu": "exp_avg_sq"}
 # By a key that a group has for this optimizer and for none above it: PyTorch's names.
@@ -71,9 +71,8 @@ def write_torch(
       1.0 [[0.1 0.1]]
     """
     held = hold_moments(state, count)
-    order = [
-        (i, group) for group in state_dict["param_groups"] for i in group["params"]
-    ]
+    held.expect_all()
+    order = list_order(state_dict)
     for name, given in (("paths", paths), ("shapes", shapes)):
         if len(given) != len(order):
             raise ValueError(

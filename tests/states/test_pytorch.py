@@ -230,6 +230,11 @@ def test_what_does_not_fit_is_refused():
         read_torch(state_dict, params, paths, turned=turned)
     with pytest.raises(ValueError, match="a path is there twice"):
         read_torch(state_dict, params, [paths[1], *paths[1:]])
+    for checkpoint in ({"model": {}, "optimizer": state_dict}, state_dict["state"], []):
+        with pytest.raises(ValueError, match="must have state and param_groups, got"):
+            read_torch(checkpoint, params, paths)
+        with pytest.raises(ValueError, match="must have state and param_groups, got"):
+            write_torch(adam_jax.adam(LR).init(params), checkpoint, paths, ())
     keyed = {**state_dict, "state": {"0": state_dict["state"][0]}}
     with pytest.raises(ValueError, match="a parameter '0', which is in no group"):
         read_torch(keyed, params, paths)
@@ -330,7 +335,11 @@ def test_what_pytorch_cannot_continue_is_refused():
         state = tx.init(params)
         return write_torch(state, new, paths, shapes, count=count, turned=turned)
 
+    shared = adam_jax.mean_over(0)
+    with pytest.raises(ValueError, match="elements share 'nu/.*convert_state"):
+        write(adam_jax.rmsprop(LR, nu_dtype=shared), alpha=0.9)
     adam, betas = adam_jax.adam(LR), (0.9, 0.999)
+    write(adam_jax.adam(LR, nu_dtype=shared), betas=betas, amsgrad=False)
     with pytest.raises(ValueError, match="NAdam's momentum follows a schedule"):
         write(adam_jax.nadam(LR), betas=betas, momentum_decay=0.004)
     with pytest.raises(
