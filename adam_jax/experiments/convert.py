@@ -72,12 +72,7 @@ def print_losses(old: Read, held: Held, new: Read, kept: Held) -> None:
     for name, tree in held.moments.items():
         there = kept.moments.get(name, {})
         lost += [f"{name}/{path}" for path in tree if path not in there]
-        off = [
-            np.abs(np.float64(there[path]) - x).max(initial=0)
-            / np.abs(x).max(initial=1e-300)
-            for path, x in tree.items()
-            if path in there
-        ]
+        off = [_compare(x, there[path]) for path, x in tree.items() if path in there]
         if off:
             print(f"{name}: off by at most {max(off):.2g} of the largest in its array")
     if held.counts != kept.counts:
@@ -87,5 +82,8 @@ def print_losses(old: Read, held: Held, new: Read, kept: Held) -> None:
 
 def _compare(x: np.ndarray, y: np.ndarray) -> float:
     """Give the largest difference of two arrays, in units of the largest element."""
-    largest = np.abs(x).max(initial=0)
-    return float(np.abs(np.float64(y) - x).max(initial=0) / largest) if largest else 0.0
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    with np.errstate(invalid="ignore"):
+        off = np.where(same, 0, np.abs(x - y))
+    largest = np.nanmax(np.abs(x), initial=0)
+    return float(off.max(initial=0) / (largest or 1))

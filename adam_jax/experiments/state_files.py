@@ -274,6 +274,7 @@ def choose_writer(options: Namespace, old: Read, held: Held) -> Callable[[Path],
 
 def _adopt_by_optax(name: str, old: Read, held: Held) -> Any:
     """Make the state of an optimizer of Optax."""
+    held.expect_all()
     moments = {*held.moments}
     fitting = [x for x, (own, _) in _OPTAX.items() if own == moments]
     if not name and not fitting:
@@ -294,6 +295,13 @@ def _adopt_by_optax(name: str, old: Read, held: Held) -> Any:
         for folder in folders:
             place = place.setdefault(folder, {})
         place[last] = np.zeros(x.shape, np.float32)
-    # A trace does not depend on the number of steps, and may not tell it.
-    count = 0 if moments == {"trace"} and not held.counts else None
-    return adam_jax.adopt_state(tx, old.nodes, params, count=count).state
+    # These do not depend on the number of steps, and may not tell it.
+    count = 0 if name in ("sgd", "rmsprop", "adagrad") and not held.counts else None
+    adopted = adam_jax.adopt_state(tx, old.nodes, params, count=count)
+    alone = {*adopted.dropped} & {*adopted.started} - {"count"}
+    if alone:
+        raise ValueError(
+            f"optax.{name} cannot go on with {min(alone)}: it keeps another moment "
+            "beside it, which the state lacks"
+        )
+    return adopted.state

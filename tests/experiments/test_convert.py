@@ -97,6 +97,32 @@ def test_the_optimizer_of_optax_is_told_by_its_moments(tx, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, warm(tx))
 
 
+def test_what_was_lost_is_true(tmp_path, capfd):
+    def table(tx, to, state=None):
+        adam_jax.save_state(tmp_path / "old", state or warm(tx))
+        code = main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), *to])
+        return code, "".join(capfd.readouterr())
+
+    adam = adam_jax.adam(1e-3)
+    _, text = table(optax.MultiSteps(adam, 3), ())  # zeros: no step was taken
+    assert "mu: off by at most 0 of" in text and "lost: nothing" in text
+    nans = adam.update(jax.tree.map(lambda x: x * np.nan, PARAMS), adam.init(PARAMS))
+    _, text = table(adam, ("--to", "bfloat16"), nans[1])
+    assert "nu: off by at most 0 of" in text
+    shared = adam_jax.mean_over(-1)
+    _, text = table(adam_jax.adam(1e-3, nu_dtype=shared), ("--to", "optax"))
+    assert "nu: off by at most 0 of" in text and "lost: nothing" in text
+    code, text = table(adam_jax.rmsprop(1e-3, nu_dtype=shared), ("--to", "optax"))
+    assert code == 2 and "elements share 'nu/dense/bias'" in text
+    _, text = table(optax.rmsprop(1e-3), ("--to", "optax"))  # which has no count
+    assert "nu: off by at most 0 of" in text and "lost: nothing" in text
+    labels = {"dense": {"kernel": "lion", "bias": "adam"}}
+    groups = {"lion": adam_jax.lion(1e-3), "adam": adam_jax.adam(1e-3)}
+    groups = optax.multi_transform(groups, labels)
+    code, text = table(groups, ("--to", "optax"))
+    assert code == 2 and "optax.adam cannot go on with mu/dense/kernel" in text
+
+
 def test_from_orbax(tmp_path, capfd):
     state = {"opt_state": warm(optax.adamw(lambda count: 1e-3)), "step": 3}
     with ocp.StandardCheckpointer() as checkpointer:
