@@ -336,7 +336,7 @@ def test_what_pytorch_cannot_continue_is_refused():
         return write_torch(state, new, paths, shapes, count=count, turned=turned)
 
     shared = adam_jax.mean_over(0)
-    with pytest.raises(ValueError, match="elements share 'nu/.*convert_state"):
+    with pytest.raises(ValueError, match="elements share 'nu/"):
         write(adam_jax.rmsprop(LR, nu_dtype=shared), alpha=0.9)
     adam, betas = adam_jax.adam(LR), (0.9, 0.999)
     write(adam_jax.adam(LR, nu_dtype=shared), betas=betas, amsgrad=False)
