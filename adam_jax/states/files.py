@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from adam_jax import numerics
+from adam_jax.hyperparams import shown
 from adam_jax.moments.blocks import EightBit
 from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.moment import decode, store
@@ -59,7 +60,8 @@ def save_state(
 
     Args:
       file: its path.
-      state: the state, or anything that holds one.
+      state: the state, or a dict or an object that holds one, such as a TrainState:
+        what lies beside the state there is not written.
       mu_dtype: how the file stores first moments and traces: a dtype, a `Format` or the
         name of one, rounded to nearest; None means as the state does.
       nu_dtype: the same for second moments and their maxima. (One that elements share
@@ -121,6 +123,10 @@ def save_state(
                 if jnp.issubdtype(numerics.dtype_of(x), jax.dtypes.prng_key):
                     keys[full] = str(jax.random.key_impl(x))
                     x = jax.random.key_data(x)
+                if full in tensors:
+                    raise ValueError(
+                        f"two arrays are named {shown(full)}: rename one of them."
+                    )
                 tensors[full] = np.asarray(x, order="C")
         description = {
             "kind": type(node).__name__,

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.tree_util import keystr, tree_leaves_with_path
@@ -100,32 +100,62 @@ class Part:
         return fields
 
 
+class Loose(NamedTuple):
+    """The node for what an optimizer keeps in a container of no fields, such as a dict.
+
+    Attributes:
+      value: a pytree that holds arrays, but no other nodes.
+    """
+
+    value: Any
+
+
 def iterate_nodes(state: Any) -> Iterator[Any]:
     """Yield the nodes of a state that hold anything, each before those inside it.
 
     Args:
       state: an optimizer state, or anything that holds one.
     """
+    return _iterate(state, False)
+
+
+def _iterate(state: Any, inside: bool) -> Iterator[Any]:
+    """Yield nodes.
+
+    Args:
+      state: a part of a state.
+      inside: whether all of it is an optimizer's. What lies beside the state in a
+        TrainState is not.
+    """
     if hasattr(state, "_fields"):
         inner, is_node = _split(state)
         if is_node:
             yield state
         for name in inner:
-            yield from iterate_nodes(getattr(state, name))
+            yield from _iterate(getattr(state, name), True)
+    elif inside and _is_loose(state):
+        yield Loose(state)
     elif not jax.tree_util.all_leaves([state]):
+        inside = inside or isinstance(state, tuple)
         for child in jax.tree.leaves(state, is_leaf=lambda x: x is not state):
-            yield from iterate_nodes(child)
+            yield from _iterate(child, inside)
+
+
+def _is_loose(tree: Any) -> bool:
+    """Return whether a tree holds arrays, but no nodes."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "_fields"))
+    return bool(leaves) and not any(hasattr(x, "_fields") for x in leaves)
 
 
 def _split(node: Any) -> tuple[list[str], bool]:
     """Return the fields that hold other nodes, and whether there are fields beside."""
+    if isinstance(node, PackedState):
+        return ["inner_state"], False
     ends = "state", "states"
     inner = [n for n in node._fields if n.startswith("inner") or n.endswith(ends)]
-    if isinstance(node, PackedState):
-        return inner, False
+    inner = [name for name in inner if not _is_loose(getattr(node, name))]
     if not inner and type(node).__name__ not in _KNOWN:  # somebody's own container
         inner = [name for name in node._fields if _holds_nodes(getattr(node, name))]
-        return inner, not inner and bool(node._fields)
     return inner, len(inner) < len(node._fields)
 
 
@@ -273,13 +303,21 @@ def rebuild(state: Any, made: Iterator[dict[str, Any]]) -> Any:
       state: an optimizer state.
       made: the new fields of each of its nodes, in the order of `iterate_nodes`.
     """
+    return _rebuild(state, made, False)
+
+
+def _rebuild(state: Any, made: Iterator[dict[str, Any]], inside: bool) -> Any:
     if hasattr(state, "_fields"):
         inner, is_node = _split(state)
         own = next(made) if is_node else {}
         return state._replace(
-            **own, **{name: rebuild(getattr(state, name), made) for name in inner}
+            **own,
+            **{name: _rebuild(getattr(state, name), made, True) for name in inner},
         )
+    if inside and _is_loose(state):
+        return next(made).get("value", state)
     if jax.tree_util.all_leaves([state]):
         return state
+    inside = inside or isinstance(state, tuple)
     children, structure = jax.tree.flatten(state, is_leaf=lambda x: x is not state)
-    return structure.unflatten([rebuild(child, made) for child in children])
+    return structure.unflatten([_rebuild(child, made, inside) for child in children])

@@ -10,7 +10,7 @@ import numpy as np
 
 from adam_jax import placement
 from adam_jax.hyperparams import shown
-from adam_jax.states.parts import Part, by_name, iterate_nodes, take_apart
+from adam_jax.states.parts import Loose, Part, by_name, iterate_nodes, take_apart
 from adam_jax.states.plain import find_plain_nodes
 
 Found = dict[str, dict[str, tuple[Part, str]]]
@@ -34,7 +34,7 @@ class Supply:
         named = by_name(params)
         likes = {rename(name): x for name, x in named.items()}
         nodes, self._others = [*iterate_nodes(state)], []
-        if not nodes:
+        if all(isinstance(node, Loose) for node in nodes):
             nodes, self._others = find_plain_nodes(state)
         self._parts = [take_apart(node, likes) for node in nodes]
         if not nodes and self._others:
@@ -168,12 +168,14 @@ class Supply:
         old = held[place] if place >= 0 and not part.trees else None
         made = {}
         for name, start in part.own.items():
+            value, keys = _find_field(old, name)
             changed = old and name.removeprefix("hyperparams/") in (
                 old.scheduled - part.scheduled
             )
-            if old and not changed and _fits(old.own.get(name), start):
-                made[name] = _copy_fields(old.own[name], start)
-                self._give(old, name)
+            if old and not changed and _fits(value, start):
+                made[name] = _copy_fields(value, start)
+                self._given |= {(old, key) for key in keys}
+                self.placed.append(name)
             elif name == "count" and part.counts and steps is not None:
                 made[name] = copy_like(steps, start)
                 self.placed.append(name)
@@ -186,6 +188,23 @@ class Supply:
     def _give(self, part: Part, name: str) -> None:
         self._given.add((part, name))
         self.placed.append(name)
+
+
+def _find_field(part: Part | None, name: str) -> tuple[Any, list[str]]:
+    """Return a field of a node, and its names there.
+
+    Where it is a list or a tree of Flax, `read_state` returns a dict of its
+    arrays, and they are fields of their own.
+
+    Args:
+      part: the node.
+      name: of the field.
+    """
+    own = part.own if part else {}
+    if name in own:
+        return own[name], [name]
+    items = {key: x for key, x in own.items() if key.startswith(f"{name}/")}
+    return {key.removeprefix(f"{name}/"): x for key, x in items.items()}, [*items]
 
 
 def _fits(value: Any, like: Any) -> bool:

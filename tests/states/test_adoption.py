@@ -337,6 +337,18 @@ def test_a_first_moment_beside_one_that_goes_on_has_no_weight_yet(b1):
     assert_close(tx.update(GRADS[0], state)[0], expected, 1e-5)
 
 
+def test_what_is_in_no_named_tuple_is_listed():
+    kept = optax.GradientTransformation(
+        lambda params: {"last": jnp.ones(3)}, lambda updates, state, _: (updates, state)
+    )
+    adam = adam_jax.adam(1e-2)
+    tx = optax.chain(kept, adam)
+    state = tx.init(PARAMS)
+    assert adopt_state(tx, state, PARAMS).started == ()
+    assert adopt_state(adam, state, PARAMS).dropped == ("value/last",)
+    assert adopt_state(tx, adam.init(PARAMS), PARAMS).started == ("value/last",)
+
+
 def test_what_cannot_be_continued_is_refused():
     tx = adam_jax.adam(1e-2)
     params, state = halfway(tx)
@@ -507,7 +519,7 @@ def test_states_of_flax_and_in_containers():
     tx = adam_jax.adam(1e-2)
     params, state = halfway(tx)
     adopted = adopt_state(tx, Training(params, state, 3), params)
-    assert_adopts(adopted, tx, params)
+    assert_adopts(adopted, tx, params, dropped=("params/b", "params/w", "step"))
 
 
 def test_shared_moments_of_parameters_that_were_removed():

@@ -5,12 +5,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -34,7 +36,45 @@ def of_optax(tx):
     return optax.chain(optax.clip_by_global_norm(1.0), tx)
 
 
+class EmaParams(NamedTuple):
+    ema: jax.Array
+    bias: jax.Array
+
+
+class Kept(NamedTuple):
+    drawn_state: jax.Array
+    average: Any
+    adam: Any
+
+
+def keep(tx):
+    def update(updates, state, params=None):
+        updates, adam = tx.update(updates, state.adam, params)
+        drawn = state.drawn_state + 1
+        return updates, Kept(drawn, jax.tree.map(jnp.add, state.average, updates), adam)
+
+    return optax.GradientTransformation(
+        lambda params: Kept(
+            jnp.arange(3), jax.tree.map(jnp.ones_like, params), tx.init(params)
+        ),
+        update,
+    )
+
+
+def remember(wrap):
+    """Return an optimizer whose state is no NamedTuple."""
+    return optax.GradientTransformation(
+        wrap, lambda updates, state, params=None: (updates, wrap(updates))
+    )
+
+
+OWN = optax.chain(
+    remember(lambda tree: {"last": tree, "sum": jnp.float32(3)}),
+    keep(adam_jax.adam(rate)),
+    remember(lambda tree: tree["scale"]),
+)
 CASES = make.CASES | {
+    "own": OWN,
     "optax": of_optax(optax.amsgrad(rate)),
     "keys": of_optax(optax.add_noise(0.1, 0.1, jax.random.key(3))),
     "injected": optax.inject_hyperparams(optax.adamw)(rate, b1=0.8),
@@ -74,6 +114,29 @@ def test_nothing_is_lost(case, tmp_path):
     ):
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(as_data(x), as_data(y), str(path))
+
+
+CONTAINERS = {
+    "tuple": (jnp.ones(3), [jnp.ones(2)]),
+    "nnx": nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param),
+    "named": EmaParams(jnp.ones(3), jnp.ones(2)),
+    "array": jnp.ones(3),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_trees_beside_the_moments_come_back_in_their_containers(container, tmp_path):
+    params = CONTAINERS[container]
+    tx = optax.chain(
+        remember(lambda tree: [jnp.ones(3), jax.tree.leaves(tree)]),
+        optax.ema(0.9),
+        optax.MultiSteps(adam_jax.adam(1e-3), 3).gradient_transformation(),
+    )
+    _, state = tx.update(params, tx.init(params), params)
+    save_state(tmp_path / "file", state)
+    adopted = adopt_state(tx, read_state(tmp_path / "file"), params)
+    assert adopted.dropped == adopted.started == ()
+    jax.tree.map(np.testing.assert_array_equal, adopted.state, state)
 
 
 def test_a_file_written_again_is_the_same(tmp_path):
@@ -181,6 +244,19 @@ def test_a_format_of_ones_own_is_written_as_arrays(tmp_path):
     state = (state[0]._replace(nu=nu, nu_format=Halved()), *state[1:])
     save_state(tmp_path / "file", state)
     assert (load_file(tmp_path / "file")["0/nu/dense/kernel"] == 2).all()
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    state = Kept(jnp.ones(2), {"a": {"b": jnp.ones(3)}, "a/b": jnp.ones(3)}, ())
+    with pytest.raises(ValueError, match="two arrays are named '0/average/a/b'"):
+        save_state(tmp_path / "file", state)
+
+
+def test_what_lies_beside_a_state_is_not_written(tmp_path):
+    state = warm(adam_jax.adam(1e-3))
+    save_state(tmp_path / "file", {"params": PARAMS, "step": 2, "opt_state": state})
+    save_state(tmp_path / "alone", state)
+    assert (tmp_path / "file").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
 def test_names_with_slashes_and_flax_boxes(tmp_path):
