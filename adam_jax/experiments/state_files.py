@@ -23,6 +23,7 @@ from adam_jax.states.pytorch import TURNED
 
 SAME = "same"
 _WEIGHTS = "model.weights.h5"  # in an archive of Keras
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # of files before PyTorch 1.6
 # What an optimizer of Optax keeps; the arguments are those that shape its state.
 _OPTAX: dict[str, tuple[set[str], dict[str, Any]]] = {
     "adam": ({"mu", "nu"}, {}),
@@ -60,9 +61,9 @@ def read_file(path: Path, options: Namespace) -> Read:
             start = file.read(9)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
-    if start.startswith(b"PK"):
-        if _is_keras(path):
-            return Read("Keras", _read_keras(path, options), [])
+    if start.startswith(b"PK") and _is_keras(path):
+        return Read("Keras", _read_keras(path, options), [])
+    if start.startswith((b"PK", _OLD_TORCH)):
         return Read("PyTorch", _read_torch(path, options), [])
     if start.endswith(b"{"):
         nodes = adam_jax.read_state(path)
@@ -125,7 +126,8 @@ def _read_torch(path: Path, options: Namespace) -> list[Any]:
             if key != "step" and hasattr(x, "shape")
         ]
         shape = tuple(arrays[0].shape) if arrays else ()
-        axes = TURNED.get(len(shape), ()) if turns(name) else range(len(shape))
+        same = range(len(shape))
+        axes = TURNED.get(len(shape), same) if turns(name) else same
         shapes[name] = jax.ShapeDtypeStruct([shape[i] for i in axes], "float32")
     return list(adam_jax.read_torch(state_dict, shapes, names, turned=turns))
 
@@ -137,11 +139,23 @@ def _load_torch(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # one of many
         raise ValueError(f"{path} is no file of torch.save: {error}") from error
-    inside = found.values() if isinstance(found, dict) else ()
-    for one in (found, *inside):
-        if isinstance(one, dict) and {"state", "param_groups"} <= one.keys():
-            return one
-    raise ValueError(f"{path} holds no state_dict of an optimizer")
+    inside = {"": found, **(found if isinstance(found, dict) else {})}
+    for name, x in [*inside.items()]:  # as those of Lightning
+        if isinstance(x, list):
+            inside |= {f"{name}[{i}]": one for i, one in enumerate(x)}
+    states = {
+        name: x
+        for name, x in inside.items()
+        if isinstance(x, dict) and {"state", "param_groups"} <= x.keys()
+    }
+    if not states:
+        raise ValueError(f"{path} holds no state_dict of an optimizer")
+    if len(states) > 1:
+        raise ValueError(
+            f"{path} holds the state_dicts of several optimizers, "
+            f"{' and '.join(map(str, states))}: write each to a file of its own"
+        )
+    return next(iter(states.values()))
 
 
 def _import(name: str) -> Any:
@@ -262,7 +276,8 @@ def choose_writer(options: Namespace, old: Read, held: Held) -> Callable[[Path],
         shapes = []
         for path in names:
             x = next((t[path] for t in held.moments.values() if path in t), np.ones(()))
-            axes = np.argsort(TURNED.get(x.ndim, ())) if turns(path) else range(x.ndim)
+            same = range(x.ndim)
+            axes = np.argsort(TURNED.get(x.ndim, same)) if turns(path) else same
             shapes.append([x.shape[i] for i in axes])
         written = adam_jax.write_torch(old.nodes, new, names, shapes, turned=turns)
         for own in written["state"].values():

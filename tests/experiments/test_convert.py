@@ -155,6 +155,32 @@ def torch(monkeypatch):
     return module
 
 
+def test_files_of_torch_with_other_things_beside_the_state(torch, tmp_path, capfd):
+    moments = {"step": 1.0, "exp_avg": np.ones((3, 2)), "exp_avg_sq": np.ones((3, 2))}
+    scale = {"step": 1.0, "exp_avg": np.ones(3), "exp_avg_sq": np.ones(3)}
+    group = {"params": [0, 1], "betas": 0, "amsgrad": False}
+    group["param_names"] = ["lin.weight", "norm.weight"]
+    one = {"state": {0: moments, 1: scale}, "param_groups": [group]}
+    torch.save({"optimizer_states": [one], "epoch": 3}, tmp_path / "lightning")
+    turned = ("--turned", "*weight")  # what has one axis stays as it is
+    convert(tmp_path / "lightning", tmp_path / "new", *turned)
+    [node] = adam_jax.read_state(tmp_path / "new")
+    assert node.mu["lin/weight"].shape == (2, 3) and node.mu["norm/weight"].shape == (
+        3,
+    )
+    like = ("--to", "torch", "--like", tmp_path / "lightning")
+    convert(tmp_path / "new", tmp_path / "pt", *turned, *like)
+    assert torch.load(tmp_path / "pt", None, True)["state"][1]["exp_avg"].shape == (3,)
+    for two in ({"g": one, "d": one}, {"optimizer_states": [one, one]}):
+        torch.save(two, tmp_path / "two")
+        assert main(["convert", str(tmp_path / "two")]) == 2
+        assert "state_dicts of several optimizers" in capfd.readouterr().err
+    old = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # as torch.save once began
+    (tmp_path / "old").write_bytes(old)
+    assert main(["convert", str(tmp_path / "old")]) == 2
+    assert "holds no state_dict" in capfd.readouterr().err
+
+
 def test_to_torch_and_back(torch, ours, tmp_path, capfd):
     group = {"params": [0, 1], "betas": (0.9, 0.999), "amsgrad": False}
     group["param_names"] = ["dense.kernel", "dense.bias"]
