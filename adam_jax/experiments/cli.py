@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from adam_jax.experiments.interrupts import Diverged, Interrupted, on_interrupt
 
-INTERRUPTED = 130  # what shells report of a program that Ctrl-C has ended
+# What shells report of a program that Ctrl-C has ended, or nobody reads any more.
+INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and give the exit code.
 
     It is 0 after success, 1 if training diverged, 2 if the command line, the config,
-    the run or the output folder is unusable, 130 after Ctrl-C, 143 after SIGTERM.
+    the run or the output folder is unusable, 130 after Ctrl-C, 143 after SIGTERM,
+    141 where nobody reads what is printed.
     """
     try:
         with on_interrupt(_exit_at_once):
@@ -35,6 +37,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return 2
     try:
         run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `adam-jax configs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except OSError as error:
         return _fail(2, f"cannot write the results: {error}")
     except Interrupted as error:

@@ -305,6 +305,17 @@ print("loaded:", sorted(heavy & {*sys.modules}))
     assert "usage: " in done.stdout or "error: " in done.stderr or "--version" in argv
 
 
+def test_nobody_need_read_to_the_end():
+    command = f"{sys.executable} -m adam_jax.experiments configs | true"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "" and done.stdout in ("141\n", "0\n")
+
+
 def test_help_documents_every_option(capfd):
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--help"])
