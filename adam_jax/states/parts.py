@@ -24,8 +24,7 @@ TREES = {
     **dict.fromkeys(("ScaleByRmsState", "ScaleByRmsWithCountState"), _MOMENTS),
     **dict.fromkeys(("ScaleByRStdDevState", "ScaleByRStdDevWithCountState"), _MOMENTS),
     "ScaleByRssState": {"sum_of_squares": "nu"},
-    "ForeignState": _MOMENTS
-    | {x: x for x in ("raw_nu_max", "scaled_trace", "average")},
+    "ForeignState": _MOMENTS | _FOREIGN,
 }
 # What counts the steps of a node. Other nodes count something else, such as losses.
 _COUNTS = {
