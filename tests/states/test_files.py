@@ -354,8 +354,11 @@ def test_without_safetensors(monkeypatch, tmp_path):
             call()
 
 
-def test_a_file_can_be_read_by_others(tmp_path):
-    save_state(tmp_path / "file", warm(adam_jax.adam(1e-3)))
-    (tmp_path / "file").chmod(0o644)
-    with safe_open(tmp_path / "file", "numpy") as opened:
-        assert opened.get_tensor("0/count") == 2
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_can_be_read_by_whom_the_umask_lets(mask, mode, tmp_path):
+    before = os.umask(mask)
+    try:
+        save_state(tmp_path / "file", adam_jax.adam(1e-3).init(PARAMS))
+    finally:
+        assert os.umask(before) == mask
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
