@@ -1,5 +1,6 @@
 """Moments from other frameworks, in a form that `adopt_state` continues."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,16 +72,29 @@ def check_paths(paths: Sequence[str], shapes: Mapping[str, Any]) -> None:
     Raises:
       ValueError: if a path is there twice, or is none of a parameter.
     """
-    if len({*paths}) < len(paths):
-        raise ValueError(
-            "a path is there twice, but what is shared is one parameter in the old "
-            "optimizer."
-        )
+    expect_each_once(paths)
     unknown = [path for path in paths if path not in shapes]
     if unknown:
         raise ValueError(
             f"params have no {shown(unknown[0])}: paths are among "
             f"{', '.join(list(shapes)[:5])}, ..."
+        )
+
+
+def expect_each_once(paths: Sequence[str]) -> None:
+    """Refuse a path that stands for two parameters.
+
+    Args:
+      paths: as in `check_paths`, or of a new optimizer.
+
+    Raises:
+      ValueError: if a path is there twice.
+    """
+    twice = [path for path, times in Counter(paths).items() if times > 1]
+    if twice:
+        raise ValueError(
+            f"a path is there twice, {shown(twice[0])}: give each once, as what is "
+            "shared is one parameter in the other optimizer, too."
         )
 
 

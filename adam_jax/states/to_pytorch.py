@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from adam_jax.hyperparams import shown
-from adam_jax.states.foreign import hold_moments
+from adam_jax.states.foreign import expect_each_once, hold_moments
 from adam_jax.states.pytorch import fit_axes, list_order
 
 _ADAM = {"mu": "exp_avg", "nu": "exp_avg_sq"}
@@ -79,10 +79,7 @@ def write_torch(
                 f"the new optimizer has {len(order)} parameters, but there are "
                 f"{len(given)} {name}: give one for each, in its order."
             )
-    if len({*paths}) < len(paths):
-        raise ValueError(
-            "a path is there twice, but what is shared is one parameter in PyTorch."
-        )
+    expect_each_once(paths)
     strange = {path for tree in held.moments.values() for path in tree} - {*paths}
     if strange:
         raise ValueError(
