@@ -104,7 +104,11 @@ both_axes = pytest.mark.parametrize("axes", AXES)
 def program_of(candidate, format):
     if candidate != "record_gradient_norm":
         return CANDIDATES[candidate].program(FORMATS[format])
-    tx = adam_jax.record(adam_jax.adamw(1e-3), ["gradient_norm"])
+    return chain_of(adam_jax.record(adam_jax.adamw(1e-3), ["gradient_norm"]))
+
+
+def chain_of(tx):
+    """Return the program of a transformation, through XLA alone."""
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -122,8 +126,12 @@ def cost_of(machine, candidate, format, shapes=MATRIX):
 @functools.cache
 def compile_for(machine, candidate, format, shapes=MATRIX):
     """Return a step compiled for one chip, and the number of its parameters."""
-    devices, program = find_devices(machine), program_of(candidate, format)
-    dtype = FORMATS[format].dtype
+    program = program_of(candidate, format)
+    return compile_program(program, machine, FORMATS[format].dtype, shapes)
+
+
+def compile_program(program, machine, dtype="float32", shapes=MATRIX):
+    devices = find_devices(machine)
     params = place([jax.ShapeDtypeStruct(x, dtype) for x in shapes], devices)
     state = place(jax.eval_shape(program.init, params), devices)
     compiled, _ = compile_step(program, params, state, params)
@@ -193,15 +201,7 @@ def test_one_hash_serves_both_moments_if_their_seeds_are_equal(make, seeds):
     kind = {"dtype": "bfloat16"} if make is adam_jax.dense else {}
     mu_dtype, nu_dtype = (make(**kind, seed=seed) for seed in seeds)
     tx = adam_jax.adamw(1e-3, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    [shape], devices = MATRIX, find_devices("v5e")
-    params = place(jax.ShapeDtypeStruct(shape, "float32"), devices)
-    state = place(jax.eval_shape(tx.init, params), devices)
-    compiled, _ = compile_step(Program(tx.init, step), params, state, params)
+    compiled, _ = compile_program(chain_of(tx), "v5e")
     text = compiled.as_text()
     multiplications = re.findall(r"u32\[16384,8192\]\S* multiply\(", text)
     assert len(multiplications) == 2 * len({*seeds})
@@ -210,21 +210,11 @@ def test_one_hash_serves_both_moments_if_their_seeds_are_equal(make, seeds):
 @pytest.mark.parametrize(("machine", "most"), [("v5e", 24.01), ("h100", 28.2)])
 def test_a_factored_moment_reads_gradients_once_more(machine, most):
     """Its means are those of all squares. An H100 takes them in two passes."""
-    tx, devices = (
-        adam_jax.adamw(1e-3, nu_dtype=adam_jax.factored()),
-        find_devices(machine),
-    )
-
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = place([jax.ShapeDtypeStruct(x, "float32") for x in MATRIX], devices)
-    state = place(jax.eval_shape(tx.init, params), devices)
-    compiled, _ = compile_step(Program(tx.init, step), params, state, params)
+    tx = adam_jax.adamw(1e-3, nu_dtype=adam_jax.factored())
+    compiled, count = compile_program(chain_of(tx), machine)
     cost = read_cost(compiled)
-    assert 24 <= cost.moved / count_local(params) <= most
-    assert cost.temporary <= 0.1 * count_local(params)
+    assert 24 <= cost.moved / count <= most
+    assert cost.temporary <= 0.1 * count
 
 
 @every_machine
@@ -431,23 +421,18 @@ def test_moments_in_host_memory_come_a_few_leaves_at_a_time(leaves, format):
     mesh = Mesh(np.array(find_devices("v5e")), ("chips",))
     sharding = NamedSharding(mesh, PartitionSpec())
     leaf = jax.ShapeDtypeStruct((4096, 4096), "float32", sharding=sharding)
-    params, tx = (
-        [leaf] * leaves,
-        adam_jax.adamw(1e-3, mu_dtype=FORMATS[format].mu, nu_dtype=FORMATS[format].nu),
-    )
+    params = [leaf] * leaves
+    tx = adam_jax.adamw(1e-3, mu_dtype=format, nu_dtype=format)
     hosted = adam_jax.state_shardings(tx, params, memory_kind="pinned_host")
     state = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         jax.eval_shape(tx.init, params),
         hosted,
     )
-
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
     step = jax.jit(
-        step, donate_argnums=(0, 1), out_shardings=([sharding] * leaves, hosted)
+        chain_of(tx).step,
+        donate_argnums=(0, 1),
+        out_shardings=([sharding] * leaves, hosted),
     )
     memory = step.lower(params, state, params).compile().memory_analysis()
     of_a_leaf = 2 * math.prod(leaf.shape) * (4 if format == "float32" else 2)
