@@ -87,10 +87,10 @@ def eight_bit(block: int = 32, min_size: int = 4096, seed: int = 0) -> Format:
 
     If the last axis is sharded over explicit axes, or by `in_shard_map`, each shard is
     a whole number of blocks: `init` makes them smaller where it must, if it sees the
-    shards. Over automatic axes, choose a block
-    that divides the shards. Otherwise a step exchanges elements between devices, and
-    JAX cannot shard exponents like their leaf (IndivisibleError). `init` warns of it if
-    it is given sharded arrays without jit.
+    shards. Over automatic axes, choose a block that divides the shards. Otherwise a
+    step exchanges elements between devices, and JAX cannot shard exponents like their
+    leaf (IndivisibleError). `init` warns of it if it is given sharded arrays without
+    jit.
 
     A state made with another block or min_size keeps its own.
 

@@ -191,6 +191,7 @@ class Moment:
             zip(leaves, *others, strict=True)
         ):
             if in_host := placement.in_host(kept[i].values):
+                # `before` is of all leaves at once: decode each when its turn has come.
                 kept[i] = placement.after(kept[i], last)
                 old = placement.at_leaf(path, kept[i].decode, value)
             new = add_leaf(old, value, like)

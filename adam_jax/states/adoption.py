@@ -67,8 +67,8 @@ def adopt_state(
 
     Call it on the host, not under jit; if parameters are on several processes, on all.
     The state is sharded as `tx.init(params)` is, and shares no buffers with the old
-    one. Hyperparameters in the state of
-    `inject_hyperparams` go on as they are there, unless they follow a schedule.
+    one. Hyperparameters in the state of `inject_hyperparams` go on as they are there,
+    unless they follow a schedule.
 
     Args:
       tx: the optimizer to go on with.
