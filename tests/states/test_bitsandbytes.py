@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from going_on import assert_close, take_steps
 
 import adam_jax
 from adam_jax import (
@@ -84,24 +85,8 @@ def go_on(case, last):
     tx, params = CASES[case], as_params(f"{case}/params10")
     adopted = adopt_state(tx, read(load_case(case)), params)
     assert not adopted.started and not adopted.dropped
-    state = adopted.state
-
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for number in range(HALFWAY, last):
-        params, state = step(params, state, as_params("grads", number))
-    return params
-
-
-def assert_close(found, expected, limit):
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=limit, atol=limit),
-        found,
-        expected,
-    )
+    others = (as_params("grads", number) for number in range(HALFWAY, last))
+    return take_steps(tx, adopted.state, params, others)[0]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "8bit" not in case])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from going_on import assert_close, take_steps
 
 import adam_jax
 from adam_jax import (
@@ -145,25 +146,8 @@ def filled(states):
 
 def go_on(tx, state, params):
     """Take Keras' other gradients."""
-
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for number in range(HALFWAY, STEPS):
-        grads = as_params("grads", number)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-        params, state = step(params, state, grads)
-    return params, state
-
-
-def assert_close(found, expected, limit):
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=limit, atol=limit),
-        found,
-        expected,
-    )
+    others = (as_params("grads", number) for number in range(HALFWAY, STEPS))
+    return take_steps(tx, state, params, others)
 
 
 def assert_written(state, params, case, key, limit):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from going_on import take_steps
 
 import adam_jax
 from adam_jax import (
@@ -119,23 +120,15 @@ def with_maxima(states):
     return [state._replace(nu_max=state.raw_nu_max) for state in states]
 
 
+def grads_of(first, last):
+    """Yield PyTorch's gradients of some steps."""
+    for number in range(first, last):
+        yield as_params({k: x[number] for k, x in load("grads").items()})
+
+
 def go_on(tx, state, params, first=HALFWAY, last=STEPS):
     """Take PyTorch's other steps."""
-    return take_steps(tx, state, params, range(first, last))[0]
-
-
-def take_steps(tx, state, params, numbers):
-
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for number in numbers:
-        grads = as_params({k: x[number] for k, x in load("grads").items()})
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-        params, state = step(params, state, grads)
-    return params, state
+    return take_steps(tx, state, params, grads_of(first, last))[0]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -317,7 +310,7 @@ def test_the_state_of_a_first_half_taken_here_is_pytorchs(case, tmp_path):
     with jax.enable_x64(True):
         tx, params = CASES[case], as_params(load("params0"))
         state_dict, paths = load_case(case)
-        _, state = take_steps(tx, tx.init(params), params, range(HALFWAY))
+        _, state = take_steps(tx, tx.init(params), params, grads_of(0, HALFWAY))
         save_state(tmp_path / "file", state)
         for given in (state, read_state(tmp_path / "file")):
             new = {**state_dict, "state": {}}

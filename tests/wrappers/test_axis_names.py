@@ -5,15 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from pieces import MESH, take, take_fused
 
 import adam_jax
-from adam_jax import FIGURES, Step, fused, measure
+from adam_jax import FIGURES, Step, measure
 
-MESH = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
 # One leaf is cut along an axis, one along both, and one is whole everywhere.
 SPECS = {"cut": P("model"), "both": P("data", "model"), "whole": P()}
 SHAPES = {"cut": (4, 6), "both": (4, 8), "whole": (3,)}
@@ -43,15 +42,6 @@ def specs_of(tx):
         ),
         state,
     )
-
-
-def take(tx, params, state, grads):
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
-
-def take_fused(tx, params, state, grads):
-    return fused.step(tx)(params, grads, state)
 
 
 def in_pieces(step, tx):
