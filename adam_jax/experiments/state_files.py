@@ -4,7 +4,7 @@ import fnmatch
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,9 +126,8 @@ def _read_torch(path: Path, options: Namespace) -> list[Any]:
             if key != "step" and hasattr(x, "shape")
         ]
         shape = tuple(arrays[0].shape) if arrays else ()
-        same = range(len(shape))
-        axes = TURNED.get(len(shape), same) if turns(name) else same
-        shapes[name] = jax.ShapeDtypeStruct([shape[i] for i in axes], "float32")
+        axes = TURNED.get(len(shape)) if turns(name) else None
+        shapes[name] = jax.ShapeDtypeStruct(_order(shape, axes), "float32")
     return list(adam_jax.read_torch(state_dict, shapes, names, turned=turns))
 
 
@@ -270,25 +269,44 @@ def choose_writer(options: Namespace, old: Read, held: Held) -> Callable[[Path],
     if options.to == "keras":
         return _make_keras_writer(options, old)
     if options.to == "torch":
-        torch = _import("torch")
-        new = _load_torch(Path(options.like))
-        names, turns = _read_names(new, options), _turns(options)
-        shapes = []
-        for path in names:
-            x = next((t[path] for t in held.moments.values() if path in t), np.ones(()))
-            same = range(x.ndim)
-            axes = np.argsort(TURNED.get(x.ndim, same)) if turns(path) else same
-            shapes.append([x.shape[i] for i in axes])
-        written = adam_jax.write_torch(old.nodes, new, names, shapes, turned=turns)
-        for own in written["state"].values():
-            own.update({key: torch.from_numpy(x) for key, x in own.items()})
-        return lambda path: torch.save(written, path)
+        return _make_torch_writer(options, old, held)
     expected = ", ".join((SAME, *adam_jax.FORMATS, "torch", "keras", "optax"))
     raise ValueError(f"--to must be one of {expected}, got {options.to!r}")
 
 
+def _make_torch_writer(
+    options: Namespace, old: Read, held: Held
+) -> Callable[[Path], None]:
+    """Give what writes the state_dict of --like with another state."""
+    torch = _import("torch")
+    new = _load_torch(Path(options.like))
+    names, turns = _read_names(new, options), _turns(options)
+    own, shapes = _list_shapes(held), []
+    for name in names:
+        shape = own.get(name, ())
+        axes = TURNED.get(len(shape)) if turns(name) else None
+        shapes.append(_order(shape, axes and np.argsort(axes).tolist()))
+    written = adam_jax.write_torch(old.nodes, new, names, shapes, turned=turns)
+    for state in written["state"].values():
+        state.update({key: torch.from_numpy(x) for key, x in state.items()})
+    return lambda path: torch.save(written, path)
+
+
+def _list_shapes(held: Held) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of the parameters that have moments, by their paths."""
+    trees = held.moments.values()
+    return {path: x.shape for tree in trees for path, x in tree.items()}
+
+
+def _order(shape: tuple[int, ...], axes: Sequence[int] | None) -> tuple[int, ...]:
+    """Give a shape with its axes in another order; None leaves them."""
+    return shape if axes is None else tuple(shape[i] for i in axes)
+
+
 def _adopt_by_optax(name: str, old: Read, held: Held) -> Any:
     """Make the state of an optimizer of Optax."""
+    from flax import traverse_util
+
     held.expect_all()
     moments = {*held.moments}
     fitting = [x for x, (own, _) in _OPTAX.items() if own == moments]
@@ -301,15 +319,8 @@ def _adopt_by_optax(name: str, old: Read, held: Held) -> Any:
     if name not in adam_jax.OPTIMIZERS or not hasattr(optax, name):
         raise ValueError(f"optax.{name} is no optimizer that adam_jax has as well")
     tx = getattr(optax, name)(1e-3, **_OPTAX.get(name, ((), {}))[1])
-    params: dict[str, Any] = {}
-    for path, x in sorted(
-        {k: v for t in held.moments.values() for k, v in t.items()}.items()
-    ):
-        *folders, last = path.split("/")
-        place = params
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = np.zeros(x.shape, np.float32)
+    zeros = {x: np.zeros(shape, np.float32) for x, shape in _list_shapes(held).items()}
+    params = traverse_util.unflatten_dict(zeros, sep="/")
     # These do not depend on the number of steps, and may not tell it.
     count = 0 if name in ("sgd", "rmsprop", "adagrad") and not held.counts else None
     adopted = adam_jax.adopt_state(tx, old.nodes, params, count=count)

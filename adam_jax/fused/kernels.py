@@ -238,8 +238,8 @@ def step_alone(
         int32s of shape (3,), the same for all leaves: the two counts, and whether the
         step is taken; and int32s of shape (3,) that are known when this is traced: the
         bits of what `hash_words` returns for the words of mu, nu and the parameter but
-        their counts. A fourth one is the start of a piece. `arrays` is a dict by name;
-        the gradient comes first. `whole` is that of the `Group`.
+        their counts. For a piece they are four: the last is where it starts. `arrays`
+        is a dict by name; the gradient comes first. `whole` is that of the `Group`.
     """
     seeds, factors = options.seeds, _stack_factors(scalars)
     shared = jnp.stack([jnp.asarray(x, jnp.int32) for x in (*counts, take)])
