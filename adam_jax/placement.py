@@ -194,8 +194,17 @@ def axes_of_piece(x: jax.Array, axis_name: AxisName | None) -> tuple[str, ...]:
         a vmap, JAX does not know which of them count: then all do.
     """
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
-    known = any(_varies_over(lax.axis_index(name)) for name in names)
+    known = knows_axes(names)
     return tuple(name for name in names if not known or name in _varies_over(x))
+
+
+def knows_axes(names: Sequence[str]) -> bool:
+    """Return whether JAX knows which arrays vary over some axes, of a shard_map.
+
+    Args:
+      names: of the axes.
+    """
+    return any(_varies_over(lax.axis_index(name)) for name in names)
 
 
 def sum_pieces(
@@ -311,10 +320,15 @@ def find_starts(shape: tuple[int, ...], cut: Cut) -> list[Any]:
     return [i * np.uint32(n) for i, n in zip(number, shape, strict=True)]
 
 
+def last_axis_names() -> tuple[str, ...]:
+    """Return the axes of the mesh that cut the last axis of the leaf at work."""
+    cut = current_cut()
+    return cut[-1] if cut else ()
+
+
 def last_axis_pieces() -> int:
     """Return into how many pieces the last axis of the leaf at work is cut."""
-    cut = current_cut()
-    return math.prod(map(lax.axis_size, cut[-1])) if cut else 1
+    return math.prod(map(lax.axis_size, last_axis_names()))
 
 
 def mean_of_pieces(x: jax.Array, axes: Sequence[int]) -> jax.Array:

@@ -59,7 +59,23 @@ class EightBitFormat(Format):
         if isinstance(exponents, optax.MaskedNode):
             return Stored(numerics.cast(x, old.values.dtype), old.format)
         signed = old.values.dtype == jnp.int8
+        if self._are_of_the_whole(exponents, x):
+            raise ValueError(_uneven(x, -(-_whole_length(x) // exponents.shape[-1])))
         return encode_blocks(x, exponents.shape[-1], signed, noise)
+
+    def _are_of_the_whole(self, exponents: jax.Array, x: jax.Array) -> bool:
+        """Return whether the exponents, unlike `x`, were not cut along the last axis.
+
+        With check_vma=False, JAX does not know: then their number tells.
+        """
+        names = placement.last_axis_names()
+        if placement.last_axis_pieces() == 1:
+            return False
+        if placement.knows_axes(names):
+            return placement.axes_of_piece(exponents, names) != names
+        of_whole = -(-_whole_length(x) // self.block)
+        of_piece = -(-x.shape[-1] // _fit_block(x, self.block))
+        return of_piece != exponents.shape[-1] == of_whole
 
     def __str__(self) -> str:
         """Return its name in `FORMATS`."""
@@ -278,13 +294,23 @@ def _expect_whole_blocks(x: jax.Array, blocks: int) -> None:
     shards = x.shape[-1] // max(length, 1)
     several = shards * placement.last_axis_pieces() > 1
     if several and (blocks % shards or x.shape[-1] % blocks):
-        block = -(-x.shape[-1] // blocks)
-        raise ValueError(
-            f"8-bit moments of shape {x.shape} were stored in blocks of {block}, but "
-            f"their last axis is sharded in pieces of {length}: store them in "
-            f"eight_bit(block={_largest_divisor(length, block)}), which convert_state "
-            "does in mid-run, before the state is sharded."
-        )
+        raise ValueError(_uneven(x, -(-x.shape[-1] // blocks)))
+
+
+def _uneven(x: jax.Array, block: int) -> str:
+    """Return the message about pieces that are no whole number of blocks."""
+    length = placement.shard_length(x)
+    return (
+        f"8-bit moments of shape {x.shape} were stored in blocks of {block}, but "
+        f"their last axis is sharded in pieces of {length}: store them in "
+        f"eight_bit(block={_largest_divisor(length, block)}), which convert_state "
+        "does in mid-run, before the state is sharded."
+    )
+
+
+def _whole_length(x: jax.Array) -> int:
+    """Return the length of the last axis of the whole of which `x` is a piece."""
+    return x.shape[-1] * placement.last_axis_pieces()
 
 
 def _block_max(x: jax.Array, blocks: int) -> jax.Array:

@@ -12,6 +12,7 @@ from pieces import (
     MAKERS,
     MESH,
     SHAPES,
+    SMALL,
     SPECS,
     draw,
     run,
@@ -177,6 +178,49 @@ def test_pieces_that_are_no_whole_blocks_are_refused():
     message = "were stored in blocks of 26, but .* in pieces of 51: .*block=17"
     with pytest.raises(ValueError, match=message):
         run(tx, take, params, specs, steps=1)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("step", [take, take_fused], ids=["update", "fused"])
+def test_pieces_whose_length_the_blocks_of_the_whole_divide_are_refused(
+    step, check_vma
+):
+    """48 elements are 6 blocks of 8. Two would fit into half a piece of 12 as well."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    params, specs = {"w": jnp.ones((2, 48))}, {"w": P(None, "data")}
+    tx = adam_jax.adam(1e-3, nu_dtype=adam_jax.eight_bit(block=8, min_size=0))
+    own = specs, jax.tree.map(lambda _: P(), tx.init(params))
+    own[1][0].mu["w"] = own[1][0].nu["w"] = specs["w"]
+    pieces = jax.shard_map(
+        functools.partial(step, in_shard_map(tx, specs)),
+        mesh=mesh,
+        in_specs=(*own, specs),
+        out_specs=own,
+        check_vma=check_vma,
+    )
+    message = "were stored in blocks of 8, but .* in pieces of 12: .*block=6"
+    with pytest.raises(ValueError, match=message):
+        jax.jit(pieces)(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_states_made_inside_are_stepped_inside(check_vma):
+    params, specs = {"w": jnp.ones((2, 48))}, {"w": P(None, "data")}
+    tx = in_shard_map(adam_jax.adam(0.5, mu_dtype=SMALL, nu_dtype=SMALL), specs)
+
+    def start_and_step(params):
+        return take(tx, params, tx.init(params), params)[0]
+
+    found = jax.jit(
+        jax.shard_map(
+            start_and_step,
+            mesh=MESH,
+            in_specs=(specs,),
+            out_specs=specs,
+            check_vma=check_vma,
+        )
+    )(params)
+    np.testing.assert_allclose(found["w"], 0.5, rtol=1e-2)
 
 
 WRONG = {
