@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import tree_flatten_with_path
 
+from adam_jax.hyperparams import shown
 from adam_jax.placement import count_shards
 from adam_jax.stages.flow import expect_optimizer
 from adam_jax.states.parts import name_leaves
@@ -49,8 +50,8 @@ def state_shardings(
 
     Raises:
       ValueError: if a parameter has no NamedSharding, or one on another mesh, or the
-        mesh no axis `over`; if there are no parameters.
-      TypeError: if tx is not an optimizer.
+        mesh no axis `over`, or its devices no such memory; if there are no parameters.
+      TypeError: if tx is not an optimizer, or the memory neither a name nor None.
 
     Example: on a mesh of one device.
 
@@ -118,6 +119,13 @@ def plan_shardings(
         whole, sharding = cut[owner]
         kind: Any = memory_kind if is_moment else None
         kind = kind(names[owner]) if callable(kind) else kind
+        if not isinstance(kind, str | None):
+            raise TypeError(
+                "memory_kind is the name of a memory, such as 'pinned_host', or None "
+                f"for that of the device, got {shown(kind)} for params"
+                f"{jax.tree_util.keystr(owner)}; a function of a parameter's name "
+                "returns one of these."
+            )
         spec = _cut_like(shape, whole, sharding)
         if over is not None and spec:
             spec = _cut_over(over, spec, shape, beside[owner], sharding)

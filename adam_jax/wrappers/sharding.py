@@ -124,7 +124,9 @@ def in_shard_map(
 
     Put it around the whole optimizer, `round_to_params` included, and inside
     `fused.step`. Guards and figures in it are those of the whole, and need no
-    `axis_name`.
+    `axis_name`. (What of Optax looks at all elements, such as `clip_by_global_norm` and
+    `apply_if_finite`, sees the pieces of its device alone: then devices go apart, which
+    JAX can refuse only with check_vma=True. Clip outside of the shard_map.)
 
     Make the state outside of the shard_map, as usual, or inside. (That of `packed` can
     only be made inside: it knows the shapes. Leaves that are cut share no buffer.)

@@ -196,6 +196,15 @@ def test_a_function_picks_the_moments_in_host_memory():
         assert (where.memory_kind == "pinned_host") == expected
 
 
+@pytest.mark.parametrize("kind", [3, True, lambda name: name.endswith("w")])
+def test_what_names_no_memory_is_refused(kind):
+    params = place(mesh_of(), jnp.float32)
+    with pytest.raises(
+        TypeError, match=r"got (3|True|False) for params\['\w+'\]; a fun"
+    ):
+        state_shardings(adam_jax.adam(1e-2), params, memory_kind=kind)
+
+
 @pytest.mark.parametrize("name", cross(["adam", "8bit", "wrapped", "compensate"]))
 def test_moments_in_host_memory_are_stepped_and_stay(name):
     tx = MAKERS[name]()
