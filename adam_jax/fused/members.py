@@ -157,7 +157,7 @@ def _position(recipe: Recipe) -> int:
 def _fits(
     params: Sequence[Any], grads: Sequence[Any], moments: Arrays, cut: Cut | None
 ) -> bool:
-    """Return whether kernels support the shapes, dtypes and cuts of a group."""
+    """Return whether kernels support the shapes, dtypes and places of a group."""
     mu, nu, mu_exponents, nu_exponents = moments
     shapes = [jnp.shape(param) for param in params]
     alone = len(shapes) == 1
@@ -165,6 +165,7 @@ def _fits(
     return (
         shapes == [jnp.shape(grad) for grad in grads]
         and jnp.shape(mu) == jnp.shape(nu) == stored
+        and not any(map(placement.in_host, (*params, *grads, *moments)))
         # Kernels count in 32 bits, and number rows one by one.
         and math.prod(placement.whole_shape(stored, cut)) <= randomness.POSITIONS
         and not any((cut or ())[1:-2])

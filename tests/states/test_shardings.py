@@ -229,6 +229,37 @@ def test_moments_in_host_memory_are_stepped_and_stay(name):
         )
 
 
+@pytest.mark.parametrize("in_map", [False, True], ids=["one device", "shard_map"])
+@pytest.mark.parametrize("name", ["adam", "8bit"])
+def test_the_fused_step_leaves_moments_in_host_memory_to_xla(name, in_map):
+    """Kernels take arrays of the device alone, on one device and in a shard_map."""
+    tx = MAKERS[name]()
+    params = {"v": jnp.ones((64, 64)), "w": jnp.ones((64, 64))}
+    start = tx.init(params)
+    step, place = adam_jax.fused.step(tx), jax.sharding.SingleDeviceSharding
+    hosted = place(jax.devices()[0], memory_kind="pinned_host")
+    if in_map:
+        mesh, spec = jax.sharding.Mesh(jax.devices()[:1], ("data",)), P()
+        hosted = NamedSharding(mesh, spec, memory_kind="pinned_host")
+        step = jax.shard_map(
+            adam_jax.fused.step(adam_jax.in_shard_map(tx, spec)),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
+        )
+    nu = jax.device_put(start[0].nu["w"], hosted)
+    state = (start[0]._replace(nu={**start[0].nu, "w": nu}), *start[1:])
+    if name == "8bit":
+        field = start[0].nu_format
+        own = jax.device_put(field.exponents["w"], hosted)
+        field = field._replace(exponents={**field.exponents, "w": own})
+        state = (state[0]._replace(nu_format=field), *start[1:])
+    found, _ = jax.jit(step)(params, params, state)
+    expected, _ = jax.jit(adam_jax.fused.step(tx))(params, params, start)
+    for leaf in params:
+        np.testing.assert_allclose(found[leaf], expected[leaf], rtol=1e-6)
+
+
 def describe(params, mesh):
     """Return the shapes of parameters, on a mesh."""
     return {
