@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,15 +16,33 @@ import pytest
 import several
 from jax.sharding import AxisType, Mesh
 
-MOST_SECONDS = 240  # 20 on two idle cores
+MOST_SECONDS = 150  # 20 on two idle cores
+TRIES = 3
+
+
+def run_two(folder, script, files, *arguments):
+    """Run a script in two processes of two devices until files are there; kill them.
+
+    The script is given a copy of the folder, which is returned, the address of the
+    first process, and which it is. Sums by gloo were seen to hang, on a loaded machine,
+    once in some twenty runs. So what hangs is started again, in another copy.
+    """
+    for number in range(TRIES):
+        copy = folder.with_name(f"{folder.name} {number}")
+        shutil.copytree(folder, copy)
+        with two_processes(copy, script, *arguments) as wait_for:
+            said = wait_for([copy / name for name in files])
+        if said is None:
+            return copy
+    raise AssertionError(f"not done in {TRIES} x {MOST_SECONDS} s:\n{said}")
 
 
 @contextmanager
 def two_processes(folder, script, *arguments):
     """Run a script in two processes of two devices; then kill them.
 
-    Yields a function that waits for files, as long as both run. The script is given the
-    folder, the address of the first process, and which it is.
+    Yields a function that waits for files, as long as both run. It returns None, or
+    what they said if the time is over.
     """
     environment = {
         **os.environ,
@@ -37,14 +56,17 @@ def two_processes(folder, script, *arguments):
     processes = []
     end = time.monotonic() + MOST_SECONDS
 
-    def wait_for(*files):
+    def read_logs():
+        return "\n".join(log.read_text()[-4000:] for log in logs)
+
+    def wait_for(files):
         while not all(file.exists() for file in files):
             ended = any(process.poll() is not None for process in processes)
-            if ended or time.monotonic() > end:
-                said = "\n".join(log.read_text()[-4000:] for log in logs)
-                why = "one has ended" if ended else f"not done in {MOST_SECONDS} s"
-                raise AssertionError(f"{why}:\n{said}")
+            assert not ended, f"one has ended:\n{read_logs()}"
+            if time.monotonic() > end:
+                return read_logs()
             time.sleep(0.02)
+        return None
 
     try:
         for number, log in enumerate(logs):
@@ -81,27 +103,26 @@ def check_figures(halves, ends):
         assert figures["update_norm"] > 0 == figures["nonfinite"] and first is None
 
 
-@pytest.mark.parametrize(
-    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.crossing)]
-)
+@pytest.mark.crossing
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_two_processes_train_save_and_die_like_one(tmp_path, kind):
-    mesh = several.mesh_of()
-    trained = several.train(mesh, tmp_path / "by one")
+    mesh, start = several.mesh_of(), tmp_path / "start"
+    trained = several.train(mesh, start / "by one")
     check_figures(*trained)
-    handled = several.handle(kind, tmp_path / "handled by one")
-    files = [tmp_path / f"results {number}" for number in range(2)]
-    with two_processes(tmp_path, several.__file__, kind.name) as wait_for:
-        wait_for(*files, tmp_path / "killed" / "4")  # is called so when it is whole
-    for file in files:
-        results = pickle.loads(file.read_bytes())
+    handled = several.handle(kind, start / "handled by one")
+    results = [f"results {number}" for number in range(2)]
+    files = *results, "killed/4"  # is called so when it is whole
+    folder = run_two(start, several.__file__, files, kind.name)
+    for name in results:
+        results = pickle.loads((folder / name).read_bytes())
         check_same(results["trained"], trained)
         check_same(results["resumed"], trained[1])  # written by one, read by two
         check_same(results["handled"], handled)
         assert "process_allgather" in results["refused"]
-    check_same(several.resume(mesh, tmp_path / "by two"), trained[1])
+    check_same(several.resume(mesh, folder / "by two"), trained[1])
 
     killed = several.Run(several.KILLED, mesh)
-    number, kept = several.load(tmp_path / "killed", killed.target)
+    number, kept = several.load(folder / "killed", killed.target)
     killed.restore(number, kept).go_on(number + 2)
     whole = several.Run(several.KILLED, mesh).go_on(number + 2)
     assert whole.state.inner_state.skipped == 1
@@ -110,20 +131,21 @@ def test_two_processes_train_save_and_die_like_one(tmp_path, kind):
     # nu of 4 bits moves the next step, of 0.01, by 2^-5 of it, mu of 8 bits by 2^-8.
     alone = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     single = several.Run(several.KILLED, alone)
-    single.restore(*several.load(tmp_path / "killed", single.target)).go_on(number + 2)
+    single.restore(*several.load(folder / "killed", single.target)).go_on(number + 2)
     for name, param in whole.params.items():
         np.testing.assert_allclose(single.params[name], param, atol=4e-4)
 
 
 def test_the_example_goes_on_alone_where_two_were_killed(tmp_path):
     example = Path(__file__).parents[2] / "examples" / "two_processes.py"
-    with two_processes(tmp_path, example) as wait_for:
-        wait_for(tmp_path / "100")
+    start = tmp_path / "start"
+    start.mkdir()
+    folder = run_two(start, example, ["100"])
     alone = subprocess.run(
-        [sys.executable, example, tmp_path],
+        [sys.executable, example, folder],
         check=True,
         capture_output=True,
         text=True,
         timeout=MOST_SECONDS,
     )
-    assert alone.stdout.startswith("error 0.0") and (tmp_path / "300").exists()
+    assert alone.stdout.startswith("error 0.0") and (folder / "300").exists()
