@@ -1,5 +1,7 @@
 """Kernels step pieces of leaves as they step the whole."""
 
+import functools
+
 import pytest
 from interpreted import interpret
 from jax.sharding import PartitionSpec as P
@@ -19,7 +21,10 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
+crossing = functools.partial(pytest.param, marks=pytest.mark.crossing)
+
+
+@pytest.mark.parametrize("name", ["cpu, 8bit", "gpu", crossing("cpu"), crossing("tpu")])
 def test_a_kernel_steps_pieces_like_the_whole(name, monkeypatch):
     """All but a leaf that is cut along an axis between the first and the last two."""
     kernel, format, leaves = KERNELS[name]

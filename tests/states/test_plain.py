@@ -45,9 +45,22 @@ def by_flax(state, folder):
     return serialization.msgpack_restore(serialization.to_bytes(state))
 
 
+ORBAX = ("8bit", "optax_masked")  # the others in `make crossings`
+
+
 @pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
-@pytest.mark.parametrize("restore", [by_orbax, by_flax])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "restore"),
+    [
+        *((case, by_flax) for case in CASES),
+        *((case, by_orbax) for case in ORBAX),
+        *(
+            pytest.param(case, by_orbax, marks=pytest.mark.crossing)
+            for case in CASES
+            if case not in ORBAX
+        ),
+    ],
+)
 def test_nothing_is_lost(case, restore, tmp_path):
     tx = CASES[case]
     _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)

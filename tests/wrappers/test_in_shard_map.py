@@ -32,10 +32,17 @@ def few(dtype="float32"):
     return draw(0, dtype, {name: SHAPES[name] for name in FEW})
 
 
+crossing = functools.partial(pytest.param, marks=pytest.mark.crossing)
+
+
 @pytest.mark.parametrize(
-    ("step", "check_vma"), [(take, True), (take_fused, False)], ids=["update", "fused"]
+    ("name", "step", "check_vma"),
+    [
+        *((name, take, True) for name in MAKERS),
+        ("8bit", take_fused, False),
+        *(crossing(name, take_fused, False) for name in MAKERS if name != "8bit"),
+    ],
 )
-@pytest.mark.parametrize("name", MAKERS)
 def test_pieces_are_stepped_like_the_whole(name, step, check_vma):
     dtype = "bfloat16" if name == "round_to_params" else "float32"
     same(*run(MAKERS[name](), step, draw(0, dtype), check_vma=check_vma))
@@ -100,7 +107,9 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize(
+    "name", ["masked", *(crossing(name) for name in WRAPPED if name != "masked")]
+)
 def test_other_wrappers_keep_the_numbers_of_leaves(name):
     same(*run(WRAPPED[name](MAKERS["bfloat16"]()), take, few(), FEW))
 
@@ -136,7 +145,7 @@ def test_leaves_that_are_cut_share_no_buffer(step):
     [adam_jax.mean_over(), adam_jax.mean_over(-1), adam_jax.factored(4)],
     ids=str,
 )
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, crossing(False)])
 def test_means_are_those_of_the_whole(format, check_vma):
     """They are summed in another order."""
     specs = {**FEW, "thin": P("data"), "wide": P(None, "model")}
