@@ -14,7 +14,6 @@ import tempfile
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_jax
 
@@ -24,7 +23,7 @@ def train(folder, address=None, number=None):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, num_processes=2, process_id=int(number))
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))  # the devices of all processes
-    rows, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("data", None))
+    rows, whole = (jax.NamedSharding(mesh, jax.P(axis)) for axis in ("data", None))
     w = jax.device_put(np.zeros(16, np.float32), whole)
     plain = adam_jax.record(adam_jax.skip_nonfinite(adam_jax.adam(0.02)))
     places = whole, adam_jax.state_shardings(plain, w, over="data")
@@ -50,6 +49,7 @@ def train(folder, address=None, number=None):
         w, state = step(w, state, x)
         if i % 50 == 49:
             checkpoints.save(i + 1, args=ocp.args.StandardSave((w, state)))
+            checkpoints.wait_until_finished()  # or its messages may cross with sums
     checkpoints.close()
     error, last = abs(w - 1).max(), adam_jax.named_figures(state, w)["update_norm"]
     print(f"error {error:.3f}, step {last:.3f}, skipped {state.inner_state.skipped}")

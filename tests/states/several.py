@@ -232,6 +232,7 @@ def main(folder, address, number, kind):
             run.go_on(run.number + 1)
             tree = ocp.args.StandardSave((run.params, run.state))
             checkpoints.save(run.number, args=tree)
+            checkpoints.wait_until_finished()
 
 
 if __name__ == "__main__":
