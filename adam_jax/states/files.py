@@ -2,14 +2,12 @@
 
 import json
 import os
-from collections import namedtuple
 from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adam_jax import numerics
 from adam_jax.hyperparams import shown
@@ -18,9 +16,6 @@ from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.moment import decode, store
 from adam_jax.moments.sharing import Factored, MeanOver
 from adam_jax.moments.storage import Storage, as_format
-from adam_jax.stages.correction import RunningMaxState
-from adam_jax.stages.gathering import MomentsState
-from adam_jax.stages.updates import TraceState
 from adam_jax.states.buffers import unpack
 from adam_jax.states.parts import (
     TREES,
@@ -29,6 +24,7 @@ from adam_jax.states.parts import (
     own_fields,
     stored_moments,
 )
+from adam_jax.states.plain import join_stored, make_node
 
 VERSION = 1
 """The layout that `save_state` writes. `read_state` reads all up to it."""
@@ -36,9 +32,6 @@ VERSION = 1
 _KEY = "adam_jax_state"  # in the metadata of the file
 _READERS = {"dense": Dense, "8bit": EightBit}
 _READERS |= {"factored": Factored, "mean_over": MeanOver}
-_NODES: dict[str, Any] = {
-    x.__name__: x for x in (MomentsState, TraceState, RunningMaxState)
-}
 
 
 def save_state(
@@ -220,15 +213,13 @@ def _read_node(opened: Any, number: int, header: dict[str, Any]) -> Any:
             if full in keys:
                 x = jax.random.wrap_key_data(jnp.asarray(x), impl=keys[full])
             arrays.setdefault(name, {})[leaf] = x
-    fields: dict[str, Any] = {}
     own = {moment: x for x, moment in TREES.get(kind, {}).items()}
+    moments = {}
     for name, format in formats.items():
         reader = _READERS[format]
-        values = arrays.pop(name)
-        holes = dict.fromkeys(values, optax.MaskedNode())
-        beside = [holes | arrays.pop(f"{name}.{x}", {}) for x in reader._fields]
-        fields[own[name]] = values
-        fields[f"{own[name]}_format"] = reader(*beside)
+        beside = {x: arrays.pop(f"{name}.{x}", {}) for x in reader._fields}
+        moments[own[name]] = join_stored(reader, arrays.pop(name), beside)
+    fields: dict[str, Any] = {}
     for name, named in arrays.items():
         value = named[""] if [*named] == [""] else named
         field, slash, key = name.partition("/")
@@ -238,8 +229,7 @@ def _read_node(opened: Any, number: int, header: dict[str, Any]) -> Any:
             fields[field] = value
     if "scheduled" in header:
         fields["hyperparams_states"] = dict.fromkeys(header["scheduled"], ())
-    node = _NODES.get(kind) or namedtuple(kind, fields)
-    return node(**dict.fromkeys(node._fields) | fields)
+    return make_node(kind, moments, fields)
 
 
 def _convert(stored: Stored, format: Any, signed: bool, like: Any) -> Stored:

@@ -10,15 +10,20 @@ import numpy as np
 import optax
 
 from adam_jax.moments.blocks import EightBit
-from adam_jax.moments.formats import Dense
+from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.sharing import Factored
+from adam_jax.stages.correction import RunningMaxState
 from adam_jax.stages.gathering import MomentsState
+from adam_jax.stages.updates import TraceState
 from adam_jax.states.parts import by_name
 
 # What a node with moments has at most, beside their formats.
 _MOMENTS = {"mu", "nu", "nu_max", "trace", "sum_of_squares"}
 _KNOWN = _MOMENTS | {"count", "weights"}
 _READERS = {"exponents": EightBit, "columns": Factored}
+_NODES: dict[str, Any] = {
+    x.__name__: x for x in (MomentsState, TraceState, RunningMaxState)
+}
 
 
 def find_plain_nodes(tree: Any) -> tuple[list[Any], list[str]]:
@@ -39,7 +44,7 @@ def find_plain_nodes(tree: Any) -> tuple[list[Any], list[str]]:
             tree = {str(number): child for number, child in enumerate(tree)}
         if not isinstance(tree, Mapping):
             others.extend([path] if jax.tree.leaves(tree) else [])
-        elif node := _make_node(tree):
+        elif node := _recognize(tree):
             nodes.append(node)
         else:
             for name, child in tree.items():
@@ -49,7 +54,7 @@ def find_plain_nodes(tree: Any) -> tuple[list[Any], list[str]]:
     return nodes, others
 
 
-def _make_node(tree: Mapping[str, Any]) -> Any:
+def _recognize(tree: Mapping[str, Any]) -> Any:
     """Return the node that a dict stands for; None if it is none."""
     if [*tree] in (["count"], ["steps"]):
         (count,) = tree.values()
@@ -66,20 +71,46 @@ def _make_node(tree: Mapping[str, Any]) -> Any:
         np.shape(tree["weights"])[-2:] != (2, 2) or {*moments} - {"mu", "nu"}
     ):
         return None
-    fields: dict[str, Any] = {}
+    stored = {}
     for name, values in moments.items():
-        fields[name] = values
         beside = tree.get(f"{name}_format") or {}
         reader = next((x for key, x in _READERS.items() if key in beside), Dense)
-        holes = dict.fromkeys(values, optax.MaskedNode())
-        kept = [holes | _name(beside[field]) for field in reader._fields]
-        fields[f"{name}_format"] = reader(*kept)
-    fields |= {name: tree[name] for name in ("count", "weights") if name in tree}
-    if "weights" in fields:
-        empty: dict[str, Any] = dict.fromkeys(("mu", "nu"))
-        return MomentsState(**empty | fields)
-    kind = "ScaleByRssState" if "sum_of_squares" in fields else "ScaleByAdamState"
-    return namedtuple(kind, fields)(**fields)
+        kept = {field: _name(beside[field]) for field in reader._fields}
+        stored[name] = join_stored(reader, values, kept)
+    others = {name: tree[name] for name in ("count", "weights") if name in tree}
+    kind = "ScaleByRssState" if "sum_of_squares" in moments else "ScaleByAdamState"
+    return make_node("MomentsState" if "weights" in others else kind, stored, others)
+
+
+def make_node(
+    kind: str, moments: Mapping[str, Stored], others: Mapping[str, Any]
+) -> Any:
+    """Return a node of a state.
+
+    Args:
+      kind: the name of its class. Those of Optax are only named alike.
+      moments: those that it holds, by its fields.
+      others: its other fields.
+    """
+    fields = dict(others)
+    for field, stored in moments.items():
+        fields |= {field: stored.values, f"{field}_format": stored.format}
+    node = _NODES.get(kind) or namedtuple(kind, fields)
+    return node(**dict.fromkeys(node._fields) | fields)
+
+
+def join_stored(
+    reader: Any, values: dict[str, Any], beside: dict[str, dict[str, Any]]
+) -> Stored:
+    """Return a moment of arrays by the names of their parameters.
+
+    Args:
+      reader: the class of its format's reader.
+      values: as in `Stored`.
+      beside: what the reader keeps, by its fields. A parameter may lack it.
+    """
+    holes = dict.fromkeys(values, optax.MaskedNode())
+    return Stored(values, reader(*(holes | beside[x] for x in reader._fields)))
 
 
 def _counts(x: Any) -> bool:
