@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from adam_jax.experiments.state_files import SAME, Read, choose_writer, read_file
+from adam_jax.experiments.options import SAME
+from adam_jax.experiments.state_files import Read, choose_writer, read_file
 from adam_jax.states.foreign import Held, hold_moments
 from adam_jax.states.parts import iterate_nodes, own_fields, stored_moments
 

@@ -20,6 +20,7 @@ from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.study.config import CompareConfig, SweepConfig
 from adam_jax.experiments.trace.config import TraceConfig
 
+SAME = "same"  # what `adam-jax convert` writes unless it is told
 TRAIN = """\
 examples:
   adam-jax train --config digits_mlp
@@ -220,10 +221,10 @@ def convert() -> ArgumentParser:
     parser.add_argument(
         "--to",
         type=str,
-        default="same",
+        default=SAME,
         help="what to write: float32, bfloat16 or 8bit, for a file of save_state that "
-        "stores moments so; same, for one that stores them as they are; torch; keras; "
-        "optax or, say, optax.adamw, for a file of flax.serialization",
+        f"stores moments so; {SAME}, for one that stores them as they are; torch; "
+        "keras; optax or, say, optax.adamw, for a file of flax.serialization",
     )
     parser.add_argument(
         "--like",

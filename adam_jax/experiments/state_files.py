@@ -15,13 +15,13 @@ import optax
 from jsonargparse import Namespace
 
 import adam_jax
+from adam_jax.experiments.options import SAME
 from adam_jax.states.foreign import Held
 from adam_jax.states.keras_variables import find_shapes
 from adam_jax.states.parts import own_fields
 from adam_jax.states.plain import find_plain_nodes
-from adam_jax.states.pytorch import TURNED
+from adam_jax.states.pytorch import TURNED, list_order
 
-SAME = "same"
 _WEIGHTS = "model.weights.h5"  # in an archive of Keras
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # of files before PyTorch 1.6
 # What an optimizer of Optax keeps; the arguments are those that shape its state.
@@ -116,10 +116,9 @@ def _restore(path: Path) -> Any:
 def _read_torch(path: Path, options: Namespace) -> list[Any]:
     state_dict = _load_torch(path)
     names = _read_names(state_dict, options)
-    order = [i for group in state_dict["param_groups"] for i in group["params"]]
     turns = _turns(options)
     shapes = {}
-    for index, name in zip(order, names, strict=False):
+    for (index, _), name in zip(list_order(state_dict), names, strict=False):
         arrays = [
             x
             for key, x in state_dict["state"].get(index, {}).items()

@@ -1,7 +1,7 @@
 """Moments from other frameworks, in a form that `adopt_state` continues."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 
 from adam_jax.hyperparams import shown
 from adam_jax.states.buffers import unpack
-from adam_jax.states.parts import Part, iterate_nodes, take_apart
+from adam_jax.states.parts import Part, by_name, iterate_nodes, take_apart
 
 
 class ForeignState(NamedTuple):
@@ -62,16 +62,17 @@ def as_array(x: Any) -> np.ndarray:
     return x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
 
 
-def check_paths(paths: Sequence[str], shapes: Mapping[str, Any]) -> None:
-    """Refuse paths that are not those of different parameters.
+def check_paths(paths: Sequence[str], params: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of parameters, by path, if paths are of different ones.
 
     Args:
       paths: for each parameter of the old optimizer, its path in params.
-      shapes: what params have, by its path.
+      params: the parameters to go on with.
 
     Raises:
       ValueError: if a path is there twice, or is none of a parameter.
     """
+    shapes = {name: np.shape(x) for name, x in by_name(params).items()}
     expect_each_once(paths)
     unknown = [path for path in paths if path not in shapes]
     if unknown:
@@ -79,6 +80,7 @@ def check_paths(paths: Sequence[str], shapes: Mapping[str, Any]) -> None:
             f"params have no {shown(unknown[0])}: paths are among "
             f"{', '.join(list(shapes)[:5])}, ..."
         )
+    return shapes
 
 
 def expect_each_once(paths: Sequence[str]) -> None:

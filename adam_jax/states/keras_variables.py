@@ -9,7 +9,6 @@ import numpy as np
 
 from adam_jax.hyperparams import shown
 from adam_jax.states.foreign import as_array, check_paths
-from adam_jax.states.parts import by_name
 
 # What each optimizer keeps for a parameter, by the end of the variable's name, and what
 # it is here. What stands in one row is kept parameter by parameter, and rows follow one
@@ -130,9 +129,8 @@ def arrange(
       ValueError: if variables are not those of such an optimizer with such parameters;
         if paths do not fit params.
     """
-    shapes = {name: np.shape(x) for name, x in by_name(params).items()}
     paths = list(paths)
-    check_paths(paths, shapes)
+    shapes = check_paths(paths, params)
     name, config = _unwrap(optimizer)
     slots = _list_slots(name, config, paths)
     wrapping, given = _split_wrapping(_in_order(variables), len(slots))

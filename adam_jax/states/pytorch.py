@@ -7,7 +7,6 @@ import numpy as np
 
 from adam_jax.states.bitsandbytes import as_torch
 from adam_jax.states.foreign import ForeignState, as_array, check_paths
-from adam_jax.states.parts import by_name
 
 # PyTorch's names, of all its optimizers that have a counterpart here.
 _FIELDS = {
@@ -105,7 +104,6 @@ def read_torch(
       >>> print(adopted.placed, adopted.state[0].mu["dense"]["kernel"].shape)
       ('count', 'mu/dense/kernel', 'nu/dense/kernel') (2, 1)
     """
-    shapes = {name: np.shape(x) for name, x in by_name(params).items()}
     order = list_order(state_dict)
     paths, known = list(paths), {index for index, _ in order}
     strange = [index for index in state_dict["state"] if index not in known]
@@ -114,7 +112,7 @@ def read_torch(
             f"the old state has a parameter {strange[0]!r}, which is in no group: keys "
             "are the numbers in param_groups."
         )
-    check_paths(paths, shapes)
+    shapes = check_paths(paths, params)
     if len(paths) != len(order):
         raise ValueError(
             f"the old optimizer has {len(order)} parameters, but there are "
