@@ -48,14 +48,13 @@ from .stages.correction import (
 from .stages.division import precondition, rectified_precondition
 from .stages.flow import Moments
 from .stages.gathering import MomentsState, scale_by_moments
+from .stages.holding import TraceState, hold, scale_by_trace
 from .stages.updates import (
     Mask,
     ScheduledState,
-    TraceState,
     add_decayed_weights,
     cast_to_params,
     scale_by_lr,
-    scale_by_trace,
 )
 from .states.adoption import Adopted, adopt_state, set_moments
 from .states.buffers import Packed, PackedState, unpack
@@ -154,6 +153,7 @@ __all__ = [
     "factored",
     "first_nonfinite",
     "fused",
+    "hold",
     "in_shard_map",
     "infinity_norm",
     "lion",

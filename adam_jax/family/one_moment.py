@@ -9,12 +9,12 @@ from adam_jax.moments.storage import Storage
 from adam_jax.stages.correction import bias_correct, center
 from adam_jax.stages.division import precondition
 from adam_jax.stages.gathering import scale_by_moments
+from adam_jax.stages.holding import scale_by_trace
 from adam_jax.stages.updates import (
     Mask,
     add_decayed_weights,
     cast_to_params,
     scale_by_lr,
-    scale_by_trace,
 )
 
 

@@ -17,91 +17,18 @@ from typing_extensions import TypeAliasType
 from adam_jax import numerics
 from adam_jax.checks import check_arrays, check_inexact, fit_params, resolve_mask
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
-from adam_jax.moments.accumulators import trace
-from adam_jax.moments.formats import Stored
-from adam_jax.moments.moment import Moment
-from adam_jax.moments.storage import Storage, as_format
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Decay
-from adam_jax.stages.division import divide_moments, emit
+from adam_jax.stages.division import divide_moments
 from adam_jax.stages.flow import (
     Moments,
     cast_like,
     expect_state,
     expect_updates,
-    widen,
 )
 
 Mask = TypeAliasType("Mask", Any | Callable[[Any], Any] | None)
 """A pytree of booleans, a prefix of params, or a function from params to one."""
-
-
-class TraceState(NamedTuple):
-    """State of `scale_by_trace`.
-
-    Attributes:
-      count: int32 scalar, the steps taken.
-      trace: a pytree like the parameters.
-      trace_format: the reader of the trace, as in `Stored`.
-    """
-
-    count: ArrayLike
-    trace: Any
-    trace_format: Any
-
-
-def scale_by_trace(
-    decay: Hyperparam,
-    nesterov: bool = False,
-    accumulator_dtype: Storage = None,
-) -> optax.GradientTransformation:
-    """Add up updates with decay (heavy-ball momentum): `trace <- decay * trace + u`.
-
-    Args:
-      decay: in [0, 1).
-      nesterov: emit `decay * trace + u` instead of the trace.
-      accumulator_dtype: how the trace is stored, like `mu_dtype` in `scale_by_moments`.
-
-    Raises:
-      ValueError: if decay is out of range; at the first trace, if the state was made
-        with another accumulator_dtype.
-      TypeError: if the state belongs to another transformation.
-
-    Example: the second of two updates of 1, at decay 0.9.
-
-      >>> tx = scale_by_trace(0.9)
-      >>> state = tx.init(jnp.float32(0))
-      >>> for _ in range(2):
-      ...     updates, state = tx.update(jnp.float32(1), state)
-      >>> print(f"{updates:.2f}")
-      1.90
-
-    Reference: Polyak 1964, equation 9; nesterov: Sutskever et al. 2013, section 2.
-
-    Differs from `optax.trace`, which keeps its state in the parameters' dtype, even
-    bfloat16, and changes it when the gradients have another one.
-    """
-    format = as_format("accumulator_dtype", accumulator_dtype)
-    heavy_ball = trace(decay, nesterov=nesterov)
-    moment = Moment(heavy_ball, format, 1, "trace", "accumulator_dtype")
-
-    def init_fn(params):
-        check_inexact(params, "params")
-        return TraceState(jnp.zeros([], jnp.int32), *moment.init(params))
-
-    def update_fn(updates, state, params=None):
-        expect_updates(updates, "scale_by_trace")
-        expect_state(state, TraceState, "scale_by_trace")
-        check_inexact(updates, "grads")
-        stored = Stored(state.trace, state.trace_format)
-        before = moment.read(stored, updates)
-        grads = widen(updates, before)
-        after = moment.step(stored, before, grads, state.count)
-        count = optax.safe_increment(state.count)
-        emitted = emit(after.flows, updates, params)
-        return emitted, TraceState(count, *after.stored)
-
-    return optax.GradientTransformation(init_fn, update_fn)
 
 
 class ScheduledState(NamedTuple):

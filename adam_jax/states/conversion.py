@@ -11,7 +11,7 @@ from adam_jax.moments.formats import Format, Stored, is_elementwise
 from adam_jax.moments.moment import decode, store
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.gathering import MomentsState
-from adam_jax.stages.updates import TraceState
+from adam_jax.stages.holding import TraceState
 from adam_jax.states.buffers import Packed, PackedState, pack, part
 from adam_jax.states.reading import cut_to, expect_shapes
 

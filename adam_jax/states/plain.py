@@ -14,7 +14,7 @@ from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.sharing import Factored
 from adam_jax.stages.correction import RunningMaxState
 from adam_jax.stages.gathering import MomentsState
-from adam_jax.stages.updates import TraceState
+from adam_jax.stages.holding import TraceState
 from adam_jax.states.parts import by_name
 
 # What a node with moments has at most, beside their formats.
