@@ -5,6 +5,7 @@ from .family.both_moments import adam, adamw, nadam, nadamw, simplified_adam
 from .family.one_moment import adagrad, lion, rmsprop, sgd
 from .family.other_division import radam
 from .family.other_moments import adabelief, adamax, adamaxw, amsgrad, yogi
+from .family.porting import assert_follows
 from .family.table import OPTIMIZERS
 from .figures.definitions import (
     FIGURES,
@@ -135,6 +136,7 @@ __all__ = [
     "add_decayed_weights",
     "adopt_state",
     "amsgrad",
+    "assert_follows",
     "bias_correct",
     "cast_to_params",
     "center",

@@ -13,6 +13,7 @@ from adam_jax.experiments.arguments import (
     parse,
     shorten,
 )
+from adam_jax.experiments.epilogs import TRAIN
 
 COMMANDS: dict[str, Command] = {
     "train": Command("train a model, or go on with a run", options.train, "run"),
@@ -28,6 +29,9 @@ COMMANDS: dict[str, Command] = {
         "bench.command",
     ),
     "trace": Command("trace optimizers on a surface", options.trace, "trace.command"),
+    "family": Command(
+        "print the family tree, or two chains side by side", options.family, "family"
+    ),
     "configs": Command("list or print configs", options.configs, "shipped"),
     "convert": Command(
         "print or convert the file of a state", options.convert, "convert"
@@ -63,7 +67,7 @@ def _build_parser() -> ArgumentParser:
     """Build the parser of what is no command: it lists them."""
     parser = new_parser(
         "Adam taken apart: train small models with any of its relatives.",
-        options.TRAIN,
+        TRAIN,
         prog="adam-jax",
         version=installed_version(),
     )

@@ -51,15 +51,23 @@ def sgd(
       >>> print(f"{updates:.2f}")
       -0.19
 
+    When: Least memory; with momentum and a tuned rate still the standard for
+    convolutional networks on images. Poor where gradients differ by orders of
+    magnitude, as in transformers.
+
     Reference: Robbins & Monro 1951; Sutskever et al. 2013 for nesterov.
 
     Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
     """
-    if momentum is None:
-        return chain("sgd", scale_by_lr(learning_rate))
+    if momentum is not None:
+        momentum = check_decay("momentum", momentum)
     return chain(
         "sgd",
-        scale_by_trace(check_decay("momentum", momentum), nesterov, accumulator_dtype),
+        *(
+            [scale_by_trace(momentum, nesterov, accumulator_dtype)]
+            if momentum is not None
+            else []
+        ),
         scale_by_lr(learning_rate),
     )
 
@@ -94,6 +102,9 @@ def adagrad(
       >>> updates, _ = tx.update(jnp.float32(2), tx.init(jnp.float32(0)))
       >>> print(f"{updates:.5f}")
       -0.09877
+
+    When: Convex problems and sparse features. Its steps only ever shrink, so long
+    training of deep networks stalls.
 
     Reference: Duchi, Hazan & Singer 2011, Figure 1.
 
@@ -156,6 +167,9 @@ def rmsprop(
       >>> print(f"{updates:.6f}")
       -0.003162
 
+    When: Moving targets, as in reinforcement learning. Without correction its first
+    steps are large.
+
     Reference: Tieleman & Hinton 2012, lecture 6e; centered: Graves 2013.
 
     Differs from PyTorch, whose defaults are decay 0.99 and `eps_in_sqrt=False`, and
@@ -165,25 +179,26 @@ def rmsprop(
     decay, eps = check_decay("decay", decay), check_non_negative("eps", eps)
     initial = check_initial("initial_scale", initial_scale)
     outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
-    stages = [
+    if momentum is not None:
+        momentum = check_decay("momentum", momentum)
+    return chain(
+        "rmsprop",
         scale_by_moments(
             b1=ema(decay) if centered else None,
             b2=ema(decay, initial=initial),
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
-        )
-    ]
-    if bias_correction:
-        stages += [bias_correct()]
-    if centered:
-        stages += [center()]
-    stages += [precondition(eps=outside, eps_root=inside), scale_by_lr(learning_rate)]
-    if momentum is not None:
-        heavy_ball = scale_by_trace(
-            check_decay("momentum", momentum), nesterov, mu_dtype
-        )
-        stages += [heavy_ball, cast_to_params()]
-    return chain("rmsprop", *stages)
+        ),
+        *([bias_correct()] if bias_correction else []),
+        *([center()] if centered else []),
+        precondition(eps=outside, eps_root=inside),
+        scale_by_lr(learning_rate),
+        *(
+            [scale_by_trace(momentum, nesterov, mu_dtype), cast_to_params()]
+            if momentum is not None
+            else []
+        ),
+    )
 
 
 def lion(
@@ -223,6 +238,9 @@ def lion(
       ...     updates, state = tx.update(jnp.float32(grad), state, param)
       >>> print(f"{updates:.4f}")  # 0.9 * 0.01 - 0.1 * 0.05 > 0
       -0.0010
+
+    When: Adam's results on large models at half its state, with a rate 3 to 10 times
+    smaller and a decay as much larger. Weaker with small batches.
 
     Reference: Chen et al. 2023, Algorithm 2.
 

@@ -58,6 +58,8 @@ def radam(
       >>> print(*sizes[4:])
       -0.001000 -0.000026
 
+    When: Takes the place of a warm-up. With one, it is Adam.
+
     Reference: Liu et al. 2020, Algorithm 2.
 
     Differs from PyTorch, which adds eps to the root of nu before it corrects the bias.

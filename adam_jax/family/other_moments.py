@@ -64,6 +64,9 @@ def amsgrad(
       >>> print(f"{updates:.6f}")
       -0.000211
 
+    When: Converges where Adam provably does not. On ordinary problems there is seldom a
+    difference; one more buffer.
+
     Reference: Reddi, Kale & Kumar 2018, Algorithm 2.
 
     Differs from PyTorch, which corrects nu after the maximum. To do so, put
@@ -121,6 +124,9 @@ def adamax(
       ...     updates, state = tx.update(jnp.float32(grad), state)
       >>> print(f"{updates:.6f}")  # (0.9 * 0.1 - 0.05) / 0.19 / 0.999
       -0.000211
+
+    When: Gradients that are rare and large: bounded steps without a root. Forgets a
+    spike slowly.
 
     Reference: Kingma & Ba 2014, Algorithm 2.
 
@@ -182,6 +188,8 @@ def adamaxw(
       >>> print(f"{updates:.6f}")  # -1e-3 * ((0.9 * 0.1 - 0.05) / 0.19 / 0.999 + 1)
       -0.001211
 
+    When: AdaMax where weights should decay.
+
     Reference: Kingma & Ba 2014, Algorithm 2; Loshchilov & Hutter 2017, Algorithm 2.
 
     Differs from Optax as `adam` does.
@@ -240,6 +248,9 @@ def adabelief(
       >>> print(f"{updates:.6f}")
       -0.001111
 
+    When: Longer steps where gradients agree. Sensitive to eps, which it needs much
+    smaller than Adam.
+
     Reference: Zhuang et al. 2020, Algorithm 2.
 
     Differs from Optax as `adam` does.
@@ -296,6 +307,9 @@ def yogi(
       ...     updates, state = tx.update(jnp.float32(grad), state)
       >>> print(f"{updates:.6f}")  # 0.09 / 0.19 / (sqrt(0.001001 / 0.001999) + 0.001)
       -0.000668
+
+    When: Second moments that should not fall fast after large gradients, as with sparse
+    ones; needs a larger eps.
 
     Reference: Zaheer et al. 2018, Algorithm 2.
 
