@@ -1,65 +1,9 @@
-"""The oracle: every optimizer as a slow scalar loop, transcribed from its source.
-
-One generator an optimizer. Each takes the gradients that one scalar parameter p sees
-and its initial value, and yields `(update, p)` at every step, where
-`p_t = p_{t-1} + update_t`. Float64 Python scalars throughout, complex ones allowed;
-no JAX, no Optax, no arrays. Argument names, defaults and switches are Optax's; where
-they depart from the paper, the docstring says so.
-
-Any hyperparameter may be a schedule: a function of the step count before it is
-incremented, so of 0 at the first step. `t` counts from 1, as in the papers.
-
-    steps = oracle("adam", [0.3, -0.1], param=1.0, learning_rate=1e-3)
-    updates, params = trajectory("adam", grads, params0, learning_rate=1e-3)
-"""
+"""The oracles of Adam, of what came before it, and of its first variants."""
 
 import math
 from functools import partial
 
-import numpy as np
-
-
-def at(h, t):
-    """Return the value of a hyperparameter, constant or scheduled, at step t."""
-    return float(h(t - 1)) if callable(h) else h
-
-
-def average(m, x, b, t):
-    """Return b*m + (1-b)*x, the moving average after it has seen x."""
-    b_t = at(b, t)
-    return b_t * m + (1 - b_t) * x
-
-
-def weight(b, t):
-    """Return what the average of the constant 1 is after t steps: 1 - b^t."""
-    if not callable(b):
-        # 1 - b**t as written loses digits where b**t is near 1.
-        return -math.expm1(t * math.log(b)) if b > 0 else 1.0
-    w = 0.0
-    for s in range(1, t + 1):
-        w = average(w, 1.0, b, s)
-    return w
-
-
-def abs2(g):
-    """Return |g|^2, a real number: g^2 if g is real."""
-    return (g * g.conjugate()).real
-
-
-def divide(x, y):
-    """Return x / y, and 0 for 0 / 0: a coordinate never touched stays in place."""
-    return 0.0 if x == 0 and y == 0 else x / y
-
-
-def root(nu, eps, eps_root, t):
-    """Return sqrt(nu + eps_root) + eps, Adam's denominator."""
-    return math.sqrt(nu + at(eps_root, t)) + at(eps, t)
-
-
-def look_ahead(mu, g, b1, t):
-    """Return Nesterov's mu_hat (Dozat 2016, Alg. 2), with b1 held for the next step."""
-    b, w = at(b1, t), weight(b1, t)
-    return b * mu / (b * w + (1 - b)) + (1 - b) * g / w
+from .arithmetic import abs2, at, average, divide, look_ahead, root, weight
 
 
 def sgd(grads, p, learning_rate, momentum=None, nesterov=False):
@@ -331,26 +275,3 @@ ORACLES = {
     "simplified_adam": simplified_adam,
     "yogi": yogi,
 }
-
-
-def oracle(name, grads, param=0.0, **hyperparams):
-    """Return [(update, param), ...], one pair a step, for one scalar parameter."""
-    return list(ORACLES[name](grads, param, **hyperparams))
-
-
-def trajectory(name, grads, params=0.0, **hyperparams):
-    """Map the oracle over gradients of shape (steps, ...): return updates, params.
-
-    Both have the shape of grads; params broadcasts against one step of it.
-    """
-    is_complex = np.iscomplexobj(grads) or np.iscomplexobj(params)
-    dtype = np.complex128 if is_complex else np.float64
-    grads = np.asarray(grads, dtype)
-    params = np.broadcast_to(np.asarray(params, dtype), grads.shape[1:])
-    updates_out, params_out = np.empty_like(grads), np.empty_like(grads)
-    for i in np.ndindex(params.shape):
-        scalars = grads[(slice(None), *i)].tolist()
-        steps = oracle(name, scalars, params[i].item(), **hyperparams)
-        for t, (update, param) in enumerate(steps):
-            updates_out[(t, *i)], params_out[(t, *i)] = update, param
-    return updates_out, params_out
