@@ -16,10 +16,12 @@ incremented, so of 0 at the first step. `t` counts from 1, as in the papers.
 
 import numpy as np
 
+from . import descendants, divisions, originals
 from .arrays import ARRAY_ORACLES
-from .originals import ORACLES
 
 __all__ = ["ARRAY_ORACLES", "ORACLES", "oracle", "trajectory"]
+
+ORACLES = originals.ORACLES | descendants.ORACLES | divisions.ORACLES
 
 
 def oracle(name, grads, param=0.0, **hyperparams):
