@@ -16,8 +16,8 @@ incremented, so of 0 at the first step. `t` counts from 1, as in the papers.
 
 import numpy as np
 
-from . import descendants, divisions, originals
-from .arrays import ARRAY_ORACLES
+from oracle import descendants, divisions, originals
+from oracle.arrays import ARRAY_ORACLES
 
 __all__ = ["ARRAY_ORACLES", "ORACLES", "oracle", "trajectory"]
 

@@ -2,7 +2,7 @@
 
 import math
 
-from .arithmetic import abs2, at, average, divide, look_ahead, root, weight
+from oracle.arithmetic import abs2, at, average, divide, look_ahead, root, weight
 
 
 def laprop(grads, p, learning_rate, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0):
@@ -60,9 +60,9 @@ def acprop(
 ):
     """Zhuang et al. 2021: g, not its mean, over the nu of g - mu of the step before.
 
-    That there is no nu before the first step, paper and code leave open: Optax's 1
-    stands there. Optax's nu is of g - mu with the mu of the step before, against the
-    paper and its own docstring. eps_root adds up inside nu, as in AdaBelief.
+    At the first step there is none yet, and Optax's 1 stands there. Optax's nu is of
+    g - mu with the mu of the step before, against the paper and its own docstring.
+    eps_root adds up inside nu, as in AdaBelief.
     """
     mu, nu = 0.0, 0.0
     for t, g in enumerate(grads, 1):

@@ -2,11 +2,11 @@
 
 import math
 
-from .arithmetic import abs2, at, average, divide, root, weight
+from oracle.arithmetic import abs2, at, average, divide, root, weight
 
 
 def padam(grads, p, learning_rate, b1=0.9, b2=0.999, partial=0.125, eps=1e-8):
-    """Chen et al. 2018, Algorithm 1, uncorrected; its eps is ours, in the power."""
+    """Chen et al. 2018, Algorithm 1, uncorrected; eps, not theirs, is in the power."""
     mu, nu, nu_max = 0.0, 0.0, 0.0
     for t, g in enumerate(grads, 1):
         mu = average(mu, g, b1, t)
@@ -82,8 +82,8 @@ def adabound(
 ):
     """Luo et al. 2019, Algorithm 2, with Adam's corrections and no 1 / sqrt(t).
 
-    Neither is the authors' code: there, 1 / (1 - b1^t) is inside the bounds, and
-    final_lr follows the schedule of learning_rate.
+    The authors' code has both, but with 1 / (1 - b1^t) inside the bounds, eps before
+    the correction, and a final_lr that follows the schedule of learning_rate.
     """
     mu, nu = 0.0, 0.0
     for t, g in enumerate(grads, 1):
@@ -97,7 +97,10 @@ def adabound(
 
 
 def adamod(grads, p, learning_rate, b1=0.9, b2=0.999, b3=0.9999, eps=1e-8):
-    """Ding et al. 2019, Algorithm 1: no step size above the average of step sizes."""
+    """Ding et al. 2019, Algorithm 1: no step size above the average of step sizes.
+
+    The authors' code has 1 / (1 - b1^t) inside the minimum.
+    """
     mu, nu, mean_size = 0.0, 0.0, 0.0
     for t, g in enumerate(grads, 1):
         mu = average(mu, g, b1, t)
@@ -108,11 +111,11 @@ def adamod(grads, p, learning_rate, b1=0.9, b2=0.999, b3=0.9999, eps=1e-8):
         yield update, (p := p + update)
 
 
-def signum(grads, p, learning_rate, momentum=0.9):
+def signum(grads, p, learning_rate, beta=0.9):
     """Bernstein et al. 2018, Algorithm 2: the sign of the averaged gradient."""
     m = 0.0
     for t, g in enumerate(grads, 1):
-        m = average(m, g, momentum, t)
+        m = average(m, g, beta, t)
         update = -at(learning_rate, t) * divide(m, abs(m))
         yield update, (p := p + update)
 

@@ -3,7 +3,7 @@
 import math
 from functools import partial
 
-from .arithmetic import abs2, at, average, divide, look_ahead, root, weight
+from oracle.arithmetic import abs2, at, average, divide, look_ahead, root, weight
 
 
 def sgd(grads, p, learning_rate, momentum=None, nesterov=False):
