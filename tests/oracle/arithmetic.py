@@ -1,5 +1,6 @@
 """What the oracles have in common: schedules, averages, their weights, division."""
 
+import functools
 import math
 
 
@@ -14,15 +15,14 @@ def average(m, x, b, t):
     return b_t * m + (1 - b_t) * x
 
 
+@functools.cache
 def weight(b, t):
     """Return what the average of the constant 1 is after t steps: 1 - b^t."""
     if not callable(b):
         # 1 - b**t as written loses digits where b**t is near 1.
         return -math.expm1(t * math.log(b)) if b > 0 else 1.0
-    w = 0.0
-    for s in range(1, t + 1):
-        w = average(w, 1.0, b, s)
-    return w
+    # Every oracle asks step by step: the weight before is in the cache.
+    return average(weight(b, t - 1), 1.0, b, t) if t else 0.0
 
 
 def abs2(g):
