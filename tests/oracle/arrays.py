@@ -230,7 +230,7 @@ def rowwise_adagrad(grads, p, learning_rate, initial_accumulator_value=0.0, eps=
 def sm3(grads, p, learning_rate, momentum=0.9):
     """Anil et al. 2019, SM3-II; the momentum is an average, and eps 1e-8 in the root.
 
-    A vector has one accumulator an element, so AdaGrad's.
+    A vector has one accumulator an element, so AdaGrad's; so has a scalar.
     """
     nu, m = [0.0] * max(p.ndim, 1), Average(momentum)
     for t, g in enumerate(grads, 1):
@@ -238,7 +238,7 @@ def sm3(grads, p, learning_rate, momentum=0.9):
         for other in nu[1:]:
             least = np.minimum(least, other)
         total = least + g * g
-        for axis in range(p.ndim):
+        for axis in range(len(nu)):
             rest = tuple(i for i in range(p.ndim) if i != axis)
             nu[axis] = np.max(total, axis=rest, keepdims=True) if rest else total
         m.add(np.where(total > 0, g / np.sqrt(total + 1e-8), 0.0), t)
