@@ -105,14 +105,224 @@ CASES = [
     ("yogi", {}),
     ("lion", {"weight_decay": 0.1}),
     ("ema", {}),
+    ("laprop", {}),
+    ("laprop", {"b2": 0.99, "eps": 1e-3, "eps_root": 1e-4}),
+    ("laprop", {"b1": rising, "b2": rising, "eps": falling, "learning_rate": falling}),
+    ("adopt", {}),
+    ("adopt", {"use_clipping": False, "b2": 0.99, "eps": 1e-3}),
+    ("adopt", {"clip_value_fn": falling, "nesterov": True}),
+    ("adopt", {"b1": rising, "b2": rising, "eps": falling, "learning_rate": falling}),
+    ("acprop", {}),
+    ("acprop", {"eps": 1e-3, "eps_root": 1e-4, "weight_decay": 0.1}),
+    ("acprop", {"b1": rising, "b2": rising, "eps": falling, "learning_rate": falling}),
+    ("grokfast_adamw", {}),
+    ("grokfast_adamw", {"slow_decay": 0.9, "slow_weight": 0.5, "eps_root": 1e-4}),
+    ("grokfast_adamw", {"slow_decay": rising, "slow_weight": falling, "b1": rising}),
+    ("grokfast_adamw", {"weight_decay": falling, "learning_rate": falling}),
+    ("qhadam", {}),
+    ("qhadam", {"v1": 0.4, "v2": 0.6, "eps": 1e-3, "eps_root": 1e-4}),
+    ("qhadam", {"b1": rising, "b2": rising, "v1": rising, "v2": falling}),
+    ("ademamix", {}),
+    ("ademamix", {"b3": 0.99, "alpha": 2.0, "eps_root": 1e-4, "weight_decay": 0.1}),
+    ("ademamix", {"b1": rising, "b2": rising, "b3": rising, "alpha": falling}),
+    ("simplified_ademamix", {}),
+    ("simplified_ademamix", {"alpha": 5.0, "eps": 1e-3, "weight_decay": 0.1}),
+    ("simplified_ademamix", {"b1": rising, "b2": rising, "alpha": falling}),
+    ("adan", {}),
+    ("adan", {"b2": 0.7, "eps": 1e-3, "eps_root": 1e-4, "weight_decay": 0.1}),
+    ("adan", {"b1": rising, "b2": rising, "b3": rising, "learning_rate": falling}),
+    ("adapnm", {}),
+    ("adapnm", {"b1": 0.5, "b0": 0.3, "eps": 1e-3, "eps_root": 1e-4}),
+    ("adapnm", {"b2": rising, "eps": falling, "learning_rate": falling}),
+    ("aggmo", {}),
+    ("aggmo", {"decays": (0.5, 0.95), "learning_rate": falling}),
+    ("optimistic_adam", {}),
+    ("optimistic_adam", {"optimism": 0.5, "nesterov": False, "eps_root": 1e-4}),
+    ("optimistic_adam", {"b1": rising, "b2": rising, "optimism": falling}),
+    ("padam", {}),
+    ("padam", {"partial": 0.4, "b2": 0.9, "eps": 1e-3}),
+    ("padam", {"partial": falling, "b1": rising, "b2": rising}),
+    ("adam_atan2", {}),
+    ("adam_atan2", {"a": 1.27, "b": 2.0, "weight_decay": 0.1}),
+    ("adam_atan2", {"b1": rising, "b2": rising, "b": rising}),
+    ("adam_atan2", {"a": falling, "weight_decay": falling, "learning_rate": falling}),
+    ("diffgrad", {}),
+    ("diffgrad", {"b1": 0.5, "eps": 1e-3, "eps_root": 1e-4}),
+    ("diffgrad", {"b1": rising, "b2": rising, "learning_rate": falling}),
+    ("adadelta", {}),
+    ("adadelta", {"learning_rate": 1.0, "rho": 0.99, "weight_decay": 0.1}),
+    ("adadelta", {"learning_rate": falling, "rho": rising, "eps": falling}),
+    ("madgrad", {}),
+    ("madgrad", {"momentum": 0.0, "eps": 1e-3, "weight_decay": 0.1}),
+    ("madgrad", {"momentum": rising, "learning_rate": falling}),
+    ("adabound", {}),
+    ("adabound", {"final_lr": 1e-2, "gamma": 0.1, "eps": 1e-3}),
+    ("adabound", {"b1": rising, "b2": rising, "final_lr": falling}),
+    ("adabound", {"learning_rate": falling, "b1": 0.5}),
+    ("adamod", {}),
+    ("adamod", {"b2": 0.99, "b3": 0.9, "eps": 1e-3}),
+    ("adamod", {"b1": rising, "b2": rising, "b3": rising, "learning_rate": falling}),
+    ("signum", {}),
+    ("signum", {"beta": rising, "learning_rate": falling}),
+    ("tiger", {}),
+    ("tiger", {"b1": rising, "weight_decay": 0.1}),
+    ("tiger", {"weight_decay": falling, "learning_rate": falling}),
+    ("grams", {}),
+    ("grams", {"eps": 1e-3, "eps_root": 1e-4, "weight_decay": 0.1}),
+    ("grams", {"b1": rising, "b2": rising, "weight_decay": falling}),
+    ("cautious_decay_adamw", {}),
+    ("cautious_decay_adamw", {"eps_root": 1e-4, "weight_decay": 10.0}),
+    ("cautious_decay_adamw", {"b1": rising, "weight_decay": falling}),
+]
+
+
+def halving(count):
+    """A schedule whose values float32 and float64 compute alike."""
+    return 0.01 * 0.5 ** (count // 20)
+
+
+def quartered(count):
+    """Another one, for methods that find their own rate."""
+    return 1.0 - 0.75 * (count >= 50)
+
+
+# Of methods whose step depends on a whole leaf: name, its shape, hyperparameters.
+ARRAY_CASES = [
+    ("mars_adamw", (4, 6), {}),
+    ("mars_adamw", (4, 6), {"gamma": 0.5, "b1": rising}),
+    ("mars_adamw", (5,), {"weight_decay": 0.1, "eps_root": 1e-4}),
+    ("stable_spam", (4, 6), {}),
+    ("stable_spam", (4, 6), {"reset_every": 20}),
+    ("stable_spam", (5,), {"clip_decay": 0.5, "norm_b1": 0.9, "norm_b2": 0.5}),
+    ("stable_adamw", (4, 6), {}),
+    ("stable_adamw", (8, 8), {"b2": 0.9, "weight_decay": 0.5}),
+    ("lamb", (4, 6), {}),
+    ("lamb", (4, 6), {"weight_decay": 0.1, "eps_root": 1e-4}),
+    ("lars", (4, 6), {}),
+    (
+        "lars",
+        (5,),
+        {"weight_decay": 0.1, "nesterov": True, "trust_coefficient": 0.1, "eps": 1e-3},
+    ),
+    ("cautious_adamw", (4, 6), {}),
+    ("cautious_adamw", (5,), {"weight_decay": 0.1, "b1": 0.5}),
+    ("adafactor", (4, 6), {"min_dim_size_to_factor": 2}),
+    ("adafactor", (3, 5, 4), {"min_dim_size_to_factor": 2}),
+    ("adafactor", (4, 6), {}),
+    (
+        "adafactor",
+        (4, 6),
+        {
+            "min_dim_size_to_factor": 2,
+            "momentum": 0.9,
+            "weight_decay_rate": 1e-3,
+            "decay_rate": 0.7,
+            "clipping_threshold": 0.5,
+        },
+    ),
+    (
+        "adafactor",
+        (5,),
+        {
+            "min_dim_size_to_factor": 2,
+            "multiply_by_parameter_scale": False,
+            "clipping_threshold": None,
+        },
+    ),
+    ("adam_mini", (4, 6), {}),
+    ("adam_mini", (4, 6), {"axes": None}),
+    ("adam_mini", (3, 4, 5), {"axes": (0, 2), "b2": 0.9}),
+    ("rowwise_adagrad", (4, 6), {}),
+    ("rowwise_adagrad", (3, 4, 5), {"initial_accumulator_value": 0.1, "eps": 1e-3}),
+    ("rowwise_adagrad", (5,), {}),
+    ("sm3", (4, 6), {}),
+    ("sm3", (3, 4, 5), {"momentum": 0.5}),
+    ("sm3", (5,), {}),
+    ("novograd", (4, 6), {}),
+    ("novograd", (5,), {"b2": 0.9, "weight_decay": 0.01, "eps_root": 1e-4}),
+    ("came", (4, 6), {"min_dim_size_to_factor": 2}),
+    ("came", (4, 6), {}),
+    (
+        "came",
+        (3, 5, 4),
+        {
+            "min_dim_size_to_factor": 2,
+            "b3": 0.9,
+            "clipping_threshold": 0.5,
+            "weight_decay": 0.1,
+        },
+    ),
+    ("schedule_free_adamw", (4, 6), {}),
+    (
+        "schedule_free_adamw",
+        (5,),
+        {"warmup_steps": 16, "weight_decay": 0.1, "b1": 0.95, "weight_lr_power": 1.0},
+    ),
+    ("schedule_free_radam", (4, 6), {}),
+    ("schedule_free_radam", (5,), {"silent": False, "weight_decay": 0.1, "b2": 0.9}),
+    ("lookahead", (4, 6), {}),
+    ("lookahead", (5,), {"sync_period": 5, "slow_step_size": 0.8, "b1": 0.5}),
+    ("lookahead", (4, 6), {"learning_rate": halving}),
+    ("prodigy", (4, 6), {"learning_rate": 1.0}),
+    (
+        "prodigy",
+        (5,),
+        {
+            "learning_rate": 1.0,
+            "weight_decay": 0.1,
+            "safeguard_warmup": True,
+            "beta3": 0.9,
+            "estim_lr0": 1e-3,
+            "estim_lr_coef": 2.0,
+        },
+    ),
+    ("prodigy", (4, 6), {"learning_rate": quartered}),
+    ("adam_hyperball", (4, 6), {}),
+    ("adam_hyperball", (3, 4, 5), {"learning_rate": 0.3}),
+    ("adam_hyperball", (5,), {}),
+    ("swats", (4, 6), {}),
+    ("swats", (4, 6), {"tolerance": 1e-3}),
+    ("swats", (8, 8), {"tolerance": 1e-3, "learning_rate": halving, "b1": 0.5}),
+    ("muon", (4, 6), {}),
+    ("muon", (6, 4), {}),
+    ("muon", (5,), {}),
+    ("muon", (8, 8), {"nesterov": False, "adaptive": True, "weight_decay": 0.1}),
+    ("muon", (4, 6), {"consistent_rms": 0.2, "ns_steps": 3, "beta": 0.9}),
+    ("muon", (3, 4, 5), {"adam_learning_rate": 1e-3, "adam_weight_decay": 0.1}),
+    ("normuon", (4, 6), {}),
+    ("normuon", (4, 6), {"axes": -2, "nesterov": True, "weight_decay": 0.1}),
+    ("normuon", (6, 4), {"b2": 0.5}),
+    ("normuon", (5,), {"weight_decay": 0.1}),
+    ("adamuon", (4, 6), {}),
+    ("adamuon", (8, 8), {"beta": 0.8, "nesterov": True, "weight_decay": 0.1}),
+    ("adamuon", (5,), {}),
+    ("soap", (8, 8), {}),
+    ("soap", (8, 8), {"precondition_frequency": 1, "b1": 0.9, "b2": 0.8}),
+    ("soap", (4, 6), {"max_size": 5}),
+    ("soap", (5,), {}),
+    ("galore_adamw", (4, 6), {"rank": 2}),
+    (
+        "galore_adamw",
+        (6, 4),
+        {"rank": 2, "update_gap": 7, "weight_decay": 0.1, "scale": 1.0},
+    ),
+    ("galore_adamw", (8, 8), {}),
+    ("galore_adamw", (5,), {}),
+    ("shampoo", (4, 6), {}),
+    ("shampoo", (8, 8), {"momentum": 0.9, "eps": 1e-2, "update_every": 5}),
+    ("shampoo", (3, 4, 5), {}),
+    ("shampoo", (5,), {}),
 ]
 
 
 def case_id(case):
-    """Name a case after its optimizer and its hyperparameters."""
-    name, kwargs = case
+    """Name a case after its optimizer, its shape if any, and its hyperparameters."""
+    *name, kwargs = case
     return "-".join(
-        [name, *(f"{k}={getattr(v, '__name__', v)}" for k, v in kwargs.items())]
+        [
+            *map(str, name),
+            *(f"{k}={getattr(v, '__name__', v)}" for k, v in kwargs.items()),
+        ]
     )
 
 
@@ -143,3 +353,16 @@ def _scan(tx, grads, params):
 def run(tx, grads, params):
     """Return the updates and parameters of every step, and the last state, as NumPy."""
     return jax.tree.map(np.asarray, _scan(tx, grads, params))
+
+
+def leaf_gradients(shape, steps=200, seed=0):
+    """Initial values of a leaf, and gradients with a trend, whose scales vary.
+
+    Returns:
+      Arrays of shape `shape` and (steps, *shape).
+    """
+    rng = np.random.default_rng(seed)
+    params = rng.normal(size=shape)
+    scales = np.exp(rng.normal(size=(steps,) + (1,) * len(shape)))
+    grads = rng.normal(size=(steps, *shape)) * scales
+    return params, grads + 0.3 * rng.normal(size=shape)

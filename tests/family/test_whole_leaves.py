@@ -1,0 +1,27 @@
+"""Methods whose step depends on a whole leaf, against the oracles over NumPy arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import ARRAY_CASES, MAKERS, case_id, leaf_gradients, run
+from oracle import ARRAY_ORACLES, trajectory
+
+STEPS = {"prodigy": 40}  # later its parameters are thousands, and its steps likewise
+
+
+def test_every_array_oracle_has_a_case():
+    assert {name for name, *_ in ARRAY_CASES} == ARRAY_ORACLES.keys()
+
+
+@pytest.mark.parametrize("case", ARRAY_CASES, ids=case_id)
+def test_float64_follows_the_oracle(case):
+    name, shape, kwargs = case
+    kwargs = {"learning_rate": 1e-2} | kwargs
+    params, grads = leaf_gradients(shape, STEPS.get(name, 200))
+    expected, _ = trajectory(name, grads, params, **kwargs)
+    with jax.enable_x64(True):
+        updates, _, _ = run(MAKERS[name](**kwargs), jnp.asarray(grads), params)
+    size = np.maximum(np.abs(expected).max(tuple(range(1, grads.ndim))), 1e-2)
+    error = np.abs(updates - expected).max(tuple(range(1, grads.ndim))) / size
+    assert error.max() < 1e-12
