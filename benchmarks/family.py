@@ -1,0 +1,239 @@
+"""How near does each optimizer come to others' code? `python benchmarks/family.py`
+
+Runs every optimizer in float64 beside its oracle (a loop transcribed from the paper, in
+tests/oracle), beside Optax where that has it, and beside the trajectories of other
+libraries in tests/reference; writes what it finds, with the chains, to docs/family.md
+and the tree to docs/family.png. `make family` runs it (5 min).
+"""
+
+import inspect
+import itertools
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from matplotlib.figure import Figure
+
+from adam_jax import OPTIMIZERS
+from adam_jax.experiments.family import SHAPE, count_bytes, count_changes, summary
+from adam_jax.family.table import PARENTS
+from adam_jax.family.tree import chain_lines, changed_lines, children, lineage
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from cases import ARRAY_CASES, CASES, MAKERS, gradients, leaf_gradients, run  # noqa: E402
+from oracle import trajectory  # noqa: E402
+
+STEPS = 200
+LR = 1e-2
+MADE = "<!-- made by `make family`: do not edit -->"
+INTRO = f"""\
+{MADE}
+
+# The family
+
+Every optimizer of the table, below the one that it changes. Each is one chain: the lines
+in which it differs from its parent's are marked, as `adam-jax family NAME` prints them.
+With its chain it has all that the parts bring: moments in bfloat16 and 8 bits, guards,
+figures, sharding, files.
+
+![the family tree](family.png)
+
+*lines*: how many lines of the chain differ from the parent's. *bytes*: of state a
+parameter, of a float32 matrix of {SHAPE[0]} x {SHAPE[1]}, measured. *oracle*: the largest
+error of an update over {STEPS} steps in float64 beside a loop transcribed from the paper.
+*others*: the same beside other people's code, the nearest of the libraries that each
+section lists. Errors are relative to the size of a step.
+"""
+
+
+def paragraph(name, head):
+    """Return a paragraph of an optimizer's docstring, such as "When"."""
+    text = inspect.getdoc(OPTIMIZERS[name])
+    found = re.search(rf"^{head}:? (.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
+
+
+def error(found, expected, start):
+    """Return the largest difference of two trajectories, in mean steps of an element."""
+    step = np.abs(np.diff(expected, axis=0, prepend=start[None])).mean(0)
+    return float(np.max(np.abs(found - expected) / np.maximum(step, 1e-300)))
+
+
+def follow(tx, grads, start):
+    """Return the parameters after every step, in float64."""
+    with jax.enable_x64(True):
+        return run(tx, jnp.asarray(grads), jnp.asarray(start))[1]
+
+
+def beside_oracle(name):
+    """Return the largest error of an update in all cases that the tests have."""
+    errors = []
+    for case in itertools.chain(CASES, ARRAY_CASES):
+        if case[0] == name:
+            kwargs = {"learning_rate": LR} | case[-1]
+            steps = 40 if name == "prodigy" else STEPS
+            if len(case) == 3:
+                start, grads = leaf_gradients(case[1], steps)
+            else:
+                start, grads = np.linspace(-1, 1, 6), gradients(steps)
+            expected, _ = trajectory(name, grads, start, **kwargs)
+            with jax.enable_x64(True):
+                updates, _, _ = run(MAKERS[name](**kwargs), jnp.asarray(grads), start)
+            largest = np.maximum(np.abs(expected), LR)
+            errors.append(np.max(np.abs(updates - expected) / largest))
+    return max(errors, default=None)
+
+
+def beside_others(name):
+    """Return (library, error) of every other implementation, the nearest first."""
+    found = []
+    for module in (optax, optax.contrib):
+        theirs = getattr(module, name, None)
+        if theirs is not None:
+            start, grads = leaf_gradients((4, 6), STEPS)
+            expected = follow(theirs(learning_rate=LR), grads, start)
+            ours = follow(OPTIMIZERS[name](learning_rate=LR), grads, start)
+            found.append(
+                (f"{module.__name__} {optax.__version__}", ours, expected, start)
+            )
+    for file in ("torch", "family"):
+        with np.load(ROOT / f"tests/reference/{file}.npz") as stored:
+            reference = dict(stored)
+        for key, case in json.loads(reference["cases"].item()).items():
+            if case["optimizer"] == name:
+                leaf = f"/{case['leaf']}" if "leaf" in case else ""
+                start = reference[f"params0{leaf}"]
+                kwargs = {
+                    k: tuple(v) if isinstance(v, list) else v
+                    for k, v in case["kwargs"].items()
+                }
+                ours = follow(
+                    OPTIMIZERS[name](**kwargs), reference[f"grads{leaf}"], start
+                )
+                library = case.get("library", "torch.optim")
+                found.append((library, ours, reference[f"params/{key}"], start))
+    nearest = {}
+    for library, ours, expected, start in found:
+        near = error(ours, expected, start)
+        nearest[library] = max(near, nearest.get(library, 0.0))
+    return sorted(nearest.items(), key=lambda item: item[1])
+
+
+def in_order(name="sgd"):
+    """Yield every optimizer after the one that it changes."""
+    yield name
+    for child in children(name):
+        yield from in_order(child)
+
+
+def to_section(name, near, others):
+    """Return what the page says of one optimizer."""
+    lines = [f"## {name}", "", f"{summary(name)}.", ""]
+    parent = PARENTS.get(name)
+    pairs = changed_lines(name, parent) if parent else []
+    lines += ["```diff"]
+    lines += [f"  {line}" for line in chain_lines(name)] if not parent else []
+    for line, other in pairs:
+        if line == other:
+            lines += [f"  {line}"]
+        else:
+            lines += [f"- {other}"] * bool(other) + [f"+ {line}"] * bool(line)
+    lines += ["```", ""]
+    above = f"Changes [{parent}](#{parent}). " if parent else ""
+    lines += [
+        f"{above}{count_bytes(name):.2f} bytes a parameter. {paragraph(name, 'When')}"
+    ]
+    checks = [f"the oracle {near:.0e}"] if near is not None else []
+    checks += [f"{library} {err:.0e}" for library, err in others]
+    lines += ["", f"Checked against: {', '.join(checks)}."]
+    lines += ["", f"Reference: {paragraph(name, 'Reference')}"]
+    for differs in re.findall(
+        r"^Differs .*?(?=\n\n|\Z)", inspect.getdoc(OPTIMIZERS[name]), re.M | re.S
+    ):
+        lines += [" ".join(differs.split())]
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows):
+    """Draw the tree: a row each, with what of its chain differs from the one above."""
+    height = 0.27
+    figure = Figure(figsize=(15, height * (len(rows) + 2)), layout="none")
+    axes = figure.add_axes((0.005, 0.005, 0.99, 0.985))
+    axes.set(xlim=(0, 100), ylim=(len(rows) + 0.5, -1.5))
+    axes.axis("off")
+    place = {}
+    for row, (name, _, _) in enumerate(rows):
+        depth = len(lineage(name)) - 1
+        place[name] = 1 + 2.2 * depth, row
+        x, y = place[name]
+        if name in PARENTS:
+            above = place[PARENTS[name]]
+            axes.plot(
+                [above[0] + 0.5] * 2 + [x - 0.2],
+                [above[1] + 0.45, y, y],
+                color="0.7",
+                lw=1,
+            )
+        axes.text(x, y, name, va="center", size=10, weight="bold")
+        if name in PARENTS:
+            new = [a for a, b in changed_lines(name, PARENTS[name]) if a and a != b]
+            gone = [b for a, b in changed_lines(name, PARENTS[name]) if b and not a]
+            text = "   ".join(
+                [*new, *(f"(no {line.partition('(')[0]})" for line in gone)]
+            )
+            text = text if len(text) < 108 else text[:105] + "..."
+            axes.text(
+                33, y, text, va="center", size=8, family="monospace", color="#1f4e8c"
+            )
+        axes.text(31.5, y, f"{count_bytes(name):.2f}", va="center", ha="right", size=9)
+    for x, text, side in (
+        (1, "optimizer", "left"),
+        (31.5, "bytes", "right"),
+        (33, "what differs from the chain above", "left"),
+    ):
+        axes.text(x, -1, text, va="center", ha=side, size=9, color="0.4")
+    return figure
+
+
+def main():
+    rows = []
+    for name in in_order():
+        rows.append((name, beside_oracle(name), beside_others(name)))
+        near, others = rows[-1][1:]
+        shown = "-" if near is None else f"{near:.0e}"
+        print(
+            f"{name:24}{shown:>8}  " + ", ".join(f"{x} {e:.0e}" for x, e in others),
+            flush=True,
+        )
+    both = sum(near is not None and bool(others) for _, near, others in rows)
+    table = [
+        "| optimizer | lines | bytes | oracle | others | what it is |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, near, others in rows:
+        indent = "&nbsp;" * 3 * (len(lineage(name)) - 1)
+        lines = count_changes(name) if name in PARENTS else "-"
+        cells = f"{indent}[{name}](#{name})", f"{lines}", f"{count_bytes(name):.2f}"
+        cells += (
+            "-" if near is None else f"{near:.0e}",
+            f"{others[0][1]:.0e}" if others else "-",
+        )
+        table.append("| " + " | ".join([*cells, summary(name)]) + " |")
+    counted = f"{len(rows)} optimizers; {both} of them have both references."
+    page = [INTRO, counted, "", *table, ""]
+    page += [to_section(*row) for row in rows]
+    (ROOT / "docs/family.md").write_text("\n".join(page), "utf-8")
+    draw(rows).savefig(ROOT / "docs/family.png", dpi=110)
+    print(counted)
+
+
+if __name__ == "__main__":
+    main()
