@@ -126,6 +126,29 @@ def check_non_negative(name: str, value: Any, half_precision: bool = False) -> A
     return _checked(name, value, check_range, half_precision)
 
 
+def check_between(name: str, value: Any, least: float, largest: float) -> Any:
+    """Return `value` if it is a number between two bounds, which it may be.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a number, a 0-d array or a schedule.
+      least: the lower bound.
+      largest: the upper bound.
+
+    Raises:
+      ValueError: if it is outside, or half precision; the message names the argument.
+      TypeError: if it is not a number, a 0-d array or a schedule.
+    """
+
+    def check_range(number: float) -> None:
+        if not least <= number <= largest:
+            raise ValueError(
+                f"{name} must be a number in [{least}, {largest}], got {number}."
+            )
+
+    return _checked(name, value, check_range)
+
+
 def check_number(name: str, value: Any) -> Any:
     """Return `value` if it is a finite number.
 

@@ -1,15 +1,22 @@
 """Adam with another way to divide its moments."""
 
+import math
+
 import optax
 
 from adam_jax.family.chaining import chain
-from adam_jax.hyperparams import Hyperparam, check_decay, exact
+from adam_jax.hyperparams import Hyperparam, check_between, check_decay, exact
 from adam_jax.moments.accumulators import ema
 from adam_jax.moments.storage import Storage
-from adam_jax.stages.correction import bias_correct
-from adam_jax.stages.division import rectified_precondition
+from adam_jax.stages.correction import bias_correct, running_max, temper
+from adam_jax.stages.division import (
+    atan2_precondition,
+    precondition,
+    rectified_precondition,
+)
 from adam_jax.stages.gathering import scale_by_moments
-from adam_jax.stages.updates import scale_by_lr
+from adam_jax.stages.holding import scale_by_friction
+from adam_jax.stages.updates import Mask, add_decayed_weights, scale_by_lr
 
 
 def radam(
@@ -75,5 +82,193 @@ def radam(
         ),
         bias_correct(),
         rectified_precondition(eps, eps_root, threshold),
+        scale_by_lr(learning_rate),
+    )
+
+
+def padam(
+    learning_rate: Hyperparam,
+    b1: Hyperparam = exact(0.9),
+    b2: Hyperparam = exact(0.999),
+    partial: Hyperparam = exact(0.125),
+    eps: Hyperparam = exact(1e-8),
+    mu_dtype: Storage = None,
+    *,
+    nu_dtype: Storage = None,
+) -> optax.GradientTransformation:
+    """Build Padam: AMSGrad that divides by a smaller power of the second moment.
+
+        nu_max <- max(nu_max, nu)
+        params <- params - learning_rate * mu / (sqrt(nu_max) + eps)^(2 * partial)
+
+    Moments are not corrected. As the power is smaller, steps are larger where gradients
+    are: learning rates are near those of SGD, such as 0.1. The maximum is kept in
+    float32, as in `amsgrad`.
+
+    Args:
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      partial: the power of nu to divide by, in [0, 1/2]: 1/2 is AMSGrad, 0 momentum.
+      eps: added to the root of nu, >= 0, in units of the gradient.
+      mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
+
+    Raises:
+      ValueError: if a hyperparameter is out of range.
+
+    Example: gradients 1, then -1/2. AMSGrad, not corrected, would step by -0.00113.
+
+      >>> import jax.numpy as jnp
+      >>> tx = padam(1e-3)
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (1.0, -0.5):
+      ...     updates, state = tx.update(jnp.float32(grad), state)
+      >>> print(f"{updates:.6f}")  # 0.04 / 0.001249^(1/8)
+      -0.000092
+
+    Reference: Chen et al. 2018 (arXiv:1806.06763), Algorithm 1.
+
+    Differs from the paper, as the authors' code does, in having an eps.
+    """
+    return chain(
+        "padam",
+        scale_by_moments(
+            b1=check_decay("b1", b1),
+            b2=check_decay("b2", b2),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
+        running_max(),
+        temper(check_between("partial", partial, 0, 0.5), eps),
+        precondition(eps=0.0),
+        scale_by_lr(learning_rate),
+    )
+
+
+def adam_atan2(
+    learning_rate: Hyperparam,
+    b1: Hyperparam = exact(0.9),
+    b2: Hyperparam = exact(0.999),
+    a: Hyperparam = exact(4 / math.pi),
+    b: Hyperparam = exact(1.0),
+    mu_dtype: Storage = None,
+    *,
+    weight_decay: Hyperparam = exact(0.0),
+    mask: Mask = None,
+    nu_dtype: Storage = None,
+) -> optax.GradientTransformation:
+    """Build Adam-atan2: Adam that divides by atan2, which needs no eps.
+
+        update = a * atan2(mu_hat, b * sqrt(nu_hat))
+        params <- params - learning_rate * (update + weight_decay * params)
+
+    Its steps do not depend on the scale of the gradients, however small they are.
+
+    Args:
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      a: the factor, >= 0. By default, an update has size 1 if gradients are constant.
+      b: the scale of Adam's updates below which atan2 is nearly linear, >= 0.
+      mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
+        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
+      mask: which parameters decay: a pytree of booleans, a prefix of params, or a
+        function of params that returns one. (`optax.inject_hyperparams` takes a
+        function to be a schedule unless you pass it `static_args="mask"`.)
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
+
+    Raises:
+      ValueError: if a hyperparameter is out of range, or update() lacks params.
+
+    Example: gradients 1, then -1/2.
+
+      >>> import jax.numpy as jnp
+      >>> tx, param = adam_atan2(1e-3), jnp.float32(0)
+      >>> state = tx.init(param)
+      >>> for grad in (1.0, -0.5):
+      ...     updates, state = tx.update(jnp.float32(grad), state, param)
+      >>> print(f"{updates:.6f}")  # -1e-3 * 4 / pi * atan2(0.04 / 0.19, 0.7905)
+      -0.000331
+
+    Reference: Everett et al. 2024 (arXiv:2407.05872), section 4.2.
+    """
+    return chain(
+        "adam_atan2",
+        scale_by_moments(
+            b1=check_decay("b1", b1),
+            b2=check_decay("b2", b2),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
+        bias_correct(),
+        atan2_precondition(a, b),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_lr(learning_rate),
+    )
+
+
+def diffgrad(
+    learning_rate: Hyperparam,
+    b1: Hyperparam = exact(0.9),
+    b2: Hyperparam = exact(0.999),
+    eps: Hyperparam = exact(1e-8),
+    eps_root: Hyperparam = exact(0.0),
+    mu_dtype: Storage = None,
+    *,
+    nu_dtype: Storage = None,
+) -> optax.GradientTransformation:
+    """Build diffGrad: Adam with shorter steps where the gradient stays as it was.
+
+        xi = 1 / (1 + exp(-|g - g_before|))
+        params <- params - learning_rate * xi * mu_hat / (sqrt(nu_hat + eps_root) + eps)
+
+    xi lies between 1/2 and 1. At the first step, g_before is 0.
+
+    Args:
+      learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
+        of the step count, 0 at the first step). The other numbers may be any of these.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root of nu, >= 0, in units of the gradient.
+      eps_root: added inside the root, >= 0, in units of the gradient squared.
+      mu_dtype: how mu and g_before are stored: a dtype, a `Format` or the name of one
+        ("float32", "bfloat16", "8bit"). None means the parameters' dtype, float32 or
+        wider.
+      nu_dtype: how nu is stored; takes what mu_dtype takes.
+
+    Raises:
+      ValueError: if a hyperparameter is out of range.
+
+    Example: gradients 1, then -1/2. Adam's second update would be -0.000266.
+
+      >>> import jax.numpy as jnp
+      >>> tx = diffgrad(1e-3)
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (1.0, -0.5):
+      ...     updates, state = tx.update(jnp.float32(grad), state)
+      >>> print(f"{updates:.6f}")  # -0.000266 / (1 + exp(-1.5))
+      -0.000218
+
+    Reference: Dubey et al. 2019 (arXiv:1909.11015), equations 3 to 10.
+
+    Differs from the authors' code, which adds eps to the root of nu before it corrects
+    the bias.
+    """
+    return chain(
+        "diffgrad",
+        scale_by_moments(
+            b1=check_decay("b1", b1),
+            b2=check_decay("b2", b2),
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        ),
+        bias_correct(),
+        scale_by_friction(mu_dtype),
+        precondition(eps=eps, eps_root=eps_root),
         scale_by_lr(learning_rate),
     )

@@ -1,4 +1,4 @@
-"""From `Moments` to `Moments`: bias correction, centering, the running maximum."""
+"""From `Moments` to `Moments`: bias correction, centering, maximum, another power."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax import numerics
+from adam_jax.hyperparams import Hyperparam, at, check_non_negative, exact
 from adam_jax.moments.accumulators import Accumulator
 from adam_jax.moments.formats import Stored, dense
 from adam_jax.moments.moment import Moment
@@ -130,6 +131,58 @@ def center() -> optax.GradientTransformation:
         return m._replace(mu=mu, nu=nu, has_mu=False, corrected=_BOTH)
 
     return optax.stateless(subtract)
+
+
+def temper(
+    power: Hyperparam, eps: Hyperparam = exact(0.0)
+) -> optax.GradientTransformation:
+    """Let `precondition(eps=0)` divide by another power of the second moment.
+
+        nu <- (sqrt(nu) + eps)^(4 * power)
+
+    Then `precondition` divides by (sqrt(nu) + eps)^(2 * power), which is nu^power if
+    eps is 0. A power of 1/2 is Adam's, and one of 0 does not divide.
+
+    Args:
+      power: the power of nu to divide by, >= 0.
+      eps: added to the root of nu before it is raised, >= 0, in units of the gradient.
+
+    Raises:
+      ValueError: if a hyperparameter is out of range; at the first trace, if there is
+        no second moment.
+
+    Example: the first corrected moments are -8 and 64; 64^(1/3) is 4.
+
+      >>> from adam_jax import precondition, scale_by_moments
+      >>> tx = optax.chain(
+      ...     scale_by_moments(), bias_correct(), temper(1 / 3), precondition(eps=0.0)
+      ... )
+      >>> updates, _ = tx.update(jnp.float32(-8), tx.init(jnp.float32(0)))
+      >>> print(f"{updates:.4f}")
+      -2.0000
+
+    Reference: Chen et al. 2018 (Padam), Algorithm 1; Defazio & Jelassi 2021 (MADGRAD),
+    Algorithm 1, where the power is 1/3.
+    """
+    power = check_non_negative("power", power)
+    eps = check_non_negative("eps", eps)
+
+    def raise_nu(moments: Any, params=None) -> Any:
+        del params
+        m = expect_moments(moments, "temper")
+        expect_second(m, "temper")
+        past = m.count - 1
+
+        def raise_leaf(nu):
+            root = numerics.sqrt(nu) + at(eps, past, nu.dtype)
+            zero = root == 0  # where the derivative of a power may be infinite
+            raised = jnp.where(zero, 1, root) ** (4 * at(power, past, nu.dtype))
+            return jnp.where(zero, 0, raised)
+
+        nu = jax.tree.map(raise_leaf, m.nu)
+        return m._replace(nu=nu, plain=False, corrected=m.corrected | {"nu"})
+
+    return optax.stateless(raise_nu)
 
 
 class RunningMaxState(NamedTuple):

@@ -1,5 +1,6 @@
 """From `Moments` to updates: the first moment divided by the root of the second."""
 
+import math
 from typing import Any
 
 import jax
@@ -74,6 +75,56 @@ def divide_moments(m: Moments, eps: Any, eps_root: Any) -> Any:
     updates = jax.tree.map(divide_leaf, m.mu, m.nu)
     note_division(updates, m.mu, m.nu, past, eps, eps_root)
     return updates
+
+
+def atan2_precondition(
+    a: Hyperparam = exact(4 / math.pi), b: Hyperparam = exact(1.0)
+) -> optax.GradientTransformation:
+    """Divide as `precondition` does, but by atan2, which needs no eps.
+
+        updates = a * atan2(mu, b * sqrt(nu))
+
+    Updates are at most a * pi / 2, and where mu is 0, they are 0. A complex mu keeps
+    its direction: its size is mapped.
+
+    Args:
+      a: the factor, >= 0. By default an update for mu = sqrt(nu) has size 1.
+      b: the scale of mu / sqrt(nu) below which atan2 is nearly linear, >= 0.
+
+    Raises:
+      ValueError: if a hyperparameter is out of range; at the first trace, if there is
+        no second moment.
+
+    Example: the size of the first step depends on no eps, however small gradients are.
+
+      >>> from adam_jax import bias_correct, scale_by_moments
+      >>> tx = optax.chain(scale_by_moments(), bias_correct(), atan2_precondition())
+      >>> updates, _ = tx.update(jnp.float32(-1e-12), tx.init(jnp.float32(0)))
+      >>> print(f"{updates:.6f}")
+      -1.000000
+
+    Reference: Everett et al. 2024 (arXiv:2407.05872), section 4.2 (Adam-atan2).
+    """
+    a, b = check_non_negative("a", a), check_non_negative("b", b)
+
+    def divide(moments: Any, params=None):
+        m = expect_moments(moments, "atan2_precondition")
+        expect_second(m, "atan2_precondition")
+        past = m.count - 1
+
+        def divide_leaf(mu, nu):
+            # jnp.arctan2 has a derivative of 0/0 at the origin.
+            root = at(b, past, nu.dtype) * numerics.sqrt(nu)
+            size = jnp.abs(mu) if jnp.iscomplexobj(mu) else mu
+            angle = jnp.arctan(numerics.divide_or_zero(size, root))
+            angle = jnp.where(root == 0, jnp.sign(size) * (math.pi / 2), angle)
+            if jnp.iscomplexobj(mu):
+                angle = angle.astype(mu.dtype) * numerics.divide_or_zero(mu, size)
+            return at(a, past, mu.dtype) * angle
+
+        return emit(jax.tree.map(divide_leaf, m.mu, m.nu), m.grads, params)
+
+    return optax.stateless(divide)
 
 
 def rectified_precondition(

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from adam_jax import numerics
 from adam_jax.checks import check_inexact
-from adam_jax.hyperparams import Hyperparam
-from adam_jax.moments.accumulators import Accumulator, trace
+from adam_jax.hyperparams import Hyperparam, check_non_negative, exact
+from adam_jax.moments.accumulators import Accumulator, average, trace
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Moment
 from adam_jax.moments.storage import Storage, as_format
@@ -50,7 +52,8 @@ def hold(
 
     Args:
       stage: its name, for messages.
-      accumulator: how values of either sign are gathered. Its `read` is told that the
+      accumulator: how values are gathered. If its order is 2, the moment is real and
+        never negative; else values have either sign. Its `read` is told that the
         moment has the weight 1; where an average is to be corrected, chain
         `scale_by_moments`, which keeps weights.
       use: (incoming, held) -> outgoing. `incoming` is what the stage received, `held`
@@ -67,7 +70,6 @@ def hold(
 
     Example: Adam's first moment, plus 5 times a slower average (as in AdEMAMix).
 
-      >>> import jax
       >>> from adam_jax import ema, precondition, scale_by_moments
       >>> slow = hold(
       ...     "add_slow",
@@ -82,7 +84,8 @@ def hold(
       >>> print(f"{updates:.3f}")
       0.150
     """
-    moment = Moment(accumulator, as_format(argument, dtype), 1, "trace", argument)
+    order = 2 if accumulator.order == 2 else 1
+    moment = Moment(accumulator, as_format(argument, dtype), order, "trace", argument)
 
     def init_fn(params):
         check_inexact(params, "params")
@@ -144,4 +147,102 @@ def scale_by_trace(
         lambda updates, held: held,
         accumulator_dtype,
         argument="accumulator_dtype",
+    )
+
+
+def scale_by_friction(dtype: Storage = None) -> optax.GradientTransformation:
+    """Shorten the first moment where the gradient stays as it was.
+
+        mu <- mu / (1 + exp(-|g - g_before|))
+
+    The factor lies between 1/2 and 1. Before the first step, g_before is 0.
+
+    Args:
+      dtype: how g_before is stored, like `mu_dtype` in `scale_by_moments`.
+
+    Raises:
+      ValueError: at the first trace, if the state was made with another dtype.
+      TypeError: at the first trace, for updates in place of `Moments`, or if the state
+        belongs to another transformation.
+
+    Example: the gradient does not change in the second step.
+
+      >>> from adam_jax import scale_by_moments
+      >>> tx = optax.chain(scale_by_moments(b1=0.0), scale_by_friction())
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (1.0, 1.0):
+      ...     moments, state = tx.update(jnp.float32(grad), state)
+      ...     print(f"{moments.mu:.4f}")
+      0.7311
+      0.5000
+
+    Reference: Dubey et al. 2019 (diffGrad), equations 8 and 9.
+    """
+    change = Accumulator(
+        {},
+        lambda moment, value, h: value,
+        read=lambda new, old, grad, weight, h: grad - old,
+        order=1,
+    )
+
+    def shorten(m: Moments, held: Any) -> Any:
+        def shorten_leaf(mu, change):
+            factor = jax.nn.sigmoid(jnp.abs(change))
+            return factor.astype(mu.dtype) * mu
+
+        mu = jax.tree.map(shorten_leaf, m.mu, held)
+        return m._replace(mu=mu, has_mu=False)
+
+    return hold("scale_by_friction", change, shorten, dtype, gather=lambda m: m.grads)
+
+
+def scale_by_past_updates(
+    decay: Hyperparam = exact(0.9),
+    eps: Hyperparam = exact(1e-6),
+    dtype: Storage = None,
+) -> optax.GradientTransformation:
+    """Multiply updates by the root of the average square of those emitted before.
+
+        updates <- sqrt(average + eps) * u
+        average <- decay * average + (1 - decay) * updates^2
+
+    The average starts at 0.
+
+    Args:
+      decay: in [0, 1).
+      eps: added inside the root, >= 0, in units of the updates squared.
+      dtype: how the average is stored, like `nu_dtype` in `scale_by_moments`.
+
+    Raises:
+      ValueError: if a hyperparameter is out of range; at the first trace, if the state
+        was made with another dtype.
+      TypeError: if the state belongs to another transformation.
+
+    Example: updates grow from sqrt(eps).
+
+      >>> tx = scale_by_past_updates(eps=1e-4)
+      >>> state = tx.init(jnp.float32(0))
+      >>> for _ in range(3):
+      ...     updates, state = tx.update(jnp.float32(1), state)
+      ...     print(f"{updates:.5f}")
+      0.01000
+      0.01049
+      0.01095
+
+    Reference: Zeiler 2012 (ADADELTA), Algorithm 1.
+    """
+    past_updates = Accumulator(
+        {"decay": decay, "eps": check_non_negative("eps", eps)},
+        lambda moment, value, h: average(moment, (moment + h.eps) * value, h),
+        read=lambda new, old, grad, weight, h: (
+            numerics.sqrt(old + h.eps).astype(grad.dtype) * grad
+        ),
+        order=2,
+    )
+    return hold(
+        "scale_by_past_updates",
+        past_updates,
+        lambda updates, held: held,
+        dtype,
+        argument="nu_dtype",
     )
