@@ -26,7 +26,7 @@ from adam_jax.stages.flow import (
 
 
 class TraceState(NamedTuple):
-    """State of `scale_by_trace`, and of every other stage made by `hold`.
+    """State of `scale_by_trace`, and of other stages made by `hold`.
 
     Attributes:
       count: int32 scalar, the steps taken.
@@ -37,6 +37,21 @@ class TraceState(NamedTuple):
     count: ArrayLike
     trace: Any
     trace_format: Any
+
+
+class NuTraceState(NamedTuple):
+    """State of stages made by `hold` whose moment is a second moment.
+
+    Attributes:
+      count: int32 scalar, the steps taken.
+      nu_trace: the moment that the stage holds, real and never negative, a pytree like
+        the parameters.
+      nu_trace_format: the reader of the moment, as in `Stored`.
+    """
+
+    count: ArrayLike
+    nu_trace: Any
+    nu_trace_format: Any
 
 
 def hold(
@@ -84,12 +99,15 @@ def hold(
       >>> print(f"{updates:.3f}")
       0.150
     """
-    order = 2 if accumulator.order == 2 else 1
-    moment = Moment(accumulator, as_format(argument, dtype), order, "trace", argument)
+    if accumulator.order == 2:
+        order, kind, name = 2, NuTraceState, "nu_trace"
+    else:
+        order, kind, name = 1, TraceState, "trace"
+    moment = Moment(accumulator, as_format(argument, dtype), order, name, argument)
 
     def init_fn(params):
         check_inexact(params, "params")
-        return TraceState(jnp.zeros([], jnp.int32), *moment.init(params))
+        return kind(jnp.zeros([], jnp.int32), *moment.init(params))
 
     def update_fn(updates, state, params=None):
         if gather is None:
@@ -97,15 +115,15 @@ def hold(
             values = updates
         else:
             values = gather(expect_moments(updates, stage))
-        expect_state(state, TraceState, stage)
+        expect_state(state, kind, stage)
         check_inexact(values, "grads")
-        stored = Stored(state.trace, state.trace_format)
+        stored = Stored(*state[1:])
         before = moment.read(stored, values)
         after = moment.step(stored, before, widen(values, before), state.count)
         used = use(updates, after.flows)
         emitted = emit(used, updates, params) if gather is None else used
         count = optax.safe_increment(state.count)
-        return emitted, TraceState(count, *after.stored)
+        return emitted, kind(count, *after.stored)
 
     return optax.GradientTransformation(init_fn, update_fn)
 

@@ -11,7 +11,7 @@ from adam_jax.moments.formats import Format, Stored, is_elementwise
 from adam_jax.moments.moment import decode, store
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.gathering import MomentsState
-from adam_jax.stages.holding import TraceState
+from adam_jax.stages.holding import NuTraceState, TraceState
 from adam_jax.states.buffers import Packed, PackedState, pack, part
 from adam_jax.states.reading import cut_to, expect_shapes
 
@@ -94,7 +94,7 @@ def convert_state(
 
     def convert_node(node, params):
         nonlocal found
-        found = found or isinstance(node, MomentsState | TraceState)
+        found = found or isinstance(node, MomentsState | TraceState | NuTraceState)
         if isinstance(node, PackedState):
             inner = convert_all(
                 part(node, stays).inner_state, cut_to(node.places, params)
@@ -107,10 +107,14 @@ def convert_state(
         if isinstance(node, TraceState):
             trace = convert(node.trace, node.trace_format, mu_format, True, params)
             return TraceState(node.count, *trace)
+        if isinstance(node, NuTraceState):
+            values, format = node.nu_trace, node.nu_trace_format
+            trace = convert(values, format, nu_format, False, params)
+            return NuTraceState(node.count, *trace)
         return node
 
     def convert_all(state, params):
-        kinds = MomentsState | TraceState | PackedState
+        kinds = MomentsState | TraceState | NuTraceState | PackedState
         return jax.tree.map(
             lambda node: convert_node(node, params),
             state,

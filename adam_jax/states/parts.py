@@ -15,10 +15,11 @@ from adam_jax.states.buffers import PackedState
 
 # The fields of a node that are trees like the parameters, and what we call them. Nodes
 # are known by the names of their classes: those of Optax are not all public.
-_MOMENTS = {"mu": "mu", "nu": "nu", "nu_max": "nu_max", "trace": "trace"}
+_MOMENTS = {x: x for x in ("mu", "nu", "nu_max", "trace", "nu_trace")}
 _FOREIGN = {x: x for x in ("raw_nu_max", "scaled_trace", "average")}
 TREES = {
-    **dict.fromkeys(("MomentsState", "TraceState", "RunningMaxState"), _MOMENTS),
+    **dict.fromkeys(("MomentsState", "RunningMaxState"), _MOMENTS),
+    **dict.fromkeys(("TraceState", "NuTraceState"), _MOMENTS),
     **dict.fromkeys(("ScaleByAdamState", "ScaleByBeliefState"), _MOMENTS),
     **dict.fromkeys(("ScaleByAmsgradState", "ScaleByLionState"), _MOMENTS),
     **dict.fromkeys(("ScaleByRmsState", "ScaleByRmsWithCountState"), _MOMENTS),

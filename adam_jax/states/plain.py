@@ -14,15 +14,15 @@ from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.sharing import Factored
 from adam_jax.stages.correction import RunningMaxState
 from adam_jax.stages.gathering import MomentsState
-from adam_jax.stages.holding import TraceState
+from adam_jax.stages.holding import NuTraceState, TraceState
 from adam_jax.states.parts import by_name
 
 # What a node with moments has at most, beside their formats.
-_MOMENTS = {"mu", "nu", "nu_max", "trace", "sum_of_squares"}
+_MOMENTS = {"mu", "nu", "nu_max", "trace", "nu_trace", "sum_of_squares"}
 _KNOWN = _MOMENTS | {"count", "weights"}
 _READERS = {"exponents": EightBit, "columns": Factored}
 _NODES: dict[str, Any] = {
-    x.__name__: x for x in (MomentsState, TraceState, RunningMaxState)
+    x.__name__: x for x in (MomentsState, TraceState, NuTraceState, RunningMaxState)
 }
 
 
