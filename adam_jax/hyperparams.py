@@ -228,6 +228,29 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
+def check_whole(name: str, value: Any) -> int:
+    """Return `value` if it is an integer >= 1, known when the optimizer is made.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what a user passed.
+
+    Raises:
+      TypeError: if it is no integer; the message names the argument.
+      ValueError: if it is less than 1.
+    """
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} must be an integer, got an array. Under optax.inject_hyperparams, "
+            f"which makes arrays of all numbers, say static_args={name!r}."
+        )
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {shown(value)}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}.")
+    return int(value)
+
+
 def shown(value: Any) -> str:
     """Return how a message shows a value: as it is, or by its type if that is long.
 

@@ -21,6 +21,7 @@ LAYERS = [
     "moments",
     "recipes",
     "stages",
+    "coordinates",
     "states",
     "figures",
     "wrappers",
