@@ -1,6 +1,10 @@
 """What adam_jax exports, and where each name is defined."""
 
 from . import fused
+from .coordinates.changing import WithinState, within
+from .coordinates.interface import Coordinates
+from .coordinates.kronecker import eigenbasis, inverse_roots
+from .coordinates.projection import subspace
 from .family.both_moments import adam, adamw, nadam, nadamw, simplified_adam
 from .family.one_moment import adagrad, lion, rmsprop, sgd
 from .family.other_division import radam
@@ -50,6 +54,7 @@ from .stages.division import precondition, rectified_precondition
 from .stages.flow import Moments
 from .stages.gathering import MomentsState, scale_by_moments
 from .stages.holding import TraceState, hold, scale_by_trace
+from .stages.orthogonal import on_matrices, orthogonalize, scale_by_shape, set_rms
 from .stages.updates import (
     Mask,
     ScheduledState,
@@ -99,6 +104,7 @@ __all__ = [
     "Accumulator",
     "Adopted",
     "CompensateParamsState",
+    "Coordinates",
     "Dense",
     "EightBit",
     "Factored",
@@ -127,6 +133,7 @@ __all__ = [
     "Storage",
     "Stored",
     "TraceState",
+    "WithinState",
     "adabelief",
     "adagrad",
     "adam",
@@ -149,6 +156,7 @@ __all__ = [
     "convert_state",
     "correct_step_size",
     "dense",
+    "eigenbasis",
     "eight_bit",
     "ema",
     "exact",
@@ -158,6 +166,7 @@ __all__ = [
     "hold",
     "in_shard_map",
     "infinity_norm",
+    "inverse_roots",
     "lion",
     "lion_average",
     "load_moments",
@@ -166,6 +175,8 @@ __all__ = [
     "nadam",
     "nadamw",
     "named_figures",
+    "on_matrices",
+    "orthogonalize",
     "packed",
     "precondition",
     "radam",
@@ -182,8 +193,10 @@ __all__ = [
     "save_state",
     "scale_by_lr",
     "scale_by_moments",
+    "scale_by_shape",
     "scale_by_trace",
     "set_moments",
+    "set_rms",
     "sgd",
     "shard_state",
     "simplified_adam",
@@ -191,9 +204,11 @@ __all__ = [
     "skip_spikes",
     "state_shardings",
     "step_bound",
+    "subspace",
     "total",
     "trace",
     "unpack",
+    "within",
     "write_keras",
     "write_torch",
     "yogi",
