@@ -241,8 +241,9 @@ def check_whole(name: str, value: Any) -> int:
     """
     if isinstance(value, jax.Array):
         raise TypeError(
-            f"{name} must be an integer, got an array. Under optax.inject_hyperparams, "
-            f"which makes arrays of all numbers, say static_args={name!r}."
+            f"{name} must be an integer that is known when the optimizer is made, got "
+            "an array. Under optax.inject_hyperparams, which makes arrays of all "
+            f"numbers, say static_args={name!r}."
         )
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {shown(value)}.")

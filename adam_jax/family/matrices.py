@@ -14,6 +14,7 @@ from adam_jax.hyperparams import (
     at,
     check_decay,
     check_non_negative,
+    check_whole,
     exact,
 )
 from adam_jax.moments.storage import Storage
@@ -48,6 +49,10 @@ def soap(
 
     The first step moves nothing, not even scalars: it makes the first vectors. A leaf
     with k axes has k such matrices; scalars and vectors go by AdamW.
+
+    Along vectors in which gradients have only rounding errors, some 1e-7 of their size
+    in float32, the steps are those of Adam for such gradients: as long as all others,
+    unless eps is larger.
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
@@ -89,7 +94,9 @@ def soap(
         "soap",
         within(
             eigenbasis(
-                check_decay("b2", b2), every=precondition_frequency, max_size=max_size
+                check_decay("b2", b2),
+                every=check_whole("precondition_frequency", precondition_frequency),
+                max_size=max_size,
             ),
             scale_by_moments(
                 b1=_one_later(check_decay("b1", b1)),
@@ -166,7 +173,7 @@ def galore_adamw(
     return chain(
         "galore_adamw",
         within(
-            subspace(rank, every=update_gap, scale=scale),
+            subspace(rank, every=check_whole("update_gap", update_gap), scale=scale),
             scale_by_moments(
                 b1=check_decay("b1", b1),
                 b2=check_decay("b2", b2),
@@ -232,7 +239,9 @@ def shampoo(
     return chain(
         "shampoo",
         within(
-            inverse_roots(eps, every=update_every, max_size=max_size),
+            inverse_roots(
+                eps, every=check_whole("update_every", update_every), max_size=max_size
+            ),
             scale_by_moments(
                 b1=check_decay("momentum", momentum), b2=None, mu_dtype=mu_dtype
             ),

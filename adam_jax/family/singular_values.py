@@ -111,7 +111,12 @@ def muon(
             ),
             bias_correct(),
             precondition(),
-            orthogonalize(_triples(ns_coeffs), ns_steps, eps, adaptive=adaptive),
+            orthogonalize(
+                ns_coeffs,
+                ns_steps,
+                eps,
+                adaptive=adaptive,
+            ),
             scale_by_shape(consistent_rms),
             add_decayed_weights(weight_decay, weight_decay_mask),
             scale_by_lr(learning_rate),
@@ -289,30 +294,6 @@ def adamuon(
         add_decayed_weights(weight_decay, mask),
         scale_by_lr(learning_rate),
     )
-
-
-def _triples(coefficients: Any) -> Any:
-    """Return the coefficients of a name that Optax knows."""
-    if not isinstance(coefficients, str):
-        return coefficients
-    if coefficients not in _PRESETS:
-        raise ValueError(
-            f"ns_coeffs must be numbers or one of {', '.join(_PRESETS)}, got "
-            f"{coefficients!r}."
-        )
-    return _PRESETS[coefficients]
-
-
-_PRESETS = {
-    "standard": QUINTIC,
-    "dion": (  # Ahn et al. 2025 (arXiv:2504.05295)
-        (4.0848, -6.8946, 2.9270),
-        (3.9505, -6.3029, 2.6377),
-        (3.7418, -5.5913, 2.3037),
-        (2.8769, -3.1427, 1.2046),
-        (2.8366, -3.0525, 1.2012),
-    ),
-}
 
 
 def _momentum(beta: Any, nesterov: bool) -> Accumulator:

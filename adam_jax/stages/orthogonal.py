@@ -19,12 +19,23 @@ from adam_jax.hyperparams import (
     check_non_negative,
     check_whole,
     exact,
+    shown,
 )
 from adam_jax.stages.division import emit
 from adam_jax.stages.flow import expect_updates
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Keller Jordan's coefficients: singular values of 1e-3 to 1 end in 0.7 to 1.2."""
+"""Keller Jordan's coefficients: singular values of 0.01 to 1 end in 0.68 to 1.14."""
+_PRESETS = {
+    "standard": QUINTIC,
+    "dion": (  # Ahn et al. 2025 (arXiv:2504.05295)
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+}
 
 
 def on_matrices(
@@ -57,8 +68,8 @@ def on_matrices(
 
 
 def orthogonalize(
-    coefficients: Sequence[Any] = QUINTIC,
-    steps: int = 5,
+    ns_coeffs: Sequence[Any] | str = QUINTIC,
+    ns_steps: int = 5,
     eps: Hyperparam = exact(1e-8),
     *,
     adaptive: bool = False,
@@ -73,9 +84,9 @@ def orthogonalize(
     4 m m n + 2 m m m operations.
 
     Args:
-      coefficients: a, b and c; or a sequence of such triples, one for each step.
-      steps: the number of steps, at least that of the triples. It is fixed when the
-        optimizer is made.
+      ns_coeffs: a, b and c; a sequence of such triples, one for each step; or
+        "standard" or "dion", for those of Optax.
+      ns_steps: the number of steps, an integer; triples may be fewer, and are then all.
       eps: added to the norm, >= 0, in units of the gradient. No schedule.
       adaptive: whether to multiply the result O by the inner product of X and O, the
         sum of the singular values of X.
@@ -83,7 +94,7 @@ def orthogonalize(
     Raises:
       ValueError: for other coefficients, or if an argument is out of range; at the
         first trace, for scalars and vectors, or in a shard_map that cuts a leaf.
-      TypeError: if `steps` is not an integer, or eps a schedule; at the first trace,
+      TypeError: if ns_steps is not an integer, or eps a schedule; at the first trace,
         for `Moments`.
 
     Example: singular values 3 and 0.1.
@@ -95,19 +106,20 @@ def orthogonalize(
 
     Reference: Jordan et al. 2024 (Muon); Bernstein & Newhouse 2024 (arXiv:2409.20325).
     """
-    shape = np.shape(coefficients)
+    if isinstance(ns_coeffs, str) and ns_coeffs in _PRESETS:
+        ns_coeffs = _PRESETS[ns_coeffs]
+    shape: Any = () if isinstance(ns_coeffs, str) else np.shape(ns_coeffs)
     if len(shape) not in (1, 2) or shape[-1] != 3:
         raise ValueError(
-            "coefficients are three numbers, or a sequence of such triples, got shape "
-            f"{shape}."
+            "ns_coeffs are three numbers, a sequence of such triples or one of "
+            f"{', '.join(_PRESETS)}, got {shown(ns_coeffs)}."
         )
-    steps = check_whole("steps", steps)
-    if len(shape) == 1:
-        triples = [coefficients] * steps
-    elif shape[0] <= steps:
-        triples = list(coefficients)
-    else:
-        raise ValueError(f"{shape[0]} triples of coefficients need as many steps.")
+    ns_steps = check_whole("ns_steps", ns_steps)
+    triples = [ns_coeffs] * ns_steps if len(shape) == 1 else [*ns_coeffs]
+    if len(triples) > ns_steps:
+        raise ValueError(
+            f"{len(triples)} triples of ns_coeffs, but ns_steps={ns_steps}."
+        )
     eps = check_no_schedule("eps", check_non_negative("eps", eps))
 
     def multiply(x, y):
