@@ -119,6 +119,7 @@ def sqrt(x: jax.Array) -> jax.Array:
 sqrt.defjvps(lambda tangent, root, x: divide_or_zero(tangent, 2 * root))
 
 
+@jax.custom_jvp
 def rsqrt_or_zero(x: jax.Array) -> jax.Array:
     """Return 1 / sqrt(x) for `x >= 0`, and 0 where `x` is 0, with finite derivatives.
 
@@ -127,6 +128,12 @@ def rsqrt_or_zero(x: jax.Array) -> jax.Array:
     """
     zero = x == 0
     return jnp.where(zero, 0, lax.rsqrt(jnp.where(zero, 1, x)))
+
+
+# Where x is tiny and its tangent 0, x^-1.5 alone would overflow.
+rsqrt_or_zero.defjvps(
+    lambda tangent, root, x: divide_or_zero(tangent, x) * (root * -0.5)
+)
 
 
 def divide(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -81,6 +81,14 @@ def test_bound_keeps_the_phase_of_complex_numbers():
     assert x[1] == 1 + 1j and jnp.isinf(x[2].real)
 
 
+def test_the_slope_of_a_reciprocal_root_is_finite():
+    """Of 1e-30 too, as where Adafactor has seen no gradient: x^-1.5 would overflow."""
+    slope = jax.grad(lambda x, g: g * numerics.rsqrt_or_zero(x + g * g))
+    assert jnp.isfinite(slope(jnp.float32(0), jnp.float32(0)))
+    assert jnp.isfinite(slope(jnp.float32(1e-30), jnp.float32(0)))
+    np.testing.assert_allclose(slope(jnp.float32(3), jnp.float32(1)), -1 / 16)
+
+
 def test_sqrt_and_division_at_zero():
     def ratio(x, y):
         return numerics.divide_or_zero(x, numerics.sqrt(y))
