@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
@@ -124,6 +125,7 @@ class Moment:
         paths = tree_flatten_with_path(like)[0]
         leaves = []
         for (path, leaf), one in zip(paths, as_leaves(stored, structure), strict=True):
+            leaf = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
             if not placement.at_leaf(path, self.format.wrote, one, leaf):
                 found = f"{type(one.format).__name__}, {jax.typeof(one.values)}"
                 raise ValueError(
@@ -194,7 +196,7 @@ class Moment:
                 # `before` is of all leaves at once: decode each when its turn has come.
                 kept[i] = placement.after(kept[i], last)
                 old = placement.at_leaf(path, kept[i].decode, value)
-            new = add_leaf(old, value, like)
+            new = placement.at_leaf(path, add_leaf, old, value, like)
             code = self._encode(i, path, new, kept[i], past)
             last = code if in_host else last
             rows.append((old, new, code))
@@ -211,7 +213,12 @@ class Moment:
                 h, old = at_dtype(new.dtype), old.astype(new.dtype)
                 return read(new, old, grad, seen.astype(new.dtype), h)
 
-            flows = jax.tree.map(read_leaf, moment, before, values)
+            flows = tree_map_with_path(
+                lambda path, *leaf: placement.at_leaf(path, read_leaf, *leaf),
+                moment,
+                before,
+                values,
+            )
         if accumulator.power == 1:
             flows, seen = jax.tree.map(jnp.square, (flows, seen))
         return Gathered(stored, moment, flows, seen, weight)

@@ -183,6 +183,12 @@ def test_shared_moments_compose(format):
         jax.tree.map(np.testing.assert_array_equal, updates, expected)
 
 
+def test_gradients_may_be_python_numbers():
+    tx = adam_jax.adam(1e-2, nu_dtype=mean_over(-1))
+    updates, _ = tx.update({"a": 2.0}, tx.init({"a": 1.0}), {"a": 1.0})
+    np.testing.assert_allclose(updates["a"], -1e-2, rtol=1e-5)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="min_size must be a positive integer, got 0"):
         factored(0)
