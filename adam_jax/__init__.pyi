@@ -40,8 +40,10 @@ from .moments.accumulators import (
 )
 from .moments.blocks import EightBit, eight_bit
 from .moments.formats import Dense, Format, Noise, Stored, dense
+from .moments.maxima import AxisMaxima, axis_maxima
 from .moments.moment import Gathered, Moment
 from .moments.sharing import Factored, MeanOver, factored, mean_over
+from .moments.squares import floored_average, rising_decay, squared_norm
 from .moments.storage import FORMATS, Storage
 from .stages.correction import (
     RunningMaxState,
@@ -53,7 +55,8 @@ from .stages.correction import (
 from .stages.division import precondition, rectified_precondition
 from .stages.flow import Moments
 from .stages.gathering import MomentsState, scale_by_moments
-from .stages.holding import TraceState, hold, scale_by_trace
+from .stages.holding import TraceState, average_updates, hold, scale_by_trace
+from .stages.leaves import clip_rms, scale_by_param_rms
 from .stages.orthogonal import on_matrices, orthogonalize, scale_by_shape, set_rms
 from .stages.updates import (
     Mask,
@@ -73,19 +76,9 @@ from .states.reading import load_moments, read_moments
 from .states.shardings import state_shardings
 from .states.to_pytorch import write_torch
 from .wrappers.checking import checked
-from .wrappers.guards import (
-    SkipState,
-    check_skips,
-    skip_nonfinite,
-    skip_spikes,
-)
+from .wrappers.guards import SkipState, check_skips, skip_nonfinite, skip_spikes
 from .wrappers.packing import packed
-from .wrappers.recording import (
-    RecordState,
-    first_nonfinite,
-    named_figures,
-    record,
-)
+from .wrappers.recording import RecordState, first_nonfinite, named_figures, record
 from .wrappers.rounding import (
     CompensateParamsState,
     RoundToParamsState,
@@ -103,6 +96,7 @@ __all__ = [
     "QUANTILES",
     "Accumulator",
     "Adopted",
+    "AxisMaxima",
     "CompensateParamsState",
     "Coordinates",
     "Dense",
@@ -144,6 +138,8 @@ __all__ = [
     "adopt_state",
     "amsgrad",
     "assert_follows",
+    "average_updates",
+    "axis_maxima",
     "bias_correct",
     "cast_to_params",
     "center",
@@ -152,6 +148,7 @@ __all__ = [
     "check_number",
     "check_skips",
     "checked",
+    "clip_rms",
     "compensate_params",
     "convert_state",
     "correct_step_size",
@@ -162,6 +159,7 @@ __all__ = [
     "exact",
     "factored",
     "first_nonfinite",
+    "floored_average",
     "fused",
     "hold",
     "in_shard_map",
@@ -187,12 +185,14 @@ __all__ = [
     "record",
     "rectified_precondition",
     "residual_variance",
+    "rising_decay",
     "rmsprop",
     "round_to_params",
     "running_max",
     "save_state",
     "scale_by_lr",
     "scale_by_moments",
+    "scale_by_param_rms",
     "scale_by_shape",
     "scale_by_trace",
     "set_moments",
@@ -202,6 +202,7 @@ __all__ = [
     "simplified_adam",
     "skip_nonfinite",
     "skip_spikes",
+    "squared_norm",
     "state_shardings",
     "step_bound",
     "subspace",

@@ -331,13 +331,16 @@ def last_axis_pieces() -> int:
     return math.prod(map(lax.axis_size, last_axis_names()))
 
 
-def mean_of_pieces(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Return the mean of what the pieces of the leaf at work hold.
+def reduce_pieces(
+    reduce: Callable[[jax.Array, Any], jax.Array], x: jax.Array, axes: Sequence[int]
+) -> jax.Array:
+    """Return the mean, or the maximum, of what the pieces of the leaf at work hold.
 
     Args:
+      reduce: `lax.pmean` or `lax.pmax`.
       x: an array.
       axes: the axes of the leaf along which to take it.
     """
     cut = current_cut()
-    names = [name for axis in axes for name in cut[axis]] if cut else []
-    return lax.pmean(x, names) if names else x
+    names = tuple(name for axis in axes for name in cut[axis]) if cut else ()
+    return reduce(x, names) if names else x

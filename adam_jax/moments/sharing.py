@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from adam_jax import numerics, placement
 from adam_jax.moments.formats import Format, Noise, Stored
@@ -34,7 +35,7 @@ class Factored(NamedTuple):
         if placement.current_cut():  # a piece may have size 1, too
             whole = np.broadcast_shapes(values.shape, self.columns.shape)
             other = _longest(whole)[1:]
-        mean = _mean(values, other)
+        mean = mean_of_whole(values, other)
         # Divide first: the product of two second moments may leave the range.
         return numerics.divide_or_zero(values, mean) * self.columns
 
@@ -49,11 +50,11 @@ class FactoredFormat(Format):
 
     def init(self, x: jax.Array, signed: bool) -> Stored:
         """Return the means of `x`, or `x` itself if an axis is too short."""
-        _expect_second_moment("factored", signed)
+        expect_second_moment("factored", signed)
         axes = self._axes(x.shape)
         if axes is None:
             return Stored(x, Factored(optax.MaskedNode()))
-        rows, columns = (_mean(x, (axis,)) for axis in axes)
+        rows, columns = (mean_of_whole(x, (axis,)) for axis in axes)
         return Stored(rows, Factored(columns))
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
@@ -62,7 +63,7 @@ class FactoredFormat(Format):
         if isinstance(old.format.columns, optax.MaskedNode):
             return Stored(x.astype(old.values.dtype), old.format)
         rows, columns = (
-            _mean(x, (axis,)).astype(mean.dtype)
+            mean_of_whole(x, (axis,)).astype(mean.dtype)
             for axis, mean in zip(
                 _longest(x.shape), (old.values, old.format.columns), strict=True
             )
@@ -154,17 +155,17 @@ class MeanOverFormat(Format):
 
     def init(self, x: jax.Array, signed: bool) -> Stored:
         """Return the mean of `x` over those of the axes that it has."""
-        _expect_second_moment("mean_over", signed)
+        expect_second_moment("mean_over", signed)
         if not x.size:  # the mean of nothing is NaN
             return Stored(x, MeanOver())
-        return Stored(_mean(x, tuple(self._own(x.ndim))), MeanOver())
+        return Stored(mean_of_whole(x, tuple(self._own(x.ndim))), MeanOver())
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
         """Return the mean of `x`, over the same axes as in `old`."""
         del noise
         if not x.size:
             return old
-        mean = _mean(x, tuple(self._own(x.ndim)))
+        mean = mean_of_whole(x, tuple(self._own(x.ndim)))
         return Stored(mean.astype(old.values.dtype), MeanOver())
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:
@@ -214,11 +215,20 @@ def mean_over(axes: int | Sequence[int] | None = None) -> Format:
     return MeanOverFormat(axes=chosen)
 
 
-def _expect_second_moment(name: str, signed: bool) -> None:
+def expect_second_moment(name: str, signed: bool) -> None:
+    """Refuse a first moment, which elements cannot share.
+
+    Args:
+      name: that of the format, for the message.
+      signed: whether it is a first moment.
+
+    Raises:
+      ValueError: if it is one.
+    """
     if signed:
         raise ValueError(
             f"{name}() stores second moments only, as in nu_dtype={name}(): positive "
-            "and negative elements of a first moment cannot share a mean."
+            "and negative elements of a first moment cannot share a number."
         )
 
 
@@ -228,14 +238,18 @@ def _longest(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(range(len(whole)), key=lambda axis: whole[axis])[:-3:-1])
 
 
-def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def mean_of_whole(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Return the mean over some axes, also where the sum would overflow.
 
-    Of a piece, return that of the whole.
+    Of a piece of the leaf at work, return that of the whole.
+
+    Args:
+      x: an array, float32 or wider.
+      axes: those over which to take it; they stay, with size 1.
     """
     half = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)
     mean, scaled = (
-        placement.mean_of_pieces(y.mean(axes, keepdims=True), axes)
+        placement.reduce_pieces(lax.pmean, y.mean(axes, keepdims=True), axes)
         for y in (x, x / half)
     )
     return jnp.where(jnp.isfinite(mean), mean, scaled * half)

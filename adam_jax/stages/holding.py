@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from adam_jax import numerics
 from adam_jax.checks import check_inexact
 from adam_jax.hyperparams import Hyperparam, check_non_negative, exact
-from adam_jax.moments.accumulators import Accumulator, average, trace
+from adam_jax.moments.accumulators import Accumulator, average, ema, trace
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Moment
 from adam_jax.moments.storage import Storage, as_format
@@ -263,4 +263,40 @@ def scale_by_past_updates(
         lambda updates, held: held,
         dtype,
         argument="nu_dtype",
+    )
+
+
+def average_updates(
+    decay: Hyperparam, accumulator_dtype: Storage = None
+) -> optax.GradientTransformation:
+    """Average updates, without bias correction: `avg <- decay * avg + (1 - decay) * u`.
+
+    Args:
+      decay: in [0, 1).
+      accumulator_dtype: how the average is stored, like `mu_dtype` in
+        `scale_by_moments`.
+
+    Raises:
+      ValueError: if decay is out of range; at the first trace, if the state was made
+        with another accumulator_dtype.
+      TypeError: if the state belongs to another transformation.
+
+    Example: the second of two updates of 1, at decay 0.9.
+
+      >>> tx = average_updates(0.9)
+      >>> state = tx.init(jnp.float32(0))
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(jnp.float32(1), state)
+      >>> print(f"{updates:.2f}")
+      0.19
+
+    Reference: Shazeer & Stern 2018 (Adafactor), whose momentum it is in Optax; Anil et
+    al. 2019 (SM3).
+    """
+    return hold(
+        "average_updates",
+        ema(decay),
+        lambda updates, held: held,
+        accumulator_dtype,
+        argument="accumulator_dtype",
     )

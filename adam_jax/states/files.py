@@ -13,6 +13,7 @@ from adam_jax import numerics
 from adam_jax.hyperparams import shown
 from adam_jax.moments.blocks import EightBit
 from adam_jax.moments.formats import Dense, Stored
+from adam_jax.moments.maxima import AxisMaxima
 from adam_jax.moments.moment import decode, store
 from adam_jax.moments.sharing import Factored, MeanOver
 from adam_jax.moments.storage import Storage, as_format
@@ -31,7 +32,7 @@ VERSION = 1
 
 _KEY = "adam_jax_state"  # in the metadata of the file
 _READERS = {"dense": Dense, "8bit": EightBit}
-_READERS |= {"factored": Factored, "mean_over": MeanOver}
+_READERS |= {"factored": Factored, "mean_over": MeanOver, "axis_maxima": AxisMaxima}
 
 
 def save_state(

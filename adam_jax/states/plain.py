@@ -11,6 +11,7 @@ import optax
 
 from adam_jax.moments.blocks import EightBit
 from adam_jax.moments.formats import Dense, Stored
+from adam_jax.moments.maxima import AxisMaxima
 from adam_jax.moments.sharing import Factored
 from adam_jax.stages.correction import RunningMaxState
 from adam_jax.stages.gathering import MomentsState
@@ -20,7 +21,7 @@ from adam_jax.states.parts import by_name
 # What a node with moments has at most, beside their formats.
 _MOMENTS = {"mu", "nu", "nu_max", "trace", "nu_trace", "sum_of_squares"}
 _KNOWN = _MOMENTS | {"count", "weights"}
-_READERS = {"exponents": EightBit, "columns": Factored}
+_READERS = {"exponents": EightBit, "columns": Factored, "others": AxisMaxima}
 _NODES: dict[str, Any] = {
     x.__name__: x for x in (MomentsState, TraceState, NuTraceState, RunningMaxState)
 }
@@ -107,10 +108,28 @@ def join_stored(
     Args:
       reader: the class of its format's reader.
       values: as in `Stored`.
-      beside: what the reader keeps, by its fields. A parameter may lack it.
+      beside: what the reader keeps, by its fields. A parameter may lack it, and of
+        "w" it may keep several arrays, "w/0", "w/1" and so on.
     """
     holes = dict.fromkeys(values, optax.MaskedNode())
-    return Stored(values, reader(*(holes | beside[x] for x in reader._fields)))
+    kept = (_gather(beside[field], values) for field in reader._fields)
+    return Stored(values, reader(*(holes | named for named in kept)))
+
+
+def _gather(named: Mapping[str, Any], owners: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept beside each owner: an array, or a tuple of them."""
+    kept: dict[str, Any] = {}
+    several: dict[str, dict[int, Any]] = {}
+    for name, x in named.items():
+        owner, _, number = name.rpartition("/")
+        if name not in owners and owner in owners and number.isdigit():
+            several.setdefault(owner, {})[int(number)] = x
+        else:
+            kept[name] = x
+    return kept | {
+        owner: tuple(x for _, x in sorted(numbered.items()))
+        for owner, numbered in several.items()
+    }
 
 
 def _counts(x: Any) -> bool:

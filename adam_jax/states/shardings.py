@@ -175,7 +175,9 @@ def _expect_sharding(path: Any, param: Any, over: str | None) -> NamedSharding:
 def _find_owner(path: Any, shape: tuple[int, ...], params: Any) -> Any:
     """Return the path of the parameter to which a leaf of a state belongs, or None."""
     if () not in params:
-        ends = (path[i:] for i in range(len(path)))
+        # Of what a format keeps in several arrays, the path ends with a number.
+        ends = [path[i:j] for j in (len(path), -1) for i in range(len(path))]
+        ends = ends if _is_format(path) else ends[: len(path)]
         return next((end for end in ends if end in params), None)
     # A single array has no path to go by.
     name = getattr(path[-1], "name", "") if path else ""

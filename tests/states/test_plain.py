@@ -23,6 +23,7 @@ CASES = {
     "adam": adam_jax.adam(rate),
     "8bit": adam_jax.adam(1e-3, mu_dtype="bfloat16", nu_dtype="8bit"),
     "factored": adam_jax.adam(1e-3, nu_dtype=adam_jax.factored(8)),
+    "maxima": adam_jax.adam(1e-3, nu_dtype=adam_jax.axis_maxima()),
     "sgd": adam_jax.sgd(1e-3, 0.9, accumulator_dtype="8bit"),
     "amsgrad": adam_jax.amsgrad(1e-3),
     "optax_adamw": optax.chain(optax.clip(1.0), optax.adamw(rate)),

@@ -25,6 +25,7 @@ MAKERS = {
     "bfloat16": lambda: adam_jax.adamw(1e-2, mu_dtype="bfloat16"),
     "8bit": lambda: adam_jax.adamw(1e-2, **CODED),
     "factored": lambda: adam_jax.adamw(1e-2, nu_dtype=adam_jax.factored(min_size=4)),
+    "maxima": lambda: adam_jax.adamw(1e-2, nu_dtype=adam_jax.axis_maxima()),
     "amsgrad": lambda: adam_jax.amsgrad(1e-2),
     "compensate": lambda: adam_jax.compensate_params(adam_jax.adamw(1e-2)),
     "wrapped": lambda: adam_jax.record(
@@ -98,7 +99,7 @@ def test_states_lie_like_parameters_and_over_another_axis(name):
             else:
                 np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
     assert sizes[None] <= bytes_of_a_device(natural)
-    if name not in ("packed", "factored"):
+    if name not in ("packed", "factored", "maxima"):
         # "both" is cut over it already, and the bias cannot be.
         assert sizes["data"] < 0.62 * sizes[None]
 
@@ -133,6 +134,10 @@ def test_the_first_axis_that_can_be_cut_is():
     assert tuple(specs.mu["w"].spec) == ("data", "model")
     assert tuple(specs.nu["w"].spec) == ("data",)  # (16, 1)
     assert tuple(specs.nu_format.columns["w"].spec) == (None, "model")  # (1, 64)
+    tx = adam_jax.adam(1e-2, nu_dtype=adam_jax.axis_maxima())
+    specs = state_shardings(tx, params, over="data")[0]
+    assert tuple(specs.nu["w"].spec) == ("data",)  # (16, 1)
+    assert tuple(specs.nu_format.others["w"][0].spec) == (None, "model")  # (1, 64)
 
 
 def test_a_single_array_is_a_tree_too():

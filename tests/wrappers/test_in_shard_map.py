@@ -142,7 +142,12 @@ def test_leaves_that_are_cut_share_no_buffer(step):
 
 @pytest.mark.parametrize(
     "format",
-    [adam_jax.mean_over(), adam_jax.mean_over(-1), adam_jax.factored(4)],
+    [
+        adam_jax.mean_over(),
+        adam_jax.mean_over(-1),
+        adam_jax.factored(4),
+        adam_jax.axis_maxima(),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("check_vma", [True, crossing(False)])

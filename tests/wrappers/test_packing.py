@@ -322,12 +322,13 @@ def test_stochastic_rounding_stays_unbiased():
     np.testing.assert_allclose(mean, 1 - 0.999**20, rtol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["mean_over", "factored", "8bit", "float32"])
+@pytest.mark.parametrize("name", ["mean_over", "factored", "maxima", "8bit", "float32"])
 def test_a_converted_state_keeps_leaves_apart(name):
     """As if the run had begun in the other format."""
     formats = {
         "mean_over": adam_jax.mean_over(),
         "factored": adam_jax.factored(min_size=2),
+        "maxima": adam_jax.axis_maxima(),
         "8bit": adam_jax.eight_bit(min_size=64),
     }
     params = {
