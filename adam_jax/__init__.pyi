@@ -5,12 +5,21 @@ from .coordinates.changing import WithinState, within
 from .coordinates.interface import Coordinates
 from .coordinates.kronecker import eigenbasis, inverse_roots
 from .coordinates.projection import subspace
+from .family.agreeing_signs import cautious_adamw, cautious_decay_adamw, grams
 from .family.both_moments import adam, adamw, nadam, nadamw, simplified_adam
+from .family.bounded_steps import adabound, adamod, stable_adamw
+from .family.factored_moments import adafactor, came
+from .family.heirs_of_adagrad import adadelta, madgrad
+from .family.matrices import galore_adamw, shampoo, soap
 from .family.one_moment import adagrad, lion, rmsprop, sgd
-from .family.other_division import radam
+from .family.other_division import adam_atan2, diffgrad, padam, radam
 from .family.other_moments import adabelief, adamax, adamaxw, amsgrad, yogi
 from .family.porting import assert_follows
+from .family.shared_moments import adam_mini, novograd, rowwise_adagrad, sm3
+from .family.signs import signum, tiger
+from .family.singular_values import adamuon, muon, normuon
 from .family.table import OPTIMIZERS
+from .family.trust_ratios import lamb, lars
 from .figures.definitions import (
     FIGURES,
     QUANTILES,
@@ -129,10 +138,17 @@ __all__ = [
     "TraceState",
     "WithinState",
     "adabelief",
+    "adabound",
+    "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
+    "adam_atan2",
+    "adam_mini",
     "adamax",
     "adamaxw",
+    "adamod",
+    "adamuon",
     "adamw",
     "add_decayed_weights",
     "adopt_state",
@@ -141,7 +157,10 @@ __all__ = [
     "average_updates",
     "axis_maxima",
     "bias_correct",
+    "came",
     "cast_to_params",
+    "cautious_adamw",
+    "cautious_decay_adamw",
     "center",
     "check_decay",
     "check_non_negative",
@@ -153,6 +172,7 @@ __all__ = [
     "convert_state",
     "correct_step_size",
     "dense",
+    "diffgrad",
     "eigenbasis",
     "eight_bit",
     "ema",
@@ -161,21 +181,30 @@ __all__ = [
     "first_nonfinite",
     "floored_average",
     "fused",
+    "galore_adamw",
+    "grams",
     "hold",
     "in_shard_map",
     "infinity_norm",
     "inverse_roots",
+    "lamb",
+    "lars",
     "lion",
     "lion_average",
     "load_moments",
+    "madgrad",
     "mean_over",
     "measure",
+    "muon",
     "nadam",
     "nadamw",
     "named_figures",
+    "normuon",
+    "novograd",
     "on_matrices",
     "orthogonalize",
     "packed",
+    "padam",
     "precondition",
     "radam",
     "read_keras",
@@ -188,6 +217,7 @@ __all__ = [
     "rising_decay",
     "rmsprop",
     "round_to_params",
+    "rowwise_adagrad",
     "running_max",
     "save_state",
     "scale_by_lr",
@@ -198,14 +228,20 @@ __all__ = [
     "set_moments",
     "set_rms",
     "sgd",
+    "shampoo",
     "shard_state",
+    "signum",
     "simplified_adam",
     "skip_nonfinite",
     "skip_spikes",
+    "sm3",
+    "soap",
     "squared_norm",
+    "stable_adamw",
     "state_shardings",
     "step_bound",
     "subspace",
+    "tiger",
     "total",
     "trace",
     "unpack",

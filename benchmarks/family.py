@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from adam_jax import OPTIMIZERS
 from adam_jax.experiments.family import SHAPE, count_bytes, count_changes, summary
 from adam_jax.family.table import PARENTS
-from adam_jax.family.tree import chain_lines, changed_lines, children, lineage
+from adam_jax.family.tree import chain_lines, compare_lines, children, lineage
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -138,14 +138,14 @@ def to_section(name, near, others):
     """Return what the page says of one optimizer."""
     lines = [f"## {name}", "", f"{summary(name)}.", ""]
     parent = PARENTS.get(name)
-    pairs = changed_lines(name, parent) if parent else []
+    pairs = compare_lines(name, parent) if parent else []
     lines += ["```diff"]
     lines += [f"  {line}" for line in chain_lines(name)] if not parent else []
-    for line, other in pairs:
-        if line == other:
-            lines += [f"  {line}"]
-        else:
+    for line, other, differs in pairs:
+        if differs:
             lines += [f"- {other}"] * bool(other) + [f"+ {line}"] * bool(line)
+        else:
+            lines += [f"  {line}"]
     lines += ["```", ""]
     above = f"Changes [{parent}](#{parent}). " if parent else ""
     lines += [
@@ -184,8 +184,9 @@ def draw(rows):
             )
         axes.text(x, y, name, va="center", size=10, weight="bold")
         if name in PARENTS:
-            new = [a for a, b in changed_lines(name, PARENTS[name]) if a and a != b]
-            gone = [b for a, b in changed_lines(name, PARENTS[name]) if b and not a]
+            rows_ = compare_lines(name, PARENTS[name])
+            new = [a.strip() for a, _, differs in rows_ if differs and a]
+            gone = [b.strip() for a, b, differs in rows_ if differs and not a]
             text = "   ".join(
                 [*new, *(f"(no {line.partition('(')[0]})" for line in gone)]
             )

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adam_jax.family.table import OPTIMIZERS, PARENTS
-from adam_jax.family.tree import changed_lines, children, expect_name
+from adam_jax.family.tree import children, compare_lines, expect_name
 
 SHAPE = (1024, 1024)
 
@@ -63,15 +63,14 @@ def tabulate() -> Table:
 def set_side_by_side(name: str, other: str) -> Table:
     """Make the table of two chains, with a mark where they differ."""
     table = Table(name, "", other, box=None, pad_edge=False)
-    for line, beside in changed_lines(name, other):
-        table.add_row(line, "" if line == beside else "|", beside)
+    for line, beside, differs in compare_lines(name, other):
+        table.add_row(line, "|" if differs else "", beside)
     return table
 
 
 def count_changes(name: str) -> int:
     """Count the lines in which a chain differs from that of its parent."""
-    pairs = changed_lines(name, PARENTS[name])
-    return sum(line != other for line, other in pairs)
+    return sum(differs for _, _, differs in compare_lines(name, PARENTS[name]))
 
 
 def count_bytes(name: str) -> float:

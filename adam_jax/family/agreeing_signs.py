@@ -65,6 +65,9 @@ def cautious_adamw(
       >>> print(updates)
       [-0.001 -0.   ]
 
+    When: One line for a little speed: skips elements whose momentum opposes the
+    gradient. Loses momentum's smoothing of noise.
+
     Reference: Liang et al. 2024 (arXiv:2411.16085), Algorithm 2.
 
     Differs from the authors' code, which divides by the mean of agree, 1e-3 or more.
@@ -130,6 +133,9 @@ def grams(
       >>> print(f"{updates:.6f}")
       0.000266
 
+    When: The gradient gives the direction, momentum only the size. Noise of small
+    batches goes straight into the signs.
+
     Reference: Cao et al. 2024 (arXiv:2412.17107), Algorithm 1.
     """
     return chain(
@@ -192,6 +198,8 @@ def cautious_decay_adamw(
       >>> updates, _ = tx.update(grads, tx.init(params), params)
       >>> print(updates)
       [-0.002  0.001]
+
+    When: Decay that does not oppose the update; at the rate and decay of AdamW.
 
     Reference: Chen et al. 2025 (arXiv:2510.12402), Algorithm 1.
 

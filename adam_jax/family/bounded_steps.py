@@ -56,6 +56,9 @@ def adabound(
       >>> print(f"{updates:.5f}")  # -(0.09 - 0.05) / 0.19 / 15
       -0.01404
 
+    When: Adam at first and SGD at last, for generalisation on images. Its final rate
+    must be chosen.
+
     Reference: Luo et al. 2019 (arXiv:1902.09843), Algorithm 2.
 
     Differs from the paper, as the authors' code does: moments are corrected, and steps
@@ -117,6 +120,9 @@ def adamod(
       ...     updates, state = tx.update(jnp.float32(grad), state)
       >>> print(f"{updates:.7f}")  # -(0.9 * 1e-4 + 0.1 * 0.001265) * 0.04 / 0.19
       -0.0000456
+
+    When: Keeps rare huge steps of elements whose second moment is near 0 in bounds;
+    takes the place of a warm-up. One more buffer.
 
     Reference: Ding et al. 2019 (arXiv:1910.12249), Algorithm 1.
     """
@@ -181,6 +187,9 @@ def stable_adamw(
       ...     updates, state = tx.update(jnp.float32(grad), state, param)
       >>> print(f"{updates:.6f}")  # -1e-3 / sqrt(4 / 2.5) * (1.526 / sqrt(2.5) + 1)
       -0.001554
+
+    When: Loss spikes from a second moment that lags behind: CLIP and other large
+    models. No need of gradient clipping.
 
     Reference: Wortsman et al. 2023 (arXiv:2304.13013), Algorithm 2.
 

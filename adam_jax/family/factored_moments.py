@@ -76,6 +76,9 @@ def adafactor(
       >>> print(f"{updates:.4f}")
       0.5000
 
+    When: Large transformers with next to no state for the second moment; its relative
+    steps need no rate. Often a little worse than Adam with momentum.
+
     Reference: Shazeer & Stern 2018 (arXiv:1804.04235), Algorithms 4 to 6.
 
     Differs from Optax as `adam` does: in bfloat16 parameters it keeps float32 means.
@@ -162,6 +165,8 @@ def came(
       >>> updates, _ = tx.update(jnp.float32(5), tx.init(param), param)
       >>> print(f"{updates:.6f}")
       -0.011111
+
+    When: Adafactor with momentum, and less weight on what the factors get wrong.
 
     Reference: Luo et al. 2023 (arXiv:2307.02047), Algorithm 2.
 

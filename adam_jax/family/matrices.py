@@ -85,6 +85,9 @@ def soap(
       >>> print(f"{updates[0, 1]:.6f} {updates[1, 0]:.6f}")
       -0.001000 -0.001000
 
+    When: Fewer steps than AdamW on language models; eigenbases as large as the axes,
+    and a QR every few steps.
+
     Reference: Vyas et al. 2024 (arXiv:2409.11321), Algorithms 3 and 4.
 
     Differs from the authors' code, which sorts the vectors before each QR, adds eps to
@@ -166,6 +169,9 @@ def galore_adamw(
       >>> print(*(f"{x:.6f}" for x in updates.diagonal()))
       -0.000000 -0.000250
 
+    When: Little memory for moments, by a subspace of the gradients of each matrix.
+    Loses what lies outside.
+
     Reference: Zhao et al. 2024 (arXiv:2403.03507), Algorithm 2.
 
     Differs from `optax.contrib.galore`, which projects the longer side.
@@ -230,6 +236,9 @@ def shampoo(
       ...     updates, state = tx.update(grads, state, params)
       >>> print(*(f"{x:.6f}" for x in updates.diagonal()))  # 1 / sqrt(2)
       -0.000707 0.000707
+
+    When: Fewer steps where rows or columns are correlated; roots of matrices as large
+    as the axes of each layer.
 
     Reference: Gupta, Koren & Singer 2018 (arXiv:1802.09568), Algorithms 1 and 2.
 

@@ -56,6 +56,9 @@ def adam_mini(
       >>> print(updates)
       [-0.00084853 -0.00113137]
 
+    When: Half of Adam's state where elements of a block have like gradients, as in the
+    heads of attention. The blocks must be chosen.
+
     Reference: Zhang et al. 2024 (arXiv:2406.16793), Algorithm 1.
 
     Differs from the paper, which chooses the blocks by the kind of layer (a head of
@@ -107,6 +110,8 @@ def rowwise_adagrad(
       >>> print(updates)
       [-0.08485281 -0.11313709]
 
+    When: Embedding tables: one number a row. Loses what differs inside a row.
+
     Reference: Duchi, Hazan & Singer 2011, Figure 1, with one step size a row as in
     FBGEMM's `rowwise_adagrad`.
 
@@ -156,6 +161,9 @@ def sm3(
       >>> print(updates)  # -0.1 / sqrt(2), and -0.1 / sqrt(5)
       [[-0.07071068 -0.07071068]
        [-0.07071068 -0.04472136]]
+
+    When: AdaGrad for the memory of a few vectors. Its bounds are loose where rows and
+    columns have nothing in common.
 
     Reference: Anil et al. 2019 (arXiv:1901.11150), Algorithm SM3-II, with the cover and
     the momentum of section 4.
@@ -208,6 +216,9 @@ def novograd(
       >>> updates, _ = tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)
       >>> print(f"{updates[0]:.4f} {updates[1]:.4f}")
       -0.0600 -0.0800
+
+    When: Adam's stability with one number a layer: speech and images. Elements of a
+    layer share one rate.
 
     Reference: Ginsburg et al. 2019 (arXiv:1905.11286), Algorithm 1.
 

@@ -96,6 +96,9 @@ def muon(
       >>> print(*(f"{x:.6f}" for x in updates.diagonal()))
       -0.000694 0.000729
 
+    When: Hidden matrices of transformers: fewer steps than AdamW, half of its state,
+    for a few matrix products a step. Embeddings, heads and vectors stay with Adam.
+
     Reference: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv:2502.16982).
 
     Differs from Optax, which has other norms than Frobenius' (`preconditioning`), and
@@ -196,6 +199,8 @@ def normuon(
       >>> print(*(f"{x:.6f}" for x in updates.diagonal()))  # 0.2 * sqrt(2)
       -0.000283 0.000283
 
+    When: Muon with rows that learn at one speed; costs one number a row.
+
     Reference: Li et al. 2025 (NorMuon), Algorithm 1.
 
     Differs from the authors' code, which has Nesterov's momentum and returns to the
@@ -274,6 +279,9 @@ def adamuon(
       >>> updates, _ = tx.update(grads, tx.init(params), params)
       >>> print(*(f"{x:.6f}" for x in updates.ravel()))
       -0.000200 -0.000200 0.000200 -0.000200
+
+    When: Muon with Adam's element-wise division after it, at the price of a second
+    moment.
 
     Reference: Si, Zhang & Shen 2025 (AdaMuon), Algorithm 1 of the third version.
 

@@ -4,10 +4,19 @@ from collections.abc import Callable
 
 import optax
 
+from adam_jax.family.agreeing_signs import cautious_adamw, cautious_decay_adamw, grams
 from adam_jax.family.both_moments import adam, adamw, nadam, nadamw, simplified_adam
+from adam_jax.family.bounded_steps import adabound, adamod, stable_adamw
+from adam_jax.family.factored_moments import adafactor, came
+from adam_jax.family.heirs_of_adagrad import adadelta, madgrad
+from adam_jax.family.matrices import galore_adamw, shampoo, soap
 from adam_jax.family.one_moment import adagrad, lion, rmsprop, sgd
-from adam_jax.family.other_division import radam
+from adam_jax.family.other_division import adam_atan2, diffgrad, padam, radam
 from adam_jax.family.other_moments import adabelief, adamax, adamaxw, amsgrad, yogi
+from adam_jax.family.shared_moments import adam_mini, novograd, rowwise_adagrad, sm3
+from adam_jax.family.signs import signum, tiger
+from adam_jax.family.singular_values import adamuon, muon, normuon
+from adam_jax.family.trust_ratios import lamb, lars
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": sgd,
@@ -25,6 +34,33 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "radam": radam,
     "yogi": yogi,
     "lion": lion,
+    "signum": signum,
+    "tiger": tiger,
+    "lars": lars,
+    "muon": muon,
+    "normuon": normuon,
+    "adamuon": adamuon,
+    "rowwise_adagrad": rowwise_adagrad,
+    "sm3": sm3,
+    "madgrad": madgrad,
+    "shampoo": shampoo,
+    "adadelta": adadelta,
+    "padam": padam,
+    "novograd": novograd,
+    "adam_atan2": adam_atan2,
+    "diffgrad": diffgrad,
+    "adabound": adabound,
+    "adamod": adamod,
+    "adafactor": adafactor,
+    "came": came,
+    "adam_mini": adam_mini,
+    "stable_adamw": stable_adamw,
+    "lamb": lamb,
+    "cautious_adamw": cautious_adamw,
+    "grams": grams,
+    "cautious_decay_adamw": cautious_decay_adamw,
+    "soap": soap,
+    "galore_adamw": galore_adamw,
 }
 """Every optimizer by name: those that the command line offers and the tests cover."""
 

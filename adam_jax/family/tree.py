@@ -9,6 +9,9 @@ from typing import Any
 from adam_jax.family.table import OPTIMIZERS, PARENTS
 from adam_jax.hyperparams import shown
 
+# Stages around others, and how many arguments they have of their own before those.
+_AROUND = {"within": 1, "on_matrices": 0, "divide_by_rms": 0}
+
 
 def lineage(name: str) -> list[str]:
     """Return an optimizer's ancestors from the root to itself.
@@ -70,14 +73,15 @@ def chain_lines(name: str) -> list[str]:
     lines = []
     for call in _chains(value):
         for stage in call.args[1:]:
-            shown = short.visit(stage)
-            lines += map(ast.unparse, shown if isinstance(shown, list) else [shown])
+            stages = short.visit(stage)
+            for one in stages if isinstance(stages, list) else [stages]:
+                lines += _to_lines(one)
     # What stands around the chain comes last: it has the last word on the updates.
     return lines if _is_chain(value) else [*lines, ast.unparse(short.visit(value))]
 
 
-def changed_lines(name: str, other: str) -> list[tuple[str, str]]:
-    """Return two chains side by side, as (line, line of the other).
+def compare_lines(name: str, other: str) -> list[tuple[str, str, bool]]:
+    """Return two chains side by side, as (line, the other line, they differ).
 
     A line that only one of them has stands beside an empty one.
 
@@ -88,8 +92,8 @@ def changed_lines(name: str, other: str) -> list[tuple[str, str]]:
     Raises:
       ValueError: if there is no such optimizer.
 
-    >>> for line, other in changed_lines("nadam", "adam"):
-    ...     print(f"{line:51}{'' if line == other else other}".rstrip())
+    >>> for line, other, differs in compare_lines("nadam", "adam"):
+    ...     print(f"{line:51}{other if differs else ''}".rstrip())
     scale_by_moments(b1=ema(b1, nesterov=True), b2=b2) scale_by_moments(b1=b1, b2=b2)
     bias_correct()
     precondition(eps=eps)
@@ -97,12 +101,13 @@ def changed_lines(name: str, other: str) -> list[tuple[str, str]]:
     """
     ours, theirs = chain_lines(name), chain_lines(other)
     rows = []
-    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
-    for _, start, stop, other_start, other_stop in matcher.get_opcodes():
+    stripped = [[line.strip() for line in lines] for lines in (ours, theirs)]
+    matcher = difflib.SequenceMatcher(None, *stripped, autojunk=False)
+    for tag, start, stop, other_start, other_stop in matcher.get_opcodes():
         left, right = ours[start:stop], theirs[other_start:other_stop]
         longest = max(len(left), len(right))
         left, right = (x + [""] * (longest - len(x)) for x in (left, right))
-        rows += zip(left, right, strict=True)
+        rows += zip(left, right, [tag != "equal"] * longest, strict=True)
     return rows
 
 
@@ -128,6 +133,17 @@ def _is_chain(node: ast.AST) -> bool:
 def _chains(node: ast.AST) -> list[ast.Call]:
     """Return the calls of `chain` in an expression."""
     return [x for x in ast.walk(node) if isinstance(x, ast.Call) and _is_chain(x)]
+
+
+def _to_lines(stage: ast.AST, indent: str = "") -> list[str]:
+    """Return the lines of a stage: several if it has other stages in it."""
+    if not isinstance(stage, ast.Call) or ast.unparse(stage.func) not in _AROUND:
+        return [indent + ast.unparse(stage)]
+    own = _AROUND[ast.unparse(stage.func)]
+    inner = stage.args[own:]
+    head = ast.Call(stage.func, stage.args[:own], stage.keywords)
+    lines = [line for one in inner for line in _to_lines(one, indent + "    ")]
+    return [f"{indent}{ast.unparse(head)} around", *lines]
 
 
 class _AtDefaults(ast.NodeTransformer):
@@ -156,12 +172,12 @@ class _AtDefaults(ast.NodeTransformer):
             return ast.Constant(...)
         function = ast.unparse(node.func)
         if function.startswith("check_"):
-            return self.visit(node.args[-1])
+            return self.visit(node.args[1])
         node.args = [self.visit(x) for x in node.args]
         node.keywords = [
             ast.keyword(x.arg, self.visit(self._default_of(x)))
             for x in node.keywords
-            if not (x.arg or "").endswith("_dtype") and self._is_on(x)
+            if not ast.unparse(x.value).endswith("_dtype") and self._is_on(x)
         ]
         if function == "ema" and len(node.args) == 1 and not node.keywords:
             return node.args[0]

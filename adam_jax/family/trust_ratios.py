@@ -64,6 +64,8 @@ def lamb(
       >>> print(updates[0])
       -0.5
 
+    When: Batches of many thousands, as BERT's. No gain at small batches.
+
     Reference: You et al. 2020 (arXiv:1904.00962), Algorithm 2; phi is the identity.
 
     Differs from Optax as `adam` does, and norms are taken in float32 or wider.
@@ -131,6 +133,8 @@ def lars(
       >>> updates, _ = tx.update(jnp.array([7.0, 0.0]), tx.init(params), params)
       >>> print(f"{updates[0]:.4f}")
       -0.0050
+
+    When: Image models with batches of many thousands; nothing to gain at small ones.
 
     Reference: You, Gitman & Ginsburg 2017 (arXiv:1708.03888), Algorithm 1.
 
