@@ -61,9 +61,9 @@ def adabound(
 
     Reference: Luo et al. 2019 (arXiv:1902.09843), Algorithm 2.
 
-    Differs from the paper, as the authors' code does: moments are corrected, and steps
-    do not shrink with sqrt(t). Differs from the authors' code, as the paper does: a
-    schedule of the learning rate leaves final_lr as it is.
+    Differs from the paper: moments are corrected, and steps do not shrink with sqrt(t).
+    Differs from the authors' code, which corrects both moments inside the clip, and has
+    final_lr follow the schedule of the learning rate.
     """
     return chain(
         "adabound",
@@ -125,6 +125,9 @@ def adamod(
     takes the place of a warm-up. One more buffer.
 
     Reference: Ding et al. 2019 (arXiv:1910.12249), Algorithm 1.
+
+    Differs from the authors' code, which corrects both moments in the step sizes before
+    it averages them.
     """
     return chain(
         "adamod",

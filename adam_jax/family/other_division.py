@@ -101,9 +101,9 @@ def padam(
         nu_max <- max(nu_max, nu)
         params <- params - learning_rate * mu / (sqrt(nu_max) + eps)^(2 * partial)
 
-    Moments are not corrected. As the power is smaller, steps are larger where gradients
-    are: learning rates are near those of SGD, such as 0.1. The maximum is kept in
-    float32, as in `amsgrad`.
+    Moments are not corrected. The smaller the power, the more steps depend on the scale
+    of the gradients, so that learning rates near those of SGD fit, such as 0.1. The
+    maximum is kept in float32, as in `amsgrad`.
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
@@ -135,6 +135,7 @@ def padam(
     Reference: Chen et al. 2018 (arXiv:1806.06763), Algorithm 1.
 
     Differs from the paper, as the authors' code does, in having an eps.
+    Differs from the authors' code, which corrects the bias in the step size.
     """
     return chain(
         "padam",
