@@ -60,8 +60,8 @@ def add_decayed_weights(
     Raises:
       ValueError: if weight_decay is out of range, if mask is not a prefix of params, or
         if update() is not given params.
-      TypeError: if a leaf of mask is not a boolean, or if the state belongs to another
-        transformation.
+      TypeError: if a leaf of mask is not a boolean, if an update that is to decay is an
+        integer or a boolean, or if the state belongs to another transformation.
 
     Example:
 
@@ -83,6 +83,7 @@ def add_decayed_weights(
 
     def add(updates, state, params=None):
         expect_state(state, ScheduledState, "add_decayed_weights")
+        check_inexact(updates, "updates")
 
         def decay_leaf(update, param):
             dtypes = numerics.dtype_of(update), numerics.dtype_of(param)
