@@ -81,11 +81,12 @@ def adopt_state(
         paths are the same. A moment of another shape is not placed.
 
     Raises:
-      ValueError: if no state is found; if the count is missing, or not that of the
-        state; if the old state has counted steps, but has no weights of them, or other
-        counts for some moments than for others that are to share one; if two
-        parameters have one name; if moments are in pieces on several processes, and
-        params on one.
+      ValueError: if no state is found; if one of the two has moments inside `within`,
+        as those of soap, and the other has none in the same coordinates; if the count
+        is missing, or not that of the state; if the old state has counted steps, but
+        has no weights of them, or other counts for some moments than for others that
+        are to share one; if two parameters have one name; if moments are in pieces on
+        several processes, and params on one.
       TypeError: if tx is not an optimizer.
 
     Example: from Optax to bfloat16 moments, behind a guard.
@@ -106,6 +107,7 @@ def adopt_state(
     nodes = list(iterate_nodes(fresh))
     parts = [take_apart(x, by_name(params)) for x in iterate_nodes(unpack(fresh))]
     supply = Supply(unpack(state), params, count, rename or (lambda name: name))
+    supply.expect_coordinates(parts)
     made = []
     for number, (node, part) in enumerate(zip(nodes, parts, strict=True)):
         found = supply.take_moments(part)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax import numerics, placement
+from adam_jax.coordinates.changing import WithinState
 from adam_jax.moments.formats import Format, Stored, is_elementwise
 from adam_jax.moments.moment import decode, store
 from adam_jax.moments.storage import Storage, as_format
@@ -100,6 +101,8 @@ def convert_state(
                 part(node, stays).inner_state, cut_to(node.places, params)
             )
             return node._replace(inner_state=inner)
+        if isinstance(node, WithinState):  # where shapes may be others
+            return node._replace(inner_state=convert_all(node.inner_state, None))
         if isinstance(node, MomentsState):
             mu, mu_kept = convert(node.mu, node.mu_format, mu_format, True, params)
             nu, nu_kept = convert(node.nu, node.nu_format, nu_format, False, params)
@@ -114,7 +117,7 @@ def convert_state(
         return node
 
     def convert_all(state, params):
-        kinds = MomentsState | TraceState | NuTraceState | PackedState
+        kinds = MomentsState | TraceState | NuTraceState | PackedState | WithinState
         return jax.tree.map(
             lambda node: convert_node(node, params),
             state,

@@ -137,10 +137,16 @@ def hold_moments(state: Any, count: int | None) -> Held:
       count: the number of steps, for moments that do not say it.
 
     Raises:
-      ValueError: if a parameter has two moments of one name; if there are no moments.
+      ValueError: if a parameter has two moments of one name; if there are no moments,
+        or if they are in other coordinates.
     """
     held = Held({}, {}, [])
     parts = [take_apart(node, {}) for node in iterate_nodes(unpack(state))]
+    if any(part.coordinates for part in parts):
+        raise ValueError(
+            "moments inside within(), as in soap(), are in coordinates of their own, "
+            "which no other framework knows."
+        )
     read = [tree for part in parts for tree in part.trees.values()]
     likes = {path: x for tree in read for path, x in tree.items()}
     known = [part.count for part in parts if part.count is not None]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from adam_jax.moments.formats import Dense, Stored
@@ -40,7 +41,14 @@ _COUNTS = {
 }
 # Both stand for a schedule.
 _ALIKE = {"ScheduledState": "schedule", "ScaleByScheduleState": "schedule"}
-_KNOWN = {*_COUNTS, "SkipState", "CompensateParamsState", "PackedState", "MaskedState"}
+_KNOWN = {
+    *_COUNTS,
+    "WithinState",
+    "SkipState",
+    "CompensateParamsState",
+    "PackedState",
+    "MaskedState",
+}
 _KNOWN |= {"PartitionState", "ApplyIfFiniteState"}
 
 
@@ -81,6 +89,15 @@ class Part:
     def count(self) -> Any:
         """The number of steps that it has counted, or None."""
         return self.own["count"] if self.counts else None
+
+    @property
+    def coordinates(self) -> dict[str, Any]:
+        """The shapes of what `within` keeps, by its names and those of parameters."""
+        return {
+            name: {leaf: np.shape(x) for leaf, x in by_name(value).items()}
+            for name, value in self.own.items()
+            if self.kind == "WithinState" and name.startswith("coordinates/")
+        }
 
     def put(self, made: Mapping[str, Any]) -> dict[str, Any]:
         """Return new fields of the node.

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 
+from adam_jax.coordinates.changing import WithinState
 from adam_jax.hyperparams import a_type
 from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.moment import decode
@@ -56,24 +57,49 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
 
     Returns:
       The states in order, as if they had been stored in float32: without buffers, and
-      with `Dense` readers.
+      with `Dense` readers. Inside `within`, moments are in its coordinates, also with
+      `like`.
 
     Raises:
       ValueError: if `like` does not fit the moments; the message names a leaf.
     """
 
-    def read(values, format):
+    def read(values, format, like):
         own = cut_to(values, like)
         moment = decode(Stored(values, format), own)
         if own is not None:
             expect_shapes(moment, own)
         return moment
 
-    def read_node(node):
-        mu, nu = read(node.mu, node.mu_format), read(node.nu, node.nu_format)
-        return node._replace(mu=mu, nu=nu, mu_format=Dense(), nu_format=Dense())
+    def read_nodes(state, like):
+        nodes = []
+        for node in find_nodes(state, (MomentsState, WithinState)):
+            if isinstance(node, WithinState):
+                nodes += read_nodes(node.inner_state, None if _turns(node) else like)
+                continue
+            mu = read(node.mu, node.mu_format, like)
+            nu = read(node.nu, node.nu_format, like)
+            plain = {"mu_format": Dense(), "nu_format": Dense()}
+            nodes.append(node._replace(mu=mu, nu=nu, **plain))
+        return nodes
 
-    return [read_node(node) for node in find_nodes(unpack(state), MomentsState)]
+    return read_nodes(unpack(state), like)
+
+
+def leave_out_turned(state: Any) -> Any:
+    """Return a state without the stages in `within`, whose moments are elsewhere.
+
+    Args:
+      state: an optimizer state, or anything that holds one.
+    """
+    return jax.tree.map(
+        lambda node: () if _turns(node) else node, state, is_leaf=_turns
+    )
+
+
+def _turns(node: Any) -> bool:
+    """Return whether moments in a node are in other coordinates than parameters."""
+    return isinstance(node, WithinState) and bool(node.coordinates)
 
 
 def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -93,8 +119,8 @@ def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
       `optax.MaskedNode()` for leaves that have none.
 
     Raises:
-      ValueError: if the state holds no moments, or several for one leaf, or if params
-        are missing or do not fit it.
+      ValueError: if the state holds no moments, several for one leaf, or those of
+        `within`, in other coordinates; if params are missing or do not fit it.
 
     Example:
 
@@ -105,6 +131,11 @@ def load_moments(state: Any, params: Any = None) -> tuple[Any, Any]:
       >>> print(f"{nu.mean():.6f}")
       0.001000
     """
+    if any(map(_turns, find_nodes(state, WithinState))):
+        raise ValueError(
+            "moments inside within(), as in soap(), are in other coordinates than the "
+            "parameters: read them there, with adam_jax.read_moments(state)."
+        )
     nodes = read_moments(state, params)
     if not nodes:
         raise ValueError(

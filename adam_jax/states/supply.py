@@ -65,6 +65,23 @@ class Supply:
         self.placed: list[str] = []
         self.started: list[str] = []
 
+    def expect_coordinates(self, parts: Sequence[Part]) -> None:
+        """Refuse moments in other coordinates than those of the new state.
+
+        Args:
+          parts: all new nodes.
+
+        Raises:
+          ValueError: if `within` keeps others in either.
+        """
+        own, held = ([x.coordinates for x in y] for y in (parts, self._parts))
+        if [x for x in own if x] != [x for x in held if x]:
+            raise ValueError(
+                "moments inside within(), as in soap(), are in coordinates of their "
+                "own, and the old state has others than the new one: go on with the "
+                "optimizer that made it, without rename, or start from tx.init(params)."
+            )
+
     def list_dropped(self) -> Iterator[str]:
         """Yield the names of what was not given away."""
         for part in self._parts:
