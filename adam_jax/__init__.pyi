@@ -61,12 +61,22 @@ from .stages.correction import (
     correct_step_size,
     running_max,
 )
-from .stages.division import precondition, rectified_precondition
+from .stages.distance import DistanceState, scale_by_distance
+from .stages.division import precondition, rectification, rectified_precondition
 from .stages.flow import Moments
 from .stages.gathering import MomentsState, scale_by_moments
 from .stages.holding import TraceState, average_updates, hold, scale_by_trace
-from .stages.leaves import clip_rms, scale_by_param_rms
+from .stages.iterates import (
+    LookaheadState,
+    RadiusState,
+    ScheduleFreeState,
+    keep_radius,
+    schedule_free,
+    step_back,
+)
+from .stages.leaves import clip_rms, scale_by_param_rms, scale_to_params
 from .stages.orthogonal import on_matrices, orthogonalize, scale_by_shape, set_rms
+from .stages.switching import SwitchState, switch_to_sgd
 from .stages.updates import (
     Mask,
     ScheduledState,
@@ -109,6 +119,7 @@ __all__ = [
     "CompensateParamsState",
     "Coordinates",
     "Dense",
+    "DistanceState",
     "EightBit",
     "Factored",
     "Figure",
@@ -117,6 +128,7 @@ __all__ = [
     "Gathered",
     "Hyperparam",
     "Leaf",
+    "LookaheadState",
     "Mask",
     "MeanOver",
     "Measured",
@@ -127,14 +139,17 @@ __all__ = [
     "Noise",
     "Packed",
     "PackedState",
+    "RadiusState",
     "RecordState",
     "RoundToParamsState",
     "RunningMaxState",
+    "ScheduleFreeState",
     "ScheduledState",
     "SkipState",
     "Step",
     "Storage",
     "Stored",
+    "SwitchState",
     "TraceState",
     "WithinState",
     "adabelief",
@@ -187,6 +202,7 @@ __all__ = [
     "in_shard_map",
     "infinity_norm",
     "inverse_roots",
+    "keep_radius",
     "lamb",
     "lars",
     "lion",
@@ -212,6 +228,7 @@ __all__ = [
     "read_state",
     "read_torch",
     "record",
+    "rectification",
     "rectified_precondition",
     "residual_variance",
     "rising_decay",
@@ -220,11 +237,14 @@ __all__ = [
     "rowwise_adagrad",
     "running_max",
     "save_state",
+    "scale_by_distance",
     "scale_by_lr",
     "scale_by_moments",
     "scale_by_param_rms",
     "scale_by_shape",
     "scale_by_trace",
+    "scale_to_params",
+    "schedule_free",
     "set_moments",
     "set_rms",
     "sgd",
@@ -239,8 +259,10 @@ __all__ = [
     "squared_norm",
     "stable_adamw",
     "state_shardings",
+    "step_back",
     "step_bound",
     "subspace",
+    "switch_to_sgd",
     "tiger",
     "total",
     "trace",

@@ -328,6 +328,20 @@ def at(value: Any, count: ArrayLike, dtype: DTypeLike) -> Any:
     return value if isinstance(value, float) else jnp.asarray(value, dtype)
 
 
+def product(*values: Any) -> Callable[[ArrayLike], Any]:
+    """Return the schedule of a product.
+
+    Args:
+      *values: checked hyperparameters, or schedules.
+    """
+
+    def multiply(count):
+        dtype = jnp.result_type(float)
+        return math.prod(at(value, count, dtype) for value in values)
+
+    return multiply
+
+
 def all_at(
     values: Mapping[str, Any], count: ArrayLike, dtype: DTypeLike
 ) -> SimpleNamespace:

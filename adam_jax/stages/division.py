@@ -1,6 +1,7 @@
 """From `Moments` to updates: the first moment divided by the root of the second."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from adam_jax import numerics
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
+    check_decay,
     check_non_negative,
     exact,
 )
@@ -131,6 +133,8 @@ def rectified_precondition(
     eps: Hyperparam = exact(1e-8),
     eps_root: Hyperparam = exact(0.0),
     threshold: Hyperparam = exact(5.0),
+    *,
+    silent: bool = False,
 ) -> optax.GradientTransformation:
     """Divide as `precondition` does, once the second moment averages enough gradients.
 
@@ -138,6 +142,7 @@ def rectified_precondition(
         rho = rho_inf - 2 t b2^t / (1 - b2^t)
         r = sqrt((rho - 4)(rho - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho))
         updates = r * mu / (sqrt(nu + eps_root) + eps)   if rho >= threshold, else mu
+                                                         (or 0, if silent)
 
     b2 is the decay rate that comes with the second moment.
 
@@ -145,6 +150,7 @@ def rectified_precondition(
       eps: as in `precondition`.
       eps_root: as in `precondition`.
       threshold: the least rho at which nu is used.
+      silent: whether to emit 0 before that, instead of mu.
 
     Raises:
       ValueError: at the first trace, if there is no second moment, or if it is not
@@ -187,29 +193,69 @@ def rectified_precondition(
                 "give scale_by_moments() a b2."
             )
 
-        def rho_above(level):
-            return numerics.sma_length_above(decay, m.count, level, dtype)
-
-        rho_inf = 2 / (1 - decay) - 1
-        # Below 4 there is no r, whatever the threshold.
         least = at(threshold, m.count - 1, dtype)
-        trusted = (rho_above(4) > 0) & (rho_above(least) >= 0)
-
-        def sure(x):  # where there is no r, its derivative must not be NaN
-            return jnp.where(trusted, x, 1)
-
-        square = sure(rho_above(4)) / sure(rho_inf - 4)
-        square *= sure(rho_above(2)) / sure(rho_inf - 2)
-        square *= sure(rho_inf) / sure(rho_above(0))
-        r = jnp.sqrt(square)
+        trusted, r = _rectify(decay, m.count, least, dtype)
         updates = jax.tree.map(
-            lambda divided, mu: jnp.where(trusted, r.astype(mu.dtype) * divided, mu),
+            lambda divided, mu: jnp.where(
+                trusted, r.astype(mu.dtype) * divided, 0 if silent else mu
+            ),
             divide_moments(m, eps, eps_root),
             m.mu,
         )
         return emit(updates, m.grads, params)
 
     return optax.stateless(divide)
+
+
+def rectification(
+    b2: Hyperparam, threshold: Hyperparam = exact(5.0), *, silent: bool = False
+) -> Callable[[Any], Any]:
+    """Return the schedule of r, by which `rectified_precondition` multiplies.
+
+    It is 1 where rho is below the threshold (or 0, if silent).
+
+    Args:
+      b2: the decay rate of the second moment, in [0, 1).
+      threshold: as in `rectified_precondition`.
+      silent: as in `rectified_precondition`.
+
+    Example:
+
+      >>> print(f"{rectification(0.999)(99):.4f}")
+      0.2153
+
+    Reference: Liu et al. 2020 (RAdam), Algorithm 2.
+    """
+    b2 = check_decay("b2", b2)
+    threshold = check_non_negative("threshold", threshold)
+
+    def size(count):
+        dtype = jnp.dtype(jnp.result_type(float))
+        least = at(threshold, count, dtype)
+        decay = at(b2, count, dtype)
+        trusted, r = _rectify(decay, optax.safe_increment(count), least, dtype)
+        return jnp.where(trusted, r, 0 if silent else 1)
+
+    return size
+
+
+def _rectify(decay: Any, count: Any, least: Any, dtype: Any) -> tuple[Any, Any]:
+    """Return whether rho, at this step, has come to `least`, and r."""
+
+    def rho_above(level):
+        return numerics.sma_length_above(decay, count, level, dtype)
+
+    rho_inf = 2 / (1 - decay) - 1
+    # Below 4 there is no r, whatever the threshold.
+    trusted = (rho_above(4) > 0) & (rho_above(least) >= 0)
+
+    def sure(x):  # where there is no r, its derivative must not be NaN
+        return jnp.where(trusted, x, 1)
+
+    square = sure(rho_above(4)) / sure(rho_inf - 4)
+    square *= sure(rho_above(2)) / sure(rho_inf - 2)
+    square *= sure(rho_inf) / sure(rho_above(0))
+    return trusted, jnp.sqrt(square)
 
 
 def emit(updates: Any, received: Any, params: Any) -> Any:

@@ -33,6 +33,7 @@ _COUNTS = {
     **dict.fromkeys(TREES, "count"),
     **dict.fromkeys(("ScaleByScheduleState", "WrappedScheduleState"), "count"),
     **dict.fromkeys(("RecordState", "RoundToParamsState"), "count"),
+    **dict.fromkeys(("ScheduleFreeState", "LookaheadState"), "count"),
     "InjectHyperparamsState": "count",
     "InjectStatefulHyperparamsState": "count",
     "ScheduledState": "steps",
