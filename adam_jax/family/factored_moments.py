@@ -83,8 +83,7 @@ def adafactor(
 
     Differs from Optax as `adam` does: in bfloat16 parameters it keeps float32 means.
     """
-    if learning_rate is not None:
-        learning_rate = check_non_negative("learning_rate", learning_rate)
+    rate = 1.0 if learning_rate is None else learning_rate
     return chain(
         "adafactor",
         scale_by_moments(
@@ -95,7 +94,7 @@ def adafactor(
         precondition(eps=0.0),
         *([clip_rms(clipping_threshold)] if clipping_threshold is not None else []),
         optax.scale_by_learning_rate(
-            1.0 if learning_rate is None else learning_rate, flip_sign=False
+            check_non_negative("learning_rate", rate), flip_sign=False
         ),
         *([scale_by_param_rms()] if multiply_by_parameter_scale else []),
         *(

@@ -15,7 +15,7 @@ from adam_jax.moments.moment import Moment
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.division import divide_moments
 from adam_jax.stages.flow import expect_state, widen
-from adam_jax.stages.gathering import MomentsState, scale_by_moments
+from adam_jax.stages.gathering import scale_by_moments
 from adam_jax.stages.holding import TraceState
 from adam_jax.stages.iterates import copy_param
 from adam_jax.stages.leaves import expect_params, sum_leaves
@@ -32,7 +32,7 @@ class DistanceState(NamedTuple):
       start: the parameters at the start, a pytree like them, float32 or wider.
     """
 
-    inner_state: tuple[MomentsState, TraceState]
+    inner_state: tuple[Any, TraceState]
     distance: jax.Array
     numerator: jax.Array
     start: Any

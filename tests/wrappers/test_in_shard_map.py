@@ -24,6 +24,10 @@ from pieces import (
 
 import adam_jax
 from adam_jax import in_shard_map
+from adam_jax.family.factored_moments import adafactor, came
+from adam_jax.family.iterates import adam_hyperball, lookahead, schedule_free_adamw
+from adam_jax.family.shared_moments import novograd
+from adam_jax.family.step_sizes import prodigy, swats
 
 FEW = {name: SPECS[name] for name in ("both", "columns", "replicated")}
 
@@ -158,6 +162,34 @@ def test_means_are_those_of_the_whole(format, check_vma):
     tx = adam_jax.adam(0.125, nu_dtype=format)
     runs = run(tx, take, draw(0, shapes=shapes), specs, check_vma=check_vma)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-5, 1e-6), *runs)
+
+
+WHOLE = {
+    "adafactor": lambda: adafactor(0.1, min_dim_size_to_factor=4),
+    "came": lambda: came(1e-3, min_dim_size_to_factor=4),
+    "novograd": lambda: novograd(1e-2),
+    "adam_hyperball": lambda: adam_hyperball(0.1),
+    "swats": lambda: swats(1e-2, tolerance=1e9),
+    "prodigy": lambda: prodigy(estim_lr0=1e-2),
+    "lookahead": lambda: lookahead(1e-2, sync_period=2),
+    "schedule_free_adamw": lambda: schedule_free_adamw(1e-2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "check_vma"),
+    [
+        ("adafactor", True),
+        ("swats", False),
+        *(crossing(name, check) for name in WHOLE for check in (True, False)),
+    ],
+)
+def test_norms_and_products_are_those_of_the_whole(name, check_vma):
+    specs = {**FEW, "flat": SPECS["flat"]}
+    params = {**few(), **draw(0, shapes={"flat": SHAPES["flat"]})}
+    found, expected = run(WHOLE[name](), take, params, specs, check_vma=check_vma)
+    for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def in_map(function, specs, *args, **options):
