@@ -213,6 +213,26 @@ def _unchecked(value: Any) -> Any:
     return value
 
 
+def check_period(name: str, value: Any) -> int:
+    """Return `value` if it is a number of steps.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a positive integer.
+
+    Raises:
+      ValueError: if it is something else.
+    """
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or value < 1:
+        raise ValueError(
+            f"{name} must be a positive integer, got {shown(value)}. "
+            "optax.inject_hyperparams makes an array of it unless it is given "
+            f'static_args="{name}".'
+        )
+    return int(value)
+
+
 def check_seed(seed: Any) -> int:
     """Return `seed` if it is a valid seed.
 
@@ -353,3 +373,19 @@ def all_at(
       dtype: as in `at`.
     """
     return SimpleNamespace(**{k: at(v, count, dtype) for k, v in values.items()})
+
+
+def derived(function: Callable[..., Any], *values: Any) -> Any:
+    """Return a hyperparameter computed from others: a float, or else a schedule.
+
+    Args:
+      function: takes the values at one step.
+      *values: checked hyperparameters.
+
+    >>> derived(lambda b1, gamma: gamma * b1 / (1 - b1), 0.5, 3.0)
+    3.0
+    """
+    if all(isinstance(value, float) for value in values):
+        return function(*values)
+    dtype = jnp.result_type(float)
+    return lambda count: function(*[at(value, count, dtype) for value in values])

@@ -22,6 +22,7 @@ from adam_jax.hyperparams import (
     check_no_schedule,
     check_non_negative,
     check_number,
+    check_period,
     shown,
 )
 
@@ -50,10 +51,15 @@ class Accumulator:
         seen; `bias_correct` divides the result by it.
       order: 1 if it is for first moments only, 2 for second ones only (as with a power
         of 1), None for both.
+      first: not None means that later stages receive the moment and its weight as they
+        were before this step; at the first step they receive this number, and the
+        weight 1. See `delayed`.
+      restart_every: the number of steps after which moment and weight start anew; None
+        means never. See `restarted`.
 
     Raises:
       ValueError: for a hyperparameter that is not finite, a decay outside [0, 1), an
-        average without a decay, or another power or order.
+        average without a decay, or another power, order or restart_every.
       TypeError: for a hyperparameter that is not a real number, or if `hyperparams` is
         no dict, or `add` no function.
 
@@ -84,6 +90,8 @@ class Accumulator:
     measure: Callable[[Array, Array, SimpleNamespace], Array] | None = None
     read: Callable[[Array, Array, Array, Array, SimpleNamespace], Array] | None = None
     order: int | None = None
+    first: float | None = None
+    restart_every: int | None = None
 
     def __post_init__(self) -> None:
         """Check everything that does not need gradients."""
@@ -107,6 +115,8 @@ class Accumulator:
             )
         if self.power == 1:
             object.__setattr__(self, "order", 2)
+        if self.restart_every is not None:
+            check_period("restart_every", self.restart_every)
         checked = {
             name: (check_decay if name == "decay" else check_number)(name, value)
             for name, value in self.hyperparams.items()
@@ -117,7 +127,8 @@ class Accumulator:
     @property
     def is_ema(self) -> bool:
         """Whether it averages g or |g|^2 as `ema` does; it may be read otherwise."""
-        plain = self.measure is None and self.power == 2
+        plain = self.measure is None and self.power == 2 and self.first is None
+        plain = plain and self.restart_every is None
         return plain and self.averages and self.add is average
 
 

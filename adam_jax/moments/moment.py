@@ -17,7 +17,7 @@ from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
 from adam_jax.moments.formats import Format, Stored, check_stored, make_noise
-from adam_jax.moments.starts import expect_weight, keep, resumed
+from adam_jax.moments.starts import expect_weight, keep, resumed, steps_since
 
 
 class Gathered(NamedTuple):
@@ -163,10 +163,11 @@ class Moment:
         Raises:
           TypeError: if a complex value would go into a real moment.
         """
-        accumulator = self.accumulator
+        accumulator: Any = self.accumulator
         power = numerics.abs_sq if self.order == 2 else lambda grad: grad
         measure = accumulator.measure or (lambda grad, mu, h: power(grad))
         read = accumulator.read
+        age = steps_since(past, accumulator.restart_every)
 
         @functools.cache
         def at_dtype(dtype):  # the hyperparameters of this step
@@ -196,6 +197,8 @@ class Moment:
                 # `before` is of all leaves at once: decode each when its turn has come.
                 kept[i] = placement.after(kept[i], last)
                 old = placement.at_leaf(path, kept[i].decode, value)
+            if accumulator.restart_every:
+                old = jnp.where(age == 0, accumulator.initial, old)
             new = placement.at_leaf(path, add_leaf, old, value, like)
             code = self._encode(i, path, new, kept[i], past)
             last = code if in_host else last
@@ -205,7 +208,7 @@ class Moment:
         stored = _as_tree(codes, structure, self.format.reader)
         if self.format.flows_stored:
             moment = decode(stored, moment)
-        weight = self._weigh(weight, past, before)
+        weight, weight_before = self._weigh(weight, past, before), weight
         flows, seen = moment, weight[0]
         if read is not None:
 
@@ -219,6 +222,12 @@ class Moment:
                 before,
                 values,
             )
+        if accumulator.first is not None:
+            known, first = age > 0, accumulator.first
+            if weight_before is not None:
+                known &= weight_before[0] > 0
+                seen = jnp.where(known, weight_before[0], 1)
+            flows = jax.tree.map(lambda old: jnp.where(known, old, first), before)
         if accumulator.power == 1:
             flows, seen = jax.tree.map(jnp.square, (flows, seen))
         return Gathered(stored, moment, flows, seen, weight)
@@ -270,11 +279,13 @@ class Moment:
         decay = self.decay(past, dtype)
         if weight is None or decay is None:
             return jnp.array([1, 0], dtype)
+        age = steps_since(past, self.accumulator.restart_every)
         if isinstance(decay, float):
-            count = optax.safe_increment(past)
-            value = numerics.constant_weight(decay, count, dtype)
+            value = numerics.constant_weight(decay, optax.safe_increment(age), dtype)
             return jnp.stack([value, jnp.zeros_like(value)])
         expect_weight(weight, past, self.name, before)
+        if self.accumulator.restart_every:
+            weight = jnp.where(age == 0, 0, weight)
         return numerics.running_weight(weight, decay)
 
 

@@ -57,6 +57,16 @@ def keep(new: Stored, format: Format, name: str, path: Any, param: Any) -> Store
     return jax.tree.map(lambda x, y: placement.copy_beside(x, y, y.dtype), old, new)
 
 
+def steps_since(past: Any, every: int | None) -> Any:
+    """Return the number of steps since a moment started, or started anew.
+
+    Args:
+      past: int32 scalar, the number of steps so far.
+      every: the number of steps after which it starts anew, or None.
+    """
+    return past % every if every else past
+
+
 def expect_weight(weight: jax.Array, past: ArrayLike, name: str, moment: Any) -> None:
     """Refuse a state whose moment has no weight, though it has counted steps.
 
