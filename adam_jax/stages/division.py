@@ -258,6 +258,49 @@ def _rectify(decay: Any, count: Any, least: Any, dtype: Any) -> tuple[Any, Any]:
     return trusted, jnp.sqrt(square)
 
 
+def floor_nu(eps: Hyperparam) -> optax.GradientTransformation:
+    """Raise the second moment to at least eps^2, so that its root is at least eps.
+
+        nu <- max(nu, eps^2)
+
+    With `precondition(eps=0)` behind it, the divisor is max(sqrt(nu), eps), where
+    `precondition(eps)` alone divides by sqrt(nu) + eps.
+
+    Args:
+      eps: >= 0, in units of the gradient.
+
+    Raises:
+      ValueError: if eps is out of range; at the first trace, if there is no second
+        moment.
+
+    Example:
+
+      >>> from adam_jax import scale_by_moments
+      >>> tx = optax.chain(
+      ...     scale_by_moments(None, 0.5), floor_nu(2.0), precondition(eps=0.0)
+      ... )
+      >>> updates, _ = tx.update(jnp.float32(1), tx.init(jnp.float32(0)))
+      >>> print(updates)
+      0.5
+
+    Reference: Taniguchi et al. 2024 (ADOPT), Algorithm 2.
+    """
+    eps = check_non_negative("eps", eps)
+
+    def raise_nu(moments: Any, params=None) -> Any:
+        del params
+        m = expect_moments(moments, "floor_nu")
+        expect_second(m, "floor_nu")
+
+        def raise_leaf(nu):
+            least = at(eps, m.count - 1, nu.dtype)
+            return jnp.maximum(nu, least * least)
+
+        return m._replace(nu=jax.tree.map(raise_leaf, m.nu), plain=False)
+
+    return optax.stateless(raise_nu)
+
+
 def emit(updates: Any, received: Any, params: Any) -> Any:
     """Return updates in the dtype that a stage emits.
 

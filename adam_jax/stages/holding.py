@@ -57,7 +57,7 @@ class NuTraceState(NamedTuple):
 def hold(
     stage: str,
     accumulator: Accumulator,
-    use: Callable[[Any, Any], Any],
+    use: Callable[[Any, Any], Any] | None = None,
     dtype: Storage = None,
     *,
     gather: Callable[[Moments], Any] | None = None,
@@ -72,7 +72,8 @@ def hold(
         moment has the weight 1; where an average is to be corrected, chain
         `scale_by_moments`, which keeps weights.
       use: (incoming, held) -> outgoing. `incoming` is what the stage received, `held`
-        what the accumulator reads after this step, float32 or wider.
+        what the accumulator reads after this step, float32 or wider. None emits `held`
+        itself.
       dtype: how the moment is stored, like `mu_dtype` in `scale_by_moments`.
       gather: Moments -> the tree to gather; the stage then takes and emits `Moments`.
         None means that it takes updates and emits updates, which it gathers.
@@ -120,7 +121,7 @@ def hold(
         stored = Stored(*state[1:])
         before = moment.read(stored, values)
         after = moment.step(stored, before, widen(values, before), state.count)
-        used = use(updates, after.flows)
+        used = use(updates, after.flows) if use else after.flows
         emitted = emit(used, updates, params) if gather is None else used
         count = optax.safe_increment(state.count)
         return emitted, kind(count, *after.stored)
@@ -162,8 +163,7 @@ def scale_by_trace(
     return hold(
         "scale_by_trace",
         trace(decay, nesterov=nesterov),
-        lambda updates, held: held,
-        accumulator_dtype,
+        dtype=accumulator_dtype,
         argument="accumulator_dtype",
     )
 

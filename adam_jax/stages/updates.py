@@ -19,7 +19,7 @@ from adam_jax.checks import check_arrays, check_inexact, fit_params, resolve_mas
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Decay
-from adam_jax.stages.division import divide_moments
+from adam_jax.stages.division import divide_moments, emit
 from adam_jax.stages.flow import (
     Moments,
     cast_like,
@@ -187,6 +187,58 @@ def scale_by_lr(
         rates = [rate] * len(jax.tree.leaves(updates))
         note_line("learning_rate", updates, scaled, rates)
         return scaled, ScheduledState(optax.safe_increment(state.steps))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def clip_elements(limit: Hyperparam) -> optax.GradientTransformation:
+    """Bound the size of each element of the updates.
+
+    Complex elements keep their direction.
+
+    Args:
+      limit: the largest size, >= 0: a number, a 0-d array or a schedule.
+
+    Raises:
+      ValueError: if limit is out of range.
+      TypeError: at the first trace, for `Moments`, or if the state belongs to another
+        transformation.
+
+    Example: a limit that grows with the step count, which is 0 at the first step.
+
+      >>> tx = clip_elements(lambda count: count**0.25)
+      >>> state, sizes = tx.init(jnp.float32(0)), []
+      >>> for _ in range(17):
+      ...     updates, state = tx.update(jnp.float32(-3), state)
+      ...     sizes.append(float(updates))
+      >>> print(sizes[0], sizes[1], sizes[16])
+      -0.0 -1.0 -2.0
+
+    Reference: Taniguchi et al. 2024 (ADOPT), section 4.
+
+    Differs from `optax.clip`, which takes no schedule, and no complex updates.
+    """
+    limit = check_non_negative("limit", limit)
+
+    def init_fn(params):
+        check_inexact(params, "params")
+        return ScheduledState(jnp.zeros([], jnp.int32))
+
+    def update_fn(updates, state, params=None):
+        expect_updates(updates, "clip_elements")
+        expect_state(state, ScheduledState, "clip_elements")
+        check_inexact(updates, "updates")
+
+        def clip(update):
+            update = numerics.widen(update)
+            largest = at(limit, state.steps, numerics.real_dtype(update.dtype))
+            if not jnp.iscomplexobj(update):
+                return jnp.clip(update, -largest, largest)
+            size = jnp.abs(update)
+            return jnp.where(size > largest, update / size * largest, update)
+
+        clipped = emit(jax.tree.map(clip, updates), updates, params)
+        return clipped, ScheduledState(optax.safe_increment(state.steps))
 
     return optax.GradientTransformation(init_fn, update_fn)
 
