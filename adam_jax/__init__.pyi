@@ -10,14 +10,30 @@ from .family.both_moments import adam, adamw, nadam, nadamw, simplified_adam
 from .family.bounded_steps import adabound, adamod, stable_adamw
 from .family.factored_moments import adafactor, came
 from .family.heirs_of_adagrad import adadelta, madgrad
+from .family.iterates import (
+    adam_hyperball,
+    lookahead,
+    schedule_free_adamw,
+    schedule_free_radam,
+)
 from .family.matrices import galore_adamw, shampoo, soap
+from .family.mixed_averages import (
+    ademamix,
+    optimistic_adam,
+    qhadam,
+    simplified_ademamix,
+)
 from .family.one_moment import adagrad, lion, rmsprop, sgd
 from .family.other_division import adam_atan2, diffgrad, padam, radam
+from .family.other_gradients import grokfast_adamw, mars_adamw, stable_spam
 from .family.other_moments import adabelief, adamax, adamaxw, amsgrad, yogi
+from .family.other_order import acprop, adopt, laprop
 from .family.porting import assert_follows
+from .family.several_averages import adan, adapnm, aggmo
 from .family.shared_moments import adam_mini, novograd, rowwise_adagrad, sm3
 from .family.signs import signum, tiger
 from .family.singular_values import adamuon, muon, normuon
+from .family.step_sizes import prodigy, swats
 from .family.table import OPTIMIZERS
 from .family.trust_ratios import lamb, lars
 from .figures.definitions import (
@@ -35,6 +51,7 @@ from .hyperparams import (
     check_decay,
     check_non_negative,
     check_number,
+    derived,
     exact,
 )
 from .moments.accumulators import (
@@ -54,6 +71,16 @@ from .moments.moment import Gathered, Moment
 from .moments.sharing import Factored, MeanOver, factored, mean_over
 from .moments.squares import floored_average, rising_decay, squared_norm
 from .moments.storage import FORMATS, Storage
+from .moments.variations import (
+    alternating,
+    average_from_first,
+    delayed,
+    difference,
+    mixture,
+    restarted,
+)
+from .stages.adjusting import adjust_leaves, largest, norm
+from .stages.branching import BranchesState, add_branches, take_gradients
 from .stages.correction import (
     RunningMaxState,
     bias_correct,
@@ -62,7 +89,12 @@ from .stages.correction import (
     running_max,
 )
 from .stages.distance import DistanceState, scale_by_distance
-from .stages.division import precondition, rectification, rectified_precondition
+from .stages.division import (
+    floor_nu,
+    precondition,
+    rectification,
+    rectified_precondition,
+)
 from .stages.flow import Moments
 from .stages.gathering import MomentsState, scale_by_moments
 from .stages.holding import TraceState, average_updates, hold, scale_by_trace
@@ -82,6 +114,7 @@ from .stages.updates import (
     ScheduledState,
     add_decayed_weights,
     cast_to_params,
+    clip_elements,
     scale_by_lr,
 )
 from .states.adoption import Adopted, adopt_state, set_moments
@@ -116,6 +149,7 @@ __all__ = [
     "Accumulator",
     "Adopted",
     "AxisMaxima",
+    "BranchesState",
     "CompensateParamsState",
     "Coordinates",
     "Dense",
@@ -152,6 +186,7 @@ __all__ = [
     "SwitchState",
     "TraceState",
     "WithinState",
+    "acprop",
     "adabelief",
     "adabound",
     "adadelta",
@@ -159,16 +194,26 @@ __all__ = [
     "adagrad",
     "adam",
     "adam_atan2",
+    "adam_hyperball",
     "adam_mini",
     "adamax",
     "adamaxw",
     "adamod",
     "adamuon",
     "adamw",
+    "adan",
+    "adapnm",
+    "add_branches",
     "add_decayed_weights",
+    "ademamix",
+    "adjust_leaves",
+    "adopt",
     "adopt_state",
+    "aggmo",
+    "alternating",
     "amsgrad",
     "assert_follows",
+    "average_from_first",
     "average_updates",
     "axis_maxima",
     "bias_correct",
@@ -182,11 +227,15 @@ __all__ = [
     "check_number",
     "check_skips",
     "checked",
+    "clip_elements",
     "clip_rms",
     "compensate_params",
     "convert_state",
     "correct_step_size",
+    "delayed",
     "dense",
+    "derived",
+    "difference",
     "diffgrad",
     "eigenbasis",
     "eight_bit",
@@ -194,34 +243,45 @@ __all__ = [
     "exact",
     "factored",
     "first_nonfinite",
+    "floor_nu",
     "floored_average",
     "fused",
     "galore_adamw",
     "grams",
+    "grokfast_adamw",
     "hold",
     "in_shard_map",
     "infinity_norm",
     "inverse_roots",
     "keep_radius",
     "lamb",
+    "laprop",
+    "largest",
     "lars",
     "lion",
     "lion_average",
     "load_moments",
+    "lookahead",
     "madgrad",
+    "mars_adamw",
     "mean_over",
     "measure",
+    "mixture",
     "muon",
     "nadam",
     "nadamw",
     "named_figures",
+    "norm",
     "normuon",
     "novograd",
     "on_matrices",
+    "optimistic_adam",
     "orthogonalize",
     "packed",
     "padam",
     "precondition",
+    "prodigy",
+    "qhadam",
     "radam",
     "read_keras",
     "read_moments",
@@ -231,6 +291,7 @@ __all__ = [
     "rectification",
     "rectified_precondition",
     "residual_variance",
+    "restarted",
     "rising_decay",
     "rmsprop",
     "round_to_params",
@@ -245,6 +306,8 @@ __all__ = [
     "scale_by_trace",
     "scale_to_params",
     "schedule_free",
+    "schedule_free_adamw",
+    "schedule_free_radam",
     "set_moments",
     "set_rms",
     "sgd",
@@ -252,17 +315,21 @@ __all__ = [
     "shard_state",
     "signum",
     "simplified_adam",
+    "simplified_ademamix",
     "skip_nonfinite",
     "skip_spikes",
     "sm3",
     "soap",
     "squared_norm",
     "stable_adamw",
+    "stable_spam",
     "state_shardings",
     "step_back",
     "step_bound",
     "subspace",
+    "swats",
     "switch_to_sgd",
+    "take_gradients",
     "tiger",
     "total",
     "trace",

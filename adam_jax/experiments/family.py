@@ -21,7 +21,7 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
     Raises:
       ValueError: if there is no such optimizer, or there are more than two.
     """
-    names = options.names
+    names: list[str] = options.names
     for name in names:
         expect_name(name)
     if not names:

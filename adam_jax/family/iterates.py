@@ -77,6 +77,9 @@ def schedule_free_adamw(
       >>> print(f"{state[-1].z:.2f} {x:.2f} {y:.2f}")
       -0.30 -0.20 -0.21
 
+    When: No schedule and no last step to be known. Evaluate at the average, which takes
+    a copy of the parameters in place of mu.
+
     Reference: Defazio et al. 2024 (arXiv:2405.15682), Algorithm 1.
 
     Differs from Optax as `adam` does: in bfloat16 parameters z is float32. As in Optax,
@@ -155,6 +158,8 @@ def schedule_free_radam(
       >>> print(*sizes[3:])  # r = 0.017 at the fifth step
       0.000000 -0.001731
 
+    When: The same without a warm-up.
+
     Reference: Defazio et al. 2024 (arXiv:2405.15682), Algorithm 1; Liu et al. 2020,
     Algorithm 2 (RAdam); together in the authors' code.
     """
@@ -222,6 +227,8 @@ def lookahead(
       >>> print(f"{param:.4f}")
       -0.1000
 
+    When: Less variance for a copy of the parameters; forgives a rate that is too large.
+
     Reference: Zhang et al. 2019 (arXiv:1907.08610), Algorithm 1.
 
     Differs from `optax.lookahead`, which wraps any optimizer and has parameters of its
@@ -282,6 +289,9 @@ def adam_hyperball(
       >>> updates, _ = tx.update(grads, tx.init(params), params)
       >>> print(f"{params[0, 0] + updates[0, 0]:.4f} {updates[0, 1]:.4f}")
       4.0000 3.0000
+
+    When: Weights of fixed norm: one rate for all widths and no decay to tune. Not for
+    gains and biases that have to grow.
 
     Reference: Wen et al. 2025 (Hyperball).
     """

@@ -5,10 +5,10 @@ import optax
 from adam_jax.family.chaining import chain
 from adam_jax.hyperparams import (
     Hyperparam,
+    check_between,
     check_decay,
     check_non_negative,
     check_number,
-    check_share,
     exact,
 )
 from adam_jax.moments.accumulators import ema, trace
@@ -66,13 +66,18 @@ def qhadam(
       >>> print(f"{updates:.6f}")
       -0.000494
 
+    When: High b1 that still reacts at once. Two more numbers to tune.
+
     Reference: Ma & Yarats 2019 (arXiv:1810.06801), section 4.2.
     """
+    v1, v2 = check_between("v1", v1, 0, 1), check_between("v2", v2, 0, 1)
     return chain(
         "qhadam",
         scale_by_moments(
-            b1=mixture(ema(check_decay("b1", b1)), check_share("v1", v1)),
-            b2=mixture(ema(check_decay("b2", b2)), check_share("v2", v2), order=2),
+            b1=mixture(ema(check_decay("b1", b1)), v1),
+            b2=mixture(
+                ema(check_decay("b2", b2)), check_between("v2", v2, 0, 1), order=2
+            ),
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
         ),
@@ -133,6 +138,9 @@ def ademamix(
       >>> updates, _ = tx.update(jnp.float32(7), tx.init(param), param)
       >>> print(f"{updates:.6f}")
       -0.001050
+
+    When: Long training of language models: gradients of thousands of steps ago still
+    help. Warm b3 and alpha up; one more buffer.
 
     Reference: Pagliardini et al. 2024 (arXiv:2409.03137), Algorithm 1.
 
@@ -212,6 +220,8 @@ def simplified_ademamix(
       >>> print(f"{updates:.6f}")  # -1e-3 * (0.99 + 1 + 2)
       -0.003990
 
+    When: AdEMAMix without its buffer, for small batches; its steps have another scale.
+
     Reference: Morwani et al. 2025 (arXiv:2502.02431), Algorithm 1.
 
     Differs from Optax as `adam` does.
@@ -276,6 +286,8 @@ def optimistic_adam(
       ...     updates, state = tx.update(jnp.float32(grad), state)
       >>> print(f"{updates:.6f}")  # 1e-3 * 0.0526 + 4e-3 * 1.0526
       0.004263
+
+    When: Games of two players, such as GANs, where Adam circles. No use elsewhere.
 
     Reference: Daskalakis et al. 2018 (arXiv:1711.00141), Algorithm 1.
 

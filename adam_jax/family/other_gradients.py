@@ -16,11 +16,11 @@ from adam_jax.moments.accumulators import ema
 from adam_jax.moments.storage import Storage
 from adam_jax.moments.variations import difference, mixture, restarted
 from adam_jax.numerics import divide_or_zero
+from adam_jax.stages.adjusting import adjust_leaves, largest, norm
 from adam_jax.stages.correction import bias_correct
 from adam_jax.stages.division import precondition
 from adam_jax.stages.gathering import scale_by_moments
 from adam_jax.stages.holding import hold
-from adam_jax.stages.leaves import adjust_leaves, largest, norm
 from adam_jax.stages.updates import Mask, add_decayed_weights, scale_by_lr
 
 
@@ -73,6 +73,9 @@ def grokfast_adamw(
       ...     updates, state = tx.update(jnp.float32(grad), state, param)
       >>> print(f"{updates:.6f}")
       -0.000109
+
+    When: Algorithmic data, where generalisation comes long after fitting. Elsewhere it
+    only lengthens steps.
 
     Reference: Lee et al. 2024 (arXiv:2405.20233), Algorithm 2 (Grokfast-EMA).
 
@@ -152,6 +155,9 @@ def mars_adamw(
       ...     updates, state = tx.update(jnp.float32(grad), state, param)
       >>> print(f"{updates:.6f}")
       -0.000929
+
+    When: Language models, by less variance; as implemented here from the gradient of
+    the step before, which is approximate.
 
     Reference: Yuan et al. 2024 (arXiv:2411.10438), Algorithm 2, with the gradient of
     the step before in place of a second one on the same data (MARS-approx).
@@ -240,6 +246,9 @@ def stable_spam(
       ...     updates, state = tx.update(jnp.float32(grad), state)
       >>> print(f"{updates:.6f}")
       -0.000045
+
+    When: Training in very low precision, with spikes in the gradients. Three numbers a
+    leaf.
 
     Reference: Huang et al. 2025 (arXiv:2502.17055), Algorithm 1.
     """

@@ -68,6 +68,9 @@ def laprop(
       >>> print(f"{updates:.6f}")  # -1e-3 * 0.09 / 0.19
       -0.000474
 
+    When: Stays stable at b2 far below b1, where Adam diverges; large b1. Elsewhere
+    close to Adam.
+
     Reference: Ziyin, Wang & Ueda 2020 (arXiv:2002.04839), Algorithm 1.
 
     Differs from the authors' code, where eps stands inside the root.
@@ -131,6 +134,9 @@ def adopt(
       ...     sizes.append(f"{updates:.6f}")
       >>> print(*sizes)
       -0.000000 -0.000100
+
+    When: Converges for any b2, so that it needs no tuning; its first step is spent on
+    the second moment.
 
     Reference: Taniguchi et al. 2024 (arXiv:2411.02853), Algorithm 2.
 
@@ -200,6 +206,9 @@ def acprop(
       ...     sizes.append(f"{updates:.6f}")
       >>> print(*sizes)
       -0.001000 -0.001111
+
+    When: Divides by what was known before this gradient, so that no gradient shortens
+    its own step; for sparse gradients.
 
     Reference: Zhuang et al. 2021 (arXiv:2110.05454), Algorithm 2. By what the first
     step divides, the paper leaves open.

@@ -80,6 +80,8 @@ def adan(
       >>> print(f"{updates:.6f}")
       -0.000907
 
+    When: Large rates and batches in vision; two more buffers than Adam.
+
     Reference: Xie et al. 2022 (arXiv:2208.06677), Algorithm 1, whose betas are 1 minus
     ours.
 
@@ -170,6 +172,9 @@ def adapnm(
       >>> print(f"{updates:.6f}")  # 1e-3 * (2 * 0.19 + 0.19) / 0.19 / sqrt(5)
       0.001342
 
+    When: Adds noise of the gradients on purpose, for flatter minima on images; its
+    early progress is slower.
+
     Reference: Xie et al. 2021 (arXiv:2103.17182), Algorithm 2.
     """
     return chain(
@@ -239,6 +244,9 @@ def aggmo(
       ...     updates, state = tx.update(jnp.float32(1), state)
       >>> print(f"{updates:.6f}")  # -1e-3 * (1 + 1.9 + 1.99) / 3
       -0.001630
+
+    When: Momentum up to 0.99 and above without its oscillations; one more buffer for
+    each decay rate.
 
     Reference: Lucas et al. 2019 (arXiv:1804.00325), equation 2.
     """

@@ -62,6 +62,8 @@ def swats(
       >>> print(*sizes)
       -0.100 -0.100 -0.010 -0.019
 
+    When: The same idea as a switch at one step. When it comes depends on the noise.
+
     Reference: Keskar & Socher 2017 (arXiv:1712.07628), Algorithm 1.
 
     Differs from the paper: its rate includes the learning rate, a constant there, and
@@ -134,6 +136,9 @@ def prodigy(
       ...     x = optax.apply_updates(x, updates)
       >>> print(f"{x:.1f}")
       3.0
+
+    When: Finds the learning rate by itself: leave it at 1. Two more buffers; may
+    overshoot with few steps.
 
     Reference: Mishchenko & Defazio 2023 (arXiv:2306.06101), Algorithm 4.
 

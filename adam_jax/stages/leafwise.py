@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.tree_util import tree_map_with_path
 
 from adam_jax import numerics, placement
@@ -45,7 +46,7 @@ def mean(x: jax.Array) -> jax.Array:
     Args:
       x: an array with elements.
     """
-    return placement.mean_of_pieces(x.mean(), range(x.ndim))
+    return placement.reduce_pieces(lax.pmean, x.mean(), range(x.ndim))
 
 
 def count(x: jax.Array) -> int:
