@@ -9,6 +9,7 @@ from adam_jax.hyperparams import (
     check_decay,
     check_non_negative,
     exact,
+    product,
 )
 from adam_jax.moments.sharing import factored as by_factors
 from adam_jax.moments.squares import floored_average, rising_decay
@@ -93,9 +94,7 @@ def adafactor(
         ),
         precondition(eps=0.0),
         *([clip_rms(clipping_threshold)] if clipping_threshold is not None else []),
-        optax.scale_by_learning_rate(
-            check_non_negative("learning_rate", rate), flip_sign=False
-        ),
+        optax.scale_by_schedule(product(check_non_negative("learning_rate", rate))),
         *([scale_by_param_rms()] if multiply_by_parameter_scale else []),
         *(
             [average_updates(check_decay("momentum", momentum), dtype_momentum)]
