@@ -12,20 +12,21 @@ from adam_jax.stages.updates import Mask, add_decayed_weights, scale_by_lr
 
 def signum(
     learning_rate: Hyperparam,
-    momentum: Hyperparam = exact(0.9),
-    mu_dtype: Storage = None,
+    beta: Hyperparam = exact(0.9),
+    accumulator_dtype: Storage = None,
 ) -> optax.GradientTransformation:
     """Build Signum: step by the sign of an average of gradients.
 
-        mu <- momentum * mu + (1 - momentum) * g
+        mu <- beta * mu + (1 - beta) * g
         params <- params - learning_rate * sign(mu)
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
         of the step count, 0 at the first step). The other numbers may be any of these.
-      momentum: decay rate of the average, in [0, 1); with 0 this is signSGD.
-      mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
-        "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
+      beta: decay rate of the average, in [0, 1); with 0 this is signSGD.
+      accumulator_dtype: how mu is stored: a dtype, a `Format` or the name of one
+        ("float32", "bfloat16", "8bit"). None means the parameters' dtype, float32 or
+        wider.
 
     Raises:
       ValueError: if a hyperparameter is out of range.
@@ -40,15 +41,14 @@ def signum(
       >>> print(f"{updates:.4f}")
       -0.0010
 
-    When: Every element moves at one speed, for half of Adam's state. Noise near a
-    minimum does not shrink its steps, so the rate has to decay.
-
     Reference: Bernstein et al. 2018 (arXiv:1802.04434), Algorithm 2, on one worker.
+
+    Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
     """
     return chain(
         "signum",
         scale_by_moments(
-            b1=check_decay("momentum", momentum), b2=None, mu_dtype=mu_dtype
+            b1=check_decay("beta", beta), b2=None, mu_dtype=accumulator_dtype
         ),
         precondition(),
         optax.scale_by_sign(),
@@ -91,9 +91,6 @@ def tiger(
       ...     updates, state = tx.update(jnp.float32(grad), state, param)
       >>> print(f"{updates:.4f}")  # -1e-3 * (1 + 0.01 * 10)
       -0.0011
-
-    When: Lion with one average fewer to choose; made for gradient accumulation with the
-    least memory.
 
     Reference: Su 2023 (the blog post that introduces Tiger, kexue.fm/archives/9512).
 

@@ -96,6 +96,6 @@ def norm(leaf: jax.Array) -> jax.Array:
     return scale * numerics.sqrt(lax.psum(squares, names) if names else squares)
 
 
-def _names() -> list[str]:
+def _names() -> tuple[str, ...]:
     """Return the axes of the mesh that cut the leaf at work."""
-    return [name for axis in placement.current_cut() or () for name in axis]
+    return tuple(name for axis in placement.current_cut() or () for name in axis)
