@@ -41,6 +41,9 @@ def signum(
       >>> print(f"{updates:.4f}")
       -0.0010
 
+    When: Every element moves at one speed, for half of Adam's state. Noise near a
+    minimum does not shrink its steps, so the rate has to decay.
+
     Reference: Bernstein et al. 2018 (arXiv:1802.04434), Algorithm 2, on one worker.
 
     Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
@@ -91,6 +94,9 @@ def tiger(
       ...     updates, state = tx.update(jnp.float32(grad), state, param)
       >>> print(f"{updates:.4f}")  # -1e-3 * (1 + 0.01 * 10)
       -0.0011
+
+    When: Lion with one average fewer to choose; made for gradient accumulation with the
+    least memory.
 
     Reference: Su 2023 (the blog post that introduces Tiger, kexue.fm/archives/9512).
 
