@@ -244,6 +244,9 @@ def shampoo(
 
     Differs from PyTorch's old ports, whose momentum feeds back what L and R have
     divided.
+
+    While a vector has had fewer gradients than elements, keep mu in float32: what a
+    narrow mu is rounded to lies in directions that L divides by the root of eps alone.
     """
     return chain(
         "shampoo",

@@ -286,6 +286,9 @@ def adamuon(
     Reference: Si, Zhang & Shen 2025 (AdaMuon), Algorithm 1 of the third version.
 
     Differs from the authors' code, which has Nesterov's momentum by default.
+
+    A narrow mu changes signs where it is near 0: single steps may differ by half a
+    learning rate.
     """
     return chain(
         "adamuon",
