@@ -11,7 +11,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from adam_jax import numerics, placement
-from adam_jax.checks import check_inexact
+from adam_jax.checks import check_inexact, fit_params
 from adam_jax.coordinates.interface import Coordinates
 from adam_jax.coordinates.turning import turn_moments
 from adam_jax.hyperparams import shown
@@ -58,6 +58,7 @@ def within(
         `Moments`, or the state belongs to another transformation.
       ValueError: at the first trace, if gradients or other coordinates do not fit the
         state, or in a shard_map that cuts a leaf.
+      AssertionError: (from chex) if gradients do not fit the parameters.
 
     Example: Lion's signs in the subspace of the largest singular value.
 
@@ -92,6 +93,8 @@ def within(
         expect_updates(updates, "within")
         expect_state(state, WithinState, "within")
         check_inexact(updates, "grads")
+        if params is not None:
+            fit_params(params, updates)
         past = state.count
         paths, structure = tree_flatten_with_path(updates)
         grads = [leaf for _, leaf in paths]

@@ -12,6 +12,7 @@ from jax import lax
 from jax.tree_util import keystr, tree_map_with_path
 
 from adam_jax import numerics, placement
+from adam_jax.checks import fit_params
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
@@ -50,6 +51,10 @@ def on_matrices(
       *stages: transformations for the matrices, as in `optax.chain`.
       others: a transformation for scalars, vectors and leaves with more axes.
 
+    Raises:
+      AssertionError: (from chex) at the first trace, if updates do not fit the
+        parameters.
+
     Example:
 
       >>> tx = on_matrices(orthogonalize(), others=optax.identity())
@@ -64,7 +69,14 @@ def on_matrices(
             lambda x: "matrix" if len(np.shape(x)) == 2 else "other", params
         )
 
-    return optax.partition({"matrix": optax.chain(*stages), "other": others}, label)
+    inner = optax.partition({"matrix": optax.chain(*stages), "other": others}, label)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if params is not None:
+            fit_params(params, updates)
+        return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def orthogonalize(
