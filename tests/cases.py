@@ -58,6 +58,10 @@ MAKERS = adam_jax.OPTIMIZERS | {
 }
 
 
+# They look at whole leaves, which packed() would merge.
+LEAFWISE = ("cautious_adamw", "lamb", "lars", "stable_adamw")
+
+
 def rising(count):
     """A schedule for decays, of Python numbers and of arrays."""
     return 0.95 - 0.5 / (2.0 + count)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import LEAFWISE
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -22,9 +23,18 @@ every_optimizer = pytest.mark.parametrize(
     [
         pytest.param(make, marks=() if name in OFTEN else pytest.mark.crossing)
         for name, make in adam_jax.OPTIMIZERS.items()
+        if name not in LEAFWISE
     ]
     + [optax.adamw],
 )
+
+
+@pytest.mark.parametrize("name", LEAFWISE)
+def test_what_looks_at_whole_leaves_is_refused(name):
+    params = {"a": jnp.ones(3), "b": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"packed\(\) was given an optimizer"):
+        tx = packed(adam_jax.OPTIMIZERS[name](0.1))
+        tx.update(params, tx.init(params), params)
 
 
 DTYPES = ("float32",) * 3 + ("bfloat16", "complex64")
