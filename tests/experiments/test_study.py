@@ -6,8 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import adam_jax
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
 from adam_jax.experiments.problems import build_problem
@@ -46,6 +48,15 @@ def curves(members):
     return np.array(
         [[getattr(member, curve) for curve in CURVES] for member in members]
     )
+
+
+def loops(population, chunk):
+    """Return how often the outermost loops of a population go round."""
+    hyperparams, keys = population._select(range(chunk))
+    carry = population._init(hyperparams, keys)
+    program = jax.make_jaxpr(population._run_epoch)
+    jaxpr = program(hyperparams, carry, keys, 1, population.problem.dataset)
+    return [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +117,52 @@ def test_chunks_fit_the_memory_and_share_one_program(whole, monkeypatch):
     assert steps == [*first, (last, 0), (last, 0), (last, last)]
 
 
+def test_other_members_are_trained_by_the_same_program(whole, monkeypatch):
+    population, members = build(), whole[1]
+    train(population)
+    monkeypatch.setattr(population, "_compile", None)
+    population.members = [(members[0].setting, 0), (members[2].setting, 5)]
+    chosen, lengths = [], set()
+    for _, done in population.train():
+        chosen += done
+        lengths |= {len(leaf) for leaf in jax.tree.leaves(population.carry)}
+    assert lengths == {4} and population.carry is None
+    assert [(x.setting, x.seed) for x in chosen] == population.members
+    # They fill half a chunk; the members of `whole` are in the order of settings.
+    np.testing.assert_array_equal(curves(chosen), curves([members[1], members[2]]))
+
+
+def test_a_state_may_hold_the_first_parameters(monkeypatch):
+    """The program overwrites the buffers of both, so they must be two."""
+
+    def keeper(learning_rate):
+        del learning_rate
+        return optax.GradientTransformation(
+            lambda params: (params, params),
+            lambda updates, state, params=None: (updates, state),
+        )
+
+    monkeypatch.setitem(adam_jax.OPTIMIZERS, "keeper", keeper)
+    candidate = Candidate(name="keeper")
+    config = dataclasses.replace(STUDY, epochs=1, optimizers=(candidate,))
+    problem = build_problem(config)
+    population = Population(config, problem, candidate, [{"learning_rate": 1.0}])
+    first = problem.init(jax.random.key(5))
+    next(population.train())
+    for kept in population.carry[1]:
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x[0], y, 1e-6), kept, first
+        )
+
+
+def test_side_by_side_there_is_no_loop_over_members(whole):
+    assert loops(whole[0], 3) == [4]  # steps
+
+
 def test_without_memory_members_are_trained_in_turn(whole):
     config = dataclasses.replace(STUDY, memory=1)
     single = build(config=config)
-    assert single.chunk == 1
+    assert single.chunk == 1 and loops(single, 1) == [1]
     np.testing.assert_allclose(curves(train(single)), curves(whole[1]), rtol=1e-5)
     assert single.bytes_needed > 1
 
@@ -117,12 +170,7 @@ def test_without_memory_members_are_trained_in_turn(whole):
 def test_sequential_models_give_the_same(whole, monkeypatch):
     monkeypatch.setattr(population, "SEQUENTIAL", ("mlp",))
     sequential = build()
-    program = jax.make_jaxpr(sequential._run_epoch)
-    hyperparams, keys = sequential._select(range(4))
-    carry = sequential._start(hyperparams, keys)
-    jaxpr = program(hyperparams, carry, keys, 1, sequential.problem.dataset)
-    lengths = [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
-    assert lengths == [4]  # a loop over members
+    assert loops(sequential, 3) == [3]
     np.testing.assert_allclose(curves(train(sequential)), curves(whole[1]), rtol=1e-5)
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,9 +34,12 @@ class Population:
 
     Attributes:
       candidate: The optimizer.
-      members: The hyperparameters and the seed of each member.
+      members: The hyperparameters and the seed of each member. Others that set the
+        same hyperparameters may take their place: the program is not compiled again.
       chunk: How many are trained at once, as it looks before compilation.
       bytes_needed: What a chunk needs, once it is compiled.
+      carry: The parameters and the optimizer's states of the chunk at work, a row for
+        each member, after the epoch that was last reported; None after training.
 
     Raises:
       ValueError: if the data or the optimizer refuses a setting.
@@ -60,11 +64,13 @@ class Population:
             for setting, seed in itertools.product(settings, config.seed_list)
         ]
         self.bytes_needed = 0
+        self.carry: Any = None
+        self._start_states = jax.jit(jax.vmap(self._init_state))
         carried = _count_bytes(jax.eval_shape(self._init, *self._select([0])))
         fitting = max(1, config.memory_bytes // carried)
         self.chunk = min(len(self.members), fitting)
-        self._start = jax.jit(self._init)
         self._traced = self._trace()
+        self._compiled: Any = None
 
     def train(self) -> Iterator[tuple[int, list[Member]]]:
         """Train chunk by chunk, and report after each epoch of a chunk.
@@ -73,16 +79,17 @@ class Population:
           How many members were trained for an epoch; and those that are done: none, but
           after a chunk's last epoch.
         """
-        epoch_of_chunk = self._compile()
+        if self._compiled is None:
+            self._compiled = self._compile()
         for first in range(0, len(self.members), self.chunk):
             working = range(first, min(first + self.chunk, len(self.members)))
             chosen = [min(first + n, working[-1]) for n in range(self.chunk)]
             hyperparams, keys = self._select(chosen)
-            carry = self._start(hyperparams, keys)
+            self.carry = self._init(hyperparams, keys)
             history = []
             for epoch in range(1, self.config.epochs + 1):
-                carry, measured = epoch_of_chunk(
-                    hyperparams, carry, keys, epoch, self.problem.dataset
+                self.carry, measured = self._compiled(
+                    hyperparams, self.carry, keys, epoch, self.problem.dataset
                 )
                 history.append(jax.device_get(measured))
                 if epoch < self.config.epochs:
@@ -91,6 +98,7 @@ class Population:
             # Copies that fill up the last chunk are left out.
             done = map(self._report, working, curves)
             yield len(working), list(done)
+        self.carry = None
 
     def _compile(self) -> Any:
         """Compile for as many members at once as the memory holds: one, if need be."""
@@ -134,11 +142,11 @@ class Population:
         return build_optimizer(self.candidate, schedule, **hyperparams)
 
     def _init(self, hyperparams: dict[str, Array], keys: Array) -> Any:
-        def start(hyperparams: dict[str, Array], key: Array) -> Any:
-            params = self.problem.init(key)
-            return params, self._build(hyperparams).init(params)
+        params = _draw(self.problem.init, keys)
+        return params, self._start_states(hyperparams, params)
 
-        return jax.vmap(start)(hyperparams, keys)
+    def _init_state(self, hyperparams: dict[str, Array], params: Any) -> Any:
+        return self._build(hyperparams).init(params)
 
     def _run_epoch(
         self,
@@ -152,7 +160,8 @@ class Population:
             key = jax.random.fold_in(key, epoch)
             return self._run_member(hyperparams, carry, key, dataset)
 
-        if self.config.model.name in SEQUENTIAL:
+        # What vmap makes of a cond takes both branches, which one member need not do.
+        if self.chunk == 1 or self.config.model.name in SEQUENTIAL:
             members = (hyperparams, carry, keys)
             return jax.lax.map(lambda member: run(*member), members)
         return jax.vmap(run)(hyperparams, carry, keys)
@@ -174,6 +183,13 @@ class Population:
         options, seed = self.members[number]
         values = dict(zip(CURVES, curves.tolist(), strict=True))
         return Member(self.candidate.title, options, seed, **values)
+
+
+# Not a method: it is compiled once for all populations of a problem.
+@partial(jax.jit, static_argnums=0)
+def _draw(init: Callable[[Array], Any], keys: Array) -> Any:
+    """Draw the parameters of each key."""
+    return jax.vmap(init)(keys)
 
 
 def _count_bytes(tree: Any) -> int:
