@@ -10,7 +10,7 @@ COMPILED := .venv-compiled/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 NATIVE := $(addprefix adam_jax/fused/cpu/,CMakeLists.txt *.cc *.h)
 
-.PHONY: help train test crossings sanitize wheel compiled optax-suite bench figures pictures check format clean
+.PHONY: help train test crossings sanitize wheel compiled optax-suite bench figures study pictures check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ figures: $(VENV)/ready  ## Repeat the published figures in docs/ (12 min), and t
 	  cp runs/figures/figure_$$name/compare.png docs/figure_$$name.png || exit; \
 	done
 	$(BIN)/python benchmarks/training_loss.py
+
+# Stopped, it goes on; rm -r runs/study makes all of it anew.
+study: $(VENV)/ready  ## Train three small problems by every optimizer, and write docs/study.md (40 min, in parts).
+	$(BIN)/python benchmarks/family_study.py $(ARGS)
 
 pictures: $(VENV)/ready  ## Draw the pictures in docs/ anew, and print their figures (2 min).
 	rm -rf runs/pictures
