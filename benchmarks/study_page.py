@@ -275,7 +275,7 @@ def compare(problems, optimizer, parent, parts):
         words.append(f"{verdict} on `{name}` ({losses})")
         ratios.append(ours["seconds_per_step"] / theirs["seconds_per_step"])
     size = ours["bytes_per_parameter"], theirs["bytes_per_parameter"]
-    times = f"{min(ratios):.1f} to {max(ratios):.1f}"
+    times = " to ".join(dict.fromkeys(f"{x(ratios):.1f}" for x in (min, max)))
     words.append(f"{size[0]:.1f} bytes a parameter, {size[1]:.1f}")
     words.append(f"a step takes {times} times as long")
     return "; ".join(words)
@@ -311,12 +311,12 @@ def show_switch(path, parts):
             rows.append([what, f"{share:.0%}", *cells, lowest])
     steps = [step for step in own["swats"]["switched"] if step is not None]
     switched = (
-        f"`swats` had switched to SGD by step {listed(steps)} "
+        f"`swats` had switched to SGD by step {', '.join(map(str, steps))} "
         f"in {len(steps)} of {len(own['swats']['chosen'])} runs."
         if steps
         else "`swats` switched to SGD in none of its runs: it was Adam to the end."
     )
-    rates = listed(f"{who} {tell_rate(part)}" for who, part in own.items())
+    rates = ", ".join(f"`{who}` {tell_rate(part)}" for who, part in own.items())
     return [
         "## Adam early, SGD late?",
         say(

@@ -164,7 +164,7 @@ def test_early_and_late_are_told_from_the_curves(study):
     told = " ".join(told.split())
     assert told.count("early (10% of the steps) **shows**") == 2
     assert told.count("at the end **shows**") == 2
-    assert "step `2` in 1 of 3 runs" in told
+    assert "step 2 in 1 of 3 runs" in told
     early, late = table.splitlines()[2], table.splitlines()[4]
     assert early.endswith("| `adam`, not apart from `swats` |")
     assert late.endswith("| `sgd` |")
