@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from study_page import LEFT_OUT, write_page
 
-from adam_jax import OPTIMIZERS
+from adam_jax import OPTIMIZERS, SwitchState
 from adam_jax.experiments.config import ModelConfig
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.problems import build_problem
@@ -170,9 +170,8 @@ def train(population):
 
 def has_switched(states):
     """Tell whether a state says that its optimizer has switched, as swats' does."""
-    leaves = jax.tree_util.tree_leaves_with_path(states)
-    flags = [leaf for path, leaf in leaves if "switch" in jax.tree_util.keystr(path)]
-    return any(bool(np.any(flag)) for flag in flags)
+    nodes = jax.tree.leaves(states, is_leaf=lambda x: isinstance(x, SwitchState))
+    return any(np.any(x.rate > 0) for x in nodes if isinstance(x, SwitchState))
 
 
 def count(tree, what="size"):
