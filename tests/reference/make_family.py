@@ -230,12 +230,29 @@ class Nvidia:
             self.hook.post_weight_update_inplace(self.param, None)
 
 
+def soap(param, **kwargs):
+    """Make it without its sorting of eigenvectors."""
+    optimizer = importlib.import_module("soap").SOAP([param], **kwargs)
+    step = optimizer.step
+
+    def step_unsorted():
+        in_place = mock.patch.object(
+            torch, "argsort", lambda x, **_: torch.arange(len(x))
+        )
+        with in_place:
+            step()
+
+    optimizer.step = step_unsorted
+    return optimizer
+
+
 SPECIAL = {
     "adam_mini": adam_mini,
     "adamuon": adamuon,
     "galore": galore,
     "lookahead": lookahead,
     "nvidia": Nvidia,
+    "soap": soap,
 }
 
 
@@ -271,7 +288,6 @@ def second(betas, t):
 # What a case undoes: the factor of the rate and of eps before step t, and of the step
 # after it.
 RATES = {
-    "acprop": lambda betas, t: betas[0] if t > 1 else 1.0,
     "correction": lambda betas, t: first(betas, t) / second(betas, t),
     "inside": first,
     "second_correction": second,
