@@ -63,7 +63,7 @@ class Substitute:
 
 if __name__ == "__main__":
     for name, factory in OPTIMIZERS.items():
-        if hasattr(alias, name):
+        if hasattr(alias, name) and name != "lookahead":  # a wrapper there
             setattr(alias, name, factory)
             setattr(optax, name, factory)
     root = pathlib.Path(optax.__file__).parent

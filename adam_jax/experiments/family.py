@@ -53,6 +53,7 @@ def tabulate() -> Table:
 
     add("sgd", 0)
     table.caption = (
+        f"{len(OPTIMIZERS)} optimizers\n"
         "lines: of its chain that differ from the one above it\n"
         f"bytes: of state a parameter, of a float32 matrix of {SHAPE[0]} x {SHAPE[1]}"
     )
