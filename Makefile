@@ -10,7 +10,7 @@ COMPILED := .venv-compiled/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 NATIVE := $(addprefix adam_jax/fused/cpu/,CMakeLists.txt *.cc *.h)
 
-.PHONY: help train test crossings sanitize wheel compiled optax-suite bench figures study pictures check format clean
+.PHONY: help train test crossings sanitize wheel compiled family optax-suite bench figures study pictures check format clean
 
 help:  ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ pictures: $(VENV)/ready  ## Draw the pictures in docs/ anew, and print their fig
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,1356 \
 	  --virtual-time-budget=20000 --screenshot=docs/report.png \
 	  runs/pictures/diagnose_healthy/report.html
+
+family: $(VENV)/ready  ## Hold every optimizer to its oracle and to others' code, and write docs/family.md (4 min).
+	$(BIN)/python -W ignore benchmarks/family.py
 
 optax-suite: $(VENV)/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).
 	$(BIN)/python tests/optax_suite.py $(ARGS)
