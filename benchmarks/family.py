@@ -68,10 +68,10 @@ def error(found, expected, start):
     return float(np.max(np.abs(found - expected) / np.maximum(step, 1e-300)))
 
 
-def follow(tx, grads, start):
+def follow(make, kwargs, grads, start):
     """Return the parameters after every step, in float64."""
     with jax.enable_x64(True):
-        return run(tx, jnp.asarray(grads), jnp.asarray(start))[1]
+        return run(make(**kwargs), jnp.asarray(grads), jnp.asarray(start))[1]
 
 
 def beside_oracle(name):
@@ -100,8 +100,9 @@ def beside_others(name):
         theirs = getattr(module, name, None)
         if theirs is not None and name != "lookahead":  # a wrapper there
             start, grads = leaf_gradients((4, 6), STEPS)
-            expected = follow(theirs(learning_rate=LR), grads, start)
-            ours = follow(OPTIMIZERS[name](learning_rate=LR), grads, start)
+            makers = theirs, OPTIMIZERS[name]
+            rate = {"learning_rate": LR}
+            expected, ours = (follow(make, rate, grads, start) for make in makers)
             found.append(
                 (f"{module.__name__} {optax.__version__}", ours, expected, start)
             )
@@ -116,9 +117,8 @@ def beside_others(name):
                     k: tuple(v) if isinstance(v, list) else v
                     for k, v in case["kwargs"].items()
                 }
-                ours = follow(
-                    OPTIMIZERS[name](**kwargs), reference[f"grads{leaf}"], start
-                )
+                grads = reference[f"grads{leaf}"]
+                ours = follow(OPTIMIZERS[name], kwargs, grads, start)
                 library = case.get("library", "torch.optim")
                 found.append((library, ours, reference[f"params/{key}"], start))
     nearest = {}
