@@ -48,12 +48,14 @@ from .figures.definitions import (
 from .figures.measuring import Measured, measure
 from .hyperparams import (
     Hyperparam,
+    check_between,
     check_decay,
     check_non_negative,
     check_number,
     derived,
     exact,
 )
+from .measures import largest, norm
 from .moments.accumulators import (
     Accumulator,
     ema,
@@ -79,7 +81,6 @@ from .moments.variations import (
     mixture,
     restarted,
 )
-from .stages.adjusting import adjust_leaves, largest, norm
 from .stages.branching import BranchesState, add_branches, take_gradients
 from .stages.correction import (
     RunningMaxState,
@@ -87,9 +88,11 @@ from .stages.correction import (
     center,
     correct_step_size,
     running_max,
+    temper,
 )
 from .stages.distance import DistanceState, scale_by_distance
 from .stages.division import (
+    atan2_precondition,
     floor_nu,
     precondition,
     rectification,
@@ -97,7 +100,15 @@ from .stages.division import (
 )
 from .stages.flow import Moments
 from .stages.gathering import MomentsState, scale_by_moments
-from .stages.holding import TraceState, average_updates, hold, scale_by_trace
+from .stages.holding import (
+    NuTraceState,
+    TraceState,
+    average_updates,
+    hold,
+    scale_by_friction,
+    scale_by_past_updates,
+    scale_by_trace,
+)
 from .stages.iterates import (
     LookaheadState,
     RadiusState,
@@ -106,7 +117,6 @@ from .stages.iterates import (
     schedule_free,
     step_back,
 )
-from .stages.leaves import clip_rms, scale_by_param_rms, scale_to_params
 from .stages.orthogonal import on_matrices, orthogonalize, scale_by_shape, set_rms
 from .stages.switching import SwitchState, switch_to_sgd
 from .stages.updates import (
@@ -140,6 +150,18 @@ from .wrappers.rounding import (
 from .wrappers.sharding import in_shard_map, shard_state
 
 __version__: str
+from .moments.growing import growing_total
+from .stages.agreement import add_cautious_decay, keep_agreeing, take_sign_of_gradient
+from .stages.bounding import bound_by_average, bounded_precondition
+from .stages.dual_averaging import StartState, average_from_start
+from .stages.leaves import (
+    adjust_leaves,
+    clip_rms,
+    divide_by_rms,
+    scale_by_param_rms,
+    scale_by_trust_ratio,
+    scale_to_params,
+)
 
 __all__ = [
     "FIGURES",
@@ -171,6 +193,7 @@ __all__ = [
     "Moments",
     "MomentsState",
     "Noise",
+    "NuTraceState",
     "Packed",
     "PackedState",
     "RadiusState",
@@ -180,6 +203,7 @@ __all__ = [
     "ScheduleFreeState",
     "ScheduledState",
     "SkipState",
+    "StartState",
     "Step",
     "Storage",
     "Stored",
@@ -204,6 +228,7 @@ __all__ = [
     "adan",
     "adapnm",
     "add_branches",
+    "add_cautious_decay",
     "add_decayed_weights",
     "ademamix",
     "adjust_leaves",
@@ -213,15 +238,20 @@ __all__ = [
     "alternating",
     "amsgrad",
     "assert_follows",
+    "atan2_precondition",
     "average_from_first",
+    "average_from_start",
     "average_updates",
     "axis_maxima",
     "bias_correct",
+    "bound_by_average",
+    "bounded_precondition",
     "came",
     "cast_to_params",
     "cautious_adamw",
     "cautious_decay_adamw",
     "center",
+    "check_between",
     "check_decay",
     "check_non_negative",
     "check_number",
@@ -237,6 +267,7 @@ __all__ = [
     "derived",
     "difference",
     "diffgrad",
+    "divide_by_rms",
     "eigenbasis",
     "eight_bit",
     "ema",
@@ -249,10 +280,12 @@ __all__ = [
     "galore_adamw",
     "grams",
     "grokfast_adamw",
+    "growing_total",
     "hold",
     "in_shard_map",
     "infinity_norm",
     "inverse_roots",
+    "keep_agreeing",
     "keep_radius",
     "lamb",
     "laprop",
@@ -299,11 +332,14 @@ __all__ = [
     "running_max",
     "save_state",
     "scale_by_distance",
+    "scale_by_friction",
     "scale_by_lr",
     "scale_by_moments",
     "scale_by_param_rms",
+    "scale_by_past_updates",
     "scale_by_shape",
     "scale_by_trace",
+    "scale_by_trust_ratio",
     "scale_to_params",
     "schedule_free",
     "schedule_free_adamw",
@@ -330,6 +366,8 @@ __all__ = [
     "swats",
     "switch_to_sgd",
     "take_gradients",
+    "take_sign_of_gradient",
+    "temper",
     "tiger",
     "total",
     "trace",

@@ -16,6 +16,7 @@ LAYERS = [
     "placement",
     "randomness",
     "numerics",
+    "measures",
     "hyperparams",
     "checks",
     "moments",

@@ -9,7 +9,7 @@ from adam_jax.stages.bounding import bound_by_average, bounded_precondition
 from adam_jax.stages.correction import bias_correct
 from adam_jax.stages.division import precondition
 from adam_jax.stages.gathering import scale_by_moments
-from adam_jax.stages.leafwise import divide_by_rms
+from adam_jax.stages.leaves import divide_by_rms
 from adam_jax.stages.updates import Mask, add_decayed_weights, scale_by_lr
 
 

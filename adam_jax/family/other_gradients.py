@@ -12,15 +12,16 @@ from adam_jax.hyperparams import (
     derived,
     exact,
 )
+from adam_jax.measures import largest, norm
 from adam_jax.moments.accumulators import ema
 from adam_jax.moments.storage import Storage
 from adam_jax.moments.variations import difference, mixture, restarted
 from adam_jax.numerics import divide_or_zero
-from adam_jax.stages.adjusting import adjust_leaves, largest, norm
 from adam_jax.stages.correction import bias_correct
 from adam_jax.stages.division import precondition
 from adam_jax.stages.gathering import scale_by_moments
 from adam_jax.stages.holding import hold
+from adam_jax.stages.leaves import adjust_leaves
 from adam_jax.stages.updates import Mask, add_decayed_weights, scale_by_lr
 
 

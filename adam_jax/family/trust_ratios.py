@@ -9,7 +9,7 @@ from adam_jax.stages.correction import bias_correct
 from adam_jax.stages.division import precondition
 from adam_jax.stages.gathering import scale_by_moments
 from adam_jax.stages.holding import scale_by_trace
-from adam_jax.stages.leafwise import scale_by_trust_ratio
+from adam_jax.stages.leaves import scale_by_trust_ratio
 from adam_jax.stages.updates import (
     Mask,
     add_decayed_weights,

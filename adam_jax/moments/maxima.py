@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from adam_jax import placement
+from adam_jax.measures import largest
 from adam_jax.moments.formats import Format, Noise, Stored
 from adam_jax.moments.sharing import expect_second_moment
 
@@ -44,8 +43,11 @@ class AxisMaximaFormat(Format):
         expect_second_moment("axis_maxima", signed)
         if not _has_maxima(x):
             return Stored(x, AxisMaxima(optax.MaskedNode()))
-        first, *others = (_maximum(x, axis) for axis in range(x.ndim))
-        return Stored(first, AxisMaxima(tuple(others)))
+        others = [
+            tuple(i for i in range(x.ndim) if i != axis) for axis in range(x.ndim)
+        ]
+        first, *rest = (largest(x, one) for one in others)
+        return Stored(first, AxisMaxima(tuple(rest)))
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
         """Return the maxima of `x`, in the dtype of `old`."""
@@ -96,9 +98,3 @@ def axis_maxima() -> Format:
 
 def _has_maxima(leaf: Any) -> bool:
     return leaf.ndim > 1 and leaf.size > 0
-
-
-def _maximum(x: jax.Array, axis: int) -> jax.Array:
-    """Return the maxima along one axis; of a piece, those of the whole."""
-    others = tuple(i for i in range(x.ndim) if i != axis)
-    return placement.reduce_pieces(lax.pmax, x.max(others, keepdims=True), others)

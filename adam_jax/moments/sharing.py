@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from adam_jax import numerics, placement
+from adam_jax.measures import mean
 from adam_jax.moments.formats import Format, Noise, Stored
 
 
@@ -35,9 +35,8 @@ class Factored(NamedTuple):
         if placement.current_cut():  # a piece may have size 1, too
             whole = np.broadcast_shapes(values.shape, self.columns.shape)
             other = _longest(whole)[1:]
-        mean = mean_of_whole(values, other)
         # Divide first: the product of two second moments may leave the range.
-        return numerics.divide_or_zero(values, mean) * self.columns
+        return numerics.divide_or_zero(values, mean(values, other)) * self.columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class FactoredFormat(Format):
         axes = self._axes(x.shape)
         if axes is None:
             return Stored(x, Factored(optax.MaskedNode()))
-        rows, columns = (mean_of_whole(x, (axis,)) for axis in axes)
+        rows, columns = (mean(x, (axis,)) for axis in axes)
         return Stored(rows, Factored(columns))
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
@@ -63,8 +62,8 @@ class FactoredFormat(Format):
         if isinstance(old.format.columns, optax.MaskedNode):
             return Stored(x.astype(old.values.dtype), old.format)
         rows, columns = (
-            mean_of_whole(x, (axis,)).astype(mean.dtype)
-            for axis, mean in zip(
+            mean(x, (axis,)).astype(means.dtype)
+            for axis, means in zip(
                 _longest(x.shape), (old.values, old.format.columns), strict=True
             )
         )
@@ -80,8 +79,8 @@ class FactoredFormat(Format):
         if isinstance(columns, optax.MaskedNode):
             return stored.values.shape != leaf.shape
         return all(
-            _is_mean(mean.shape, leaf.shape, {axis})
-            for mean, axis in zip((stored.values, columns), axes, strict=True)
+            _is_mean(means.shape, leaf.shape, {axis})
+            for means, axis in zip((stored.values, columns), axes, strict=True)
         )
 
     def __str__(self) -> str:
@@ -158,15 +157,15 @@ class MeanOverFormat(Format):
         expect_second_moment("mean_over", signed)
         if not x.size:  # the mean of nothing is NaN
             return Stored(x, MeanOver())
-        return Stored(mean_of_whole(x, tuple(self._own(x.ndim))), MeanOver())
+        return Stored(mean(x, tuple(self._own(x.ndim))), MeanOver())
 
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
         """Return the mean of `x`, over the same axes as in `old`."""
         del noise
         if not x.size:
             return old
-        mean = mean_of_whole(x, tuple(self._own(x.ndim)))
-        return Stored(mean.astype(old.values.dtype), MeanOver())
+        means = mean(x, tuple(self._own(x.ndim)))
+        return Stored(means.astype(old.values.dtype), MeanOver())
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:
         """Return whether the means are over these axes, or do not fit the leaf."""
@@ -236,23 +235,6 @@ def _longest(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the longest axis and the second longest, of the whole."""
     whole = placement.whole_shape(shape, placement.current_cut())
     return tuple(sorted(range(len(whole)), key=lambda axis: whole[axis])[:-3:-1])
-
-
-def mean_of_whole(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Return the mean over some axes, also where the sum would overflow.
-
-    Of a piece of the leaf at work, return that of the whole.
-
-    Args:
-      x: an array, float32 or wider.
-      axes: those over which to take it; they stay, with size 1.
-    """
-    half = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)
-    mean, scaled = (
-        placement.reduce_pieces(lax.pmean, y.mean(axes, keepdims=True), axes)
-        for y in (x, x / half)
-    )
-    return jnp.where(jnp.isfinite(mean), mean, scaled * half)
 
 
 def _is_mean(shape: tuple[int, ...], whole: tuple[int, ...], axes: set[int]) -> bool:

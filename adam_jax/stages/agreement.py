@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax import numerics
-from adam_jax.checks import fit_params
+from adam_jax import numerics, placement
 from adam_jax.hyperparams import Hyperparam
-from adam_jax.stages.flow import expect_moments, expect_updates, widen
-from adam_jax.stages.leafwise import count, map_leaves, mean
+from adam_jax.measures import map_leaves, mean
+from adam_jax.stages.flow import expect_moments, expect_params, widen
 from adam_jax.stages.updates import Mask, add_decayed_weights
 
 
@@ -45,7 +44,8 @@ def keep_agreeing() -> optax.GradientTransformation:
 
         def keep_leaf(mu, grad):
             agree = _agreement(mu, grad) > 0
-            share = mean(agree.astype(mu.real.dtype)) + 1 / count(mu)
+            one = 1 / max(placement.whole_size(mu), 1)
+            share = mean(agree.astype(mu.real.dtype)) + one
             return jnp.where(agree, numerics.divide(mu, share), 0)
 
         mu = map_leaves(keep_leaf, m.mu, widen(m.grads, m.mu))
@@ -117,14 +117,13 @@ def add_cautious_decay(
     decay = add_decayed_weights(weight_decay, mask)
 
     def update_fn(updates, state, params=None):
-        expect_updates(updates, "add_cautious_decay")
-        if params is not None:
-            params = jax.tree.map(
-                lambda u, p: jnp.where(_agreement(u, p) >= 0, p, jnp.zeros_like(p)),
-                updates,
-                fit_params(params, updates),
-            )
-        return decay.update(updates, state, params)
+        params = expect_params(updates, params, "add_cautious_decay")
+        agreeing = jax.tree.map(
+            lambda u, p: jnp.where(_agreement(u, p) >= 0, p, jnp.zeros_like(p)),
+            updates,
+            params,
+        )
+        return decay.update(updates, state, agreeing)
 
     return optax.GradientTransformation(decay.init, update_fn)
 

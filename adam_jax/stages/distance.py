@@ -9,16 +9,16 @@ import optax
 from adam_jax import numerics
 from adam_jax.checks import check_inexact
 from adam_jax.hyperparams import Hyperparam, at, check_decay, check_non_negative, exact
+from adam_jax.measures import sum_leaves
 from adam_jax.moments.accumulators import Accumulator
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Moment
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.division import divide_moments
-from adam_jax.stages.flow import expect_state, widen
+from adam_jax.stages.flow import expect_params, expect_state, widen
 from adam_jax.stages.gathering import scale_by_moments
 from adam_jax.stages.holding import TraceState
 from adam_jax.stages.iterates import copy_param
-from adam_jax.stages.leaves import expect_params, sum_leaves
 
 
 class DistanceState(NamedTuple):

@@ -8,9 +8,9 @@ import optax
 from jax.typing import ArrayLike
 
 from adam_jax import numerics, placement
-from adam_jax.checks import check_inexact, check_like, fit_params
+from adam_jax.checks import check_inexact, check_like
 from adam_jax.hyperparams import Hyperparam, at, check_decay
-from adam_jax.stages.flow import expect_state, expect_updates
+from adam_jax.stages.flow import expect_params, expect_state
 
 
 class StartState(NamedTuple):
@@ -59,12 +59,7 @@ def average_from_start(momentum: Hyperparam = 0.9) -> optax.GradientTransformati
         return StartState(jnp.zeros([], jnp.int32), jax.tree.map(_copy, params))
 
     def update_fn(updates, state, params=None):
-        if params is None:
-            raise ValueError(
-                "steps from the start need the parameters: call "
-                "tx.update(grads, state, params), not tx.update(grads, state)."
-            )
-        expect_updates(updates, "average_from_start")
+        params = expect_params(updates, params, "average_from_start")
         expect_state(state, StartState, "average_from_start")
         check_like(updates, state.start, "updates", "start of the optimizer's state")
 
@@ -76,7 +71,6 @@ def average_from_start(momentum: Hyperparam = 0.9) -> optax.GradientTransformati
             kept = at(momentum, state.steps, numerics.real_dtype(dtype))
             return (1 - kept) * ((param - start) + update)
 
-        params = fit_params(params, updates)
         moved = jax.tree.map(move, updates, state.start, params)
         return moved, StartState(optax.safe_increment(state.steps), state.start)
 

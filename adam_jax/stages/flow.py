@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
-from adam_jax.checks import check_arrays
+from adam_jax.checks import check_arrays, fit_params
 from adam_jax.hyperparams import a_type, shown
 
 _CURE = (
@@ -160,6 +160,28 @@ def expect_updates(value: Any, stage: str) -> None:
             "before it, to turn them into updates."
         )
     check_arrays(value, "grads")
+
+
+def expect_params(updates: Any, params: Any, stage: str) -> Any:
+    """Return the parameters that have updates.
+
+    Args:
+      updates: the input of a stage.
+      params: the parameters, if `update` was given any.
+      stage: the stage's name, for messages.
+
+    Raises:
+      ValueError: if there are none.
+      TypeError: for `Moments`, or a leaf that no optimizer can step.
+      AssertionError: if structures or shapes differ.
+    """
+    if params is None:
+        raise ValueError(
+            f"{stage}() needs the parameters: call tx.update(grads, state, params), "
+            "not tx.update(grads, state)."
+        )
+    expect_updates(updates, stage)
+    return fit_params(params, updates)
 
 
 def expect_optimizer(tx: Any, wrapper: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import tree_map_with_path
 from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import numerics, placement
@@ -22,8 +21,8 @@ from adam_jax.hyperparams import (
     check_non_negative,
     exact,
 )
-from adam_jax.stages.flow import cast_like, expect_state
-from adam_jax.stages.leaves import expect_params, root_mean_square
+from adam_jax.measures import map_leaves, root_mean_square
+from adam_jax.stages.flow import cast_like, expect_params, expect_state
 
 
 class ScheduleFreeState(NamedTuple):
@@ -242,32 +241,29 @@ def keep_radius() -> optax.GradientTransformation:
     Reference: Wen et al. 2025 (Hyperball).
     """
 
-    def measure(path, x):
-        return placement.at_leaf(path, root_mean_square, numerics.widen(x))
-
-    def start(path, param):
+    def start(param):
         if isinstance(param, jax.ShapeDtypeStruct):
             dtype = numerics.compute_dtype(param.dtype)
             return jnp.zeros([], numerics.real_dtype(dtype))
-        return measure(path, param)
+        return root_mean_square(numerics.widen(param))
 
     def init_fn(params):
         check_inexact(params, "params")
-        return RadiusState(tree_map_with_path(start, params))
+        return RadiusState(map_leaves(start, params))
 
     def update_fn(updates, state, params=None):
         params = expect_params(updates, params, "keep_radius")
         expect_state(state, RadiusState, "keep_radius")
 
-        def move(path, update, radius, param):
+        def move(update, radius, param):
             if jnp.ndim(param) < 2:
                 return update
             param = numerics.widen(param)
             moved = param + numerics.widen(update)
-            ratio = numerics.divide_or_zero(radius, measure(path, moved))
+            ratio = numerics.divide_or_zero(radius, root_mean_square(moved))
             return ratio * moved - param
 
-        moved = tree_map_with_path(move, updates, state.radius, params)
+        moved = map_leaves(move, updates, state.radius, params)
         return cast_like(moved, params), state
 
     return optax.GradientTransformation(init_fn, update_fn)

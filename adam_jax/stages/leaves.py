@@ -1,4 +1,4 @@
-"""From updates to updates, by the root mean squares of whole leaves."""
+"""Stages that measure each leaf as a whole, and scale it by what they find."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,14 +6,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 
-from adam_jax import numerics, placement
-from adam_jax.checks import fit_params
-from adam_jax.hyperparams import check_no_schedule, check_non_negative
-from adam_jax.moments.sharing import mean_of_whole
+from adam_jax import numerics
+from adam_jax.checks import check_inexact
+from adam_jax.hyperparams import (
+    Hyperparam,
+    at,
+    check_no_schedule,
+    check_non_negative,
+    exact,
+)
+from adam_jax.measures import map_leaves, mean, norm, root_mean_square
 from adam_jax.stages.division import emit
-from adam_jax.stages.flow import expect_updates
+from adam_jax.stages.flow import (
+    expect_moments,
+    expect_params,
+    expect_second,
+    expect_state,
+    expect_updates,
+    widen,
+)
+from adam_jax.stages.updates import ScheduledState
 
 
 def clip_rms(threshold: Any) -> optax.GradientTransformation:
@@ -45,12 +58,11 @@ def clip_rms(threshold: Any) -> optax.GradientTransformation:
     def clip(updates, params=None):
         expect_updates(updates, "clip_rms")
 
-        def clip_leaf(path, update):
-            update = numerics.widen(update)
-            rms = placement.at_leaf(path, root_mean_square, update)
+        def clip_leaf(update):
+            rms = root_mean_square(update)
             return numerics.divide(update, jnp.maximum(1, rms / threshold))
 
-        return emit(tree_map_with_path(clip_leaf, updates), updates, params)
+        return emit(map_leaves(clip_leaf, widen(updates)), updates, params)
 
     return optax.stateless(clip)
 
@@ -81,8 +93,8 @@ def scale_by_param_rms(least: Any = 1e-3) -> optax.GradientTransformation:
     """
     least = check_no_schedule("least", check_non_negative("least", least))
 
-    def scale_leaf(path, update, param):
-        rms = placement.at_leaf(path, root_mean_square, numerics.widen(param))
+    def scale_leaf(update, param):
+        rms = root_mean_square(numerics.widen(param))
         return numerics.widen(update) * jnp.maximum(rms, least)
 
     return _with_params("scale_by_param_rms", scale_leaf)
@@ -109,72 +121,196 @@ def scale_to_params() -> optax.GradientTransformation:
     Reference: Wen et al. 2025 (Hyperball).
     """
 
-    def scale_leaf(path, update, param):
+    def scale_leaf(update, param):
         if jnp.ndim(param) < 2:
             return update
-        norms = (
-            placement.at_leaf(path, root_mean_square, numerics.widen(x))
-            for x in (param, update)
+        param, update = numerics.widen(param), numerics.widen(update)
+        ratio = numerics.divide_or_zero(
+            root_mean_square(param), root_mean_square(update)
         )
-        return numerics.divide_or_zero(*norms) * numerics.widen(update)
+        return ratio * update
 
     return _with_params("scale_to_params", scale_leaf)
 
 
+def scale_by_trust_ratio(
+    trust_coefficient: Hyperparam = exact(1.0), eps: Hyperparam = exact(0.0)
+) -> optax.GradientTransformation:
+    """Scale the update of each leaf to the size of the leaf.
+
+        updates <- updates * trust_coefficient * ||params|| / (||updates|| + eps)
+
+    Where a norm is 0, updates stay as they are. Norms are over a leaf.
+
+    Args:
+      trust_coefficient: the factor, >= 0.
+      eps: added to the norm of the updates, >= 0.
+
+    Raises:
+      ValueError: if a hyperparameter is out of range, or if update() is not given
+        params.
+      TypeError: for `Moments`, or if the state belongs to another transformation.
+
+    Example: parameters of norm 5 and updates of norm 1.
+
+      >>> tx, params = scale_by_trust_ratio(0.1), jnp.array([3.0, 4.0])
+      >>> updates, _ = tx.update(jnp.array([1.0, 0.0]), tx.init(params), params)
+      >>> print(updates)
+      [0.5 0. ]
+
+    Reference: You, Gitman & Ginsburg 2017 (LARS), equation 6; You et al. 2020 (LAMB),
+    Algorithm 2.
+
+    Differs from `optax.scale_by_trust_ratio`, which takes norms of bfloat16 parameters
+    in bfloat16.
+    """
+    trust_coefficient = check_non_negative("trust_coefficient", trust_coefficient)
+    eps = check_non_negative("eps", eps)
+
+    def init_fn(params):
+        del params
+        return ScheduledState(jnp.zeros([], jnp.int32))
+
+    def update_fn(updates, state, params=None):
+        params = expect_params(updates, params, "scale_by_trust_ratio")
+        expect_state(state, ScheduledState, "scale_by_trust_ratio")
+
+        def scale(update, param):
+            length, size = norm(update), norm(param)
+            factor = at(trust_coefficient, state.steps, size.dtype)
+            divisor = length + at(eps, state.steps, size.dtype)
+            ratio = numerics.divide_or_zero(factor * size, divisor)
+            ratio = jnp.where((length == 0) | (size == 0), 1, ratio)
+            return ratio.astype(update.dtype) * update
+
+        scaled = map_leaves(scale, widen(updates), widen(params))
+        return scaled, ScheduledState(optax.safe_increment(state.steps))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
 def _with_params(
-    stage: str, scale_leaf: Callable[[Any, Any, Any], Any]
+    stage: str, scale_leaf: Callable[[Any, Any], Any]
 ) -> optax.GradientTransformation:
     """Return a stage that scales each update as its parameter says."""
 
     def scale(updates, params=None):
         params = expect_params(updates, params, stage)
-        return tree_map_with_path(scale_leaf, updates, params)
+        return map_leaves(scale_leaf, updates, params)
 
     return optax.stateless(scale)
 
 
-def expect_params(updates: Any, params: Any, stage: str) -> Any:
-    """Return the parameters that have updates.
+def divide_by_rms(
+    *stages: optax.GradientTransformation, eps: Hyperparam = exact(1e-8)
+) -> optax.GradientTransformation:
+    """Shorten the updates of a leaf whose gradients are larger than nu expects.
+
+        rms = sqrt(mean(|g|^2 / max(nu, eps^2)))
+        updates <- updates / max(1, rms)
+
+    The mean is over a leaf.
 
     Args:
-      updates: the input of a stage.
-      params: the parameters, if `update` was given any.
-      stage: the stage's name, for messages.
+      *stages: the stages that turn `Moments` into the updates to shorten. With weight
+        decay among them, it is shortened as well.
+      eps: the root of the least nu, >= 0, in units of the gradient.
 
     Raises:
-      ValueError: if there are none.
-      TypeError: for `Moments`, or a leaf that no optimizer can step.
-      AssertionError: if structures or shapes differ.
+      ValueError: if eps is out of range; at the first trace, if there is no second
+        moment.
+      TypeError: at the first trace, for updates in place of `Moments`, or if `stages`
+        emit `Moments`.
+
+    Example: nu is 4.75 where the squared gradient is 9: the update would be 1.38.
+
+      >>> from adam_jax import precondition, scale_by_moments
+      >>> tx = optax.chain(
+      ...     scale_by_moments(b1=None, b2=0.5), divide_by_rms(precondition())
+      ... )
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (1.0, 3.0):
+      ...     updates, state = tx.update(jnp.float32(grad), state)
+      >>> print(f"{updates:.4f}")
+      1.0000
+
+    Reference: Wortsman et al. 2023 (StableAdamW), Algorithm 2; Shazeer & Stern 2018
+    (Adafactor), section 6.
     """
-    if params is None:
-        raise ValueError(
-            f"{stage}() needs the parameters: call tx.update(grads, state, params), "
-            "not tx.update(grads, state)."
-        )
-    expect_updates(updates, stage)
-    return fit_params(params, updates)
+    eps = check_non_negative("eps", eps)
+    inner = optax.with_extra_args_support(optax.chain(*stages))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        m = expect_moments(updates, "divide_by_rms")
+        expect_second(m, "divide_by_rms")
+        updates, state = inner.update(updates, state, params, **extra_args)
+        expect_updates(updates, "divide_by_rms")
+
+        def shorten(update, grad, nu):
+            least = at(eps, m.count - 1, nu.dtype)
+            grad = numerics.bound(numerics.widen(grad)).astype(update.dtype)
+            squares = numerics.abs_sq(grad).astype(nu.dtype)
+            ratio = numerics.divide_or_zero(squares, jnp.maximum(nu, least * least))
+            rms = numerics.sqrt(mean(ratio))
+            return numerics.divide(update, jnp.maximum(rms, 1))
+
+        shortened = map_leaves(shorten, widen(updates), m.grads, m.nu)
+        return emit(shortened, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
-def root_mean_square(x: jax.Array) -> jax.Array:
-    """Return the root mean square of the leaf at work, of which `x` may be a piece.
+def adjust_leaves(
+    measure: Callable[[jax.Array], jax.Array],
+    use: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    stage: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
+    """Measure one number of each leaf, and adjust the leaf by what becomes of it.
+
+    The numbers of all leaves are a pytree of scalars. They go through a stage of their
+    own, which may average them.
 
     Args:
-      x: an array, float32 or wider.
+      measure: leaf -> a real scalar, like `largest` and `norm`.
+      use: (leaf, measured, number) -> the adjusted leaf, where `number` is what the
+        stage makes of `measured`. All are float32 or wider.
+      stage: from updates to updates; None takes the numbers as they are.
+
+    Raises:
+      TypeError: at the first trace, for `Moments`.
+
+    Example: Adam's step for the norm of a leaf; its direction stays.
+
+      >>> from adam_jax import bias_correct, precondition, scale_by_moments
+      >>> tx = adjust_leaves(
+      ...     norm,
+      ...     lambda leaf, size, number: leaf / size * number,
+      ...     optax.chain(scale_by_moments(), bias_correct(), precondition()),
+      ... )
+      >>> leaf = jnp.array([30.0, 40.0])
+      >>> print(tx.update(leaf, tx.init(leaf))[0].round(3))
+      [0.6 0.8]
+
+    Reference: Huang et al. 2025 (Stable-SPAM), Algorithm 1.
     """
-    squares = numerics.abs_sq(numerics.bound(x))
-    if not x.size:  # the mean of nothing is NaN
-        return jnp.zeros([], squares.dtype)
-    return numerics.sqrt(mean_of_whole(squares, tuple(range(x.ndim)))).reshape([])
+    inner = stage or optax.identity()
 
+    def init_fn(params):
+        check_inexact(params, "params")
 
-def sum_leaves(tree: Any, dtype: Any) -> jax.Array:
-    """Return the sum over all leaves of what was summed over each.
+        def start(param):
+            dtype = numerics.compute_dtype(numerics.dtype_of(param))
+            return jnp.zeros([], numerics.real_dtype(dtype))
 
-    Args:
-      tree: a pytree like the parameters, of real scalars. Where leaves are in pieces,
-        each is of its piece, and the result of the whole.
-      dtype: that of the result.
-    """
-    paths = [path for path, _ in tree_leaves_with_path(tree)]
-    sums, _ = placement.sum_pieces(jax.tree.leaves(tree), None, paths)
-    return sum((x.astype(dtype) for x in sums), jnp.zeros([], dtype))
+        return inner.init(jax.tree.map(start, params))
+
+    def update_fn(updates, state, params=None):
+        expect_updates(updates, "adjust_leaves")
+        check_inexact(updates, "updates")
+        wide = widen(updates)
+        measured = map_leaves(measure, wide)
+        numbers, state = inner.update(measured, state)
+        adjusted = jax.tree.map(use, wide, measured, numbers)
+        return emit(adjusted, updates, params), state
+
+    return optax.GradientTransformation(init_fn, update_fn)

@@ -22,6 +22,7 @@ from adam_jax.hyperparams import (
     exact,
     shown,
 )
+from adam_jax.measures import norm
 from adam_jax.stages.division import emit
 from adam_jax.stages.flow import expect_updates
 
@@ -144,10 +145,10 @@ def orthogonalize(
         tall = x.shape[-2] > x.shape[-1]
         given = x
         x = adjoint(x) if tall else x
-        norm = _norm(x)
-        x = numerics.divide_or_zero(x, norm + at(eps, 0, norm.dtype))
+        size = norm(x, (-2, -1))
+        x = numerics.divide_or_zero(x, size + at(eps, 0, size.dtype))
         for triple in triples:
-            a, b, c = (jnp.asarray(number, norm.dtype) for number in triple)
+            a, b, c = (jnp.asarray(number, size.dtype) for number in triple)
             gram = multiply(x, adjoint(x))
             x = a * x + multiply(b * gram + c * multiply(gram, gram), x)
         x = adjoint(x) if tall else x
@@ -224,19 +225,11 @@ def set_rms(rms: Hyperparam = exact(0.2)) -> optax.GradientTransformation:
     rms = check_no_schedule("rms", check_non_negative("rms", rms))
 
     def scale(x):
-        norm = _norm(x)
-        length = at(rms, 0, norm.dtype) * math.sqrt(math.prod(x.shape[-2:]))
-        return numerics.divide_or_zero(length, norm) * x
+        size = norm(x, (-2, -1))
+        length = at(rms, 0, size.dtype) * math.sqrt(math.prod(x.shape[-2:]))
+        return numerics.divide_or_zero(length, size) * x
 
     return _stage("set_rms", scale)
-
-
-def _norm(x: jax.Array) -> jax.Array:
-    """Return the Frobenius norm of each matrix, whose squares may leave the range."""
-    largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
-    largest = lax.stop_gradient(largest)
-    squares = numerics.abs_sq(numerics.divide_or_zero(x, largest))
-    return largest * numerics.sqrt(jnp.sum(squares, axis=(-2, -1), keepdims=True))
 
 
 def _stage(name: str, function: Any) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ import optax
 from adam_jax import numerics
 from adam_jax.checks import check_inexact
 from adam_jax.hyperparams import Hyperparam, at, check_non_negative, exact
+from adam_jax.measures import sum_leaves
 from adam_jax.moments.accumulators import trace
 from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Moment
@@ -16,7 +17,6 @@ from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.division import divide_moments, emit
 from adam_jax.stages.flow import expect_both, expect_moments, expect_state, widen
 from adam_jax.stages.holding import TraceState
-from adam_jax.stages.leaves import sum_leaves
 
 
 class SwitchState(NamedTuple):

@@ -23,6 +23,7 @@ from adam_jax.stages.division import divide_moments, emit
 from adam_jax.stages.flow import (
     Moments,
     cast_like,
+    expect_params,
     expect_state,
     expect_updates,
 )
@@ -98,13 +99,7 @@ def add_decayed_weights(
         return decayed, ScheduledState(optax.safe_increment(state.steps))
 
     def update_fn(updates, state, params=None):
-        if params is None:
-            raise ValueError(
-                "weight decay needs the parameters: call "
-                "tx.update(grads, state, params), not tx.update(grads, state)."
-            )
-        expect_updates(updates, "add_decayed_weights")
-        params = fit_params(params, updates)
+        params = expect_params(updates, params, "add_decayed_weights")
         if mask is not None:
             resolve_mask(mask, params)
             expect_state(state, optax.MaskedState, "add_decayed_weights")

@@ -24,14 +24,14 @@ import optax
 from jax.typing import ArrayLike
 
 from adam_jax import numerics, placement, randomness
-from adam_jax.checks import check_inexact, check_like, fit_params
+from adam_jax.checks import check_inexact, check_like
 from adam_jax.hyperparams import check_seed
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Rounding
 from adam_jax.stages.flow import (
     expect_optimizer,
+    expect_params,
     expect_state,
-    expect_updates,
     expect_whole,
 )
 from adam_jax.states.reading import is_hole
@@ -263,12 +263,6 @@ def _expect_fit(params: Any, residual: Any) -> None:
 
 
 def _expect_params(updates: Any, params: Any, name: str) -> Any:
-    if params is None:
-        raise ValueError(
-            f"{name}() rounds the parameters, so update() needs them: call "
-            "tx.update(grads, state, params)."
-        )
-    expect_updates(updates, name)
-    params = fit_params(params, updates)
+    params = expect_params(updates, params, name)
     _refuse_float16(params, name)
     return params

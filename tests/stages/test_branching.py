@@ -179,7 +179,7 @@ def test_aggmo_refuses_decays_out_of_range(decays):
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_shares_are_checked(share):
     for name in ("v1", "v2"):
-        with pytest.raises(ValueError, match=f"{name} must be a share"):
+        with pytest.raises(ValueError, match=f"{name} must be a number in"):
             adam_jax.qhadam(1e-3, **{name: share})
 
 

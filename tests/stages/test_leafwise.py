@@ -63,7 +63,7 @@ def test_the_trust_ratio_of_complex_leaves():
 
 
 def test_a_trust_ratio_needs_parameters_and_updates():
-    with pytest.raises(ValueError, match="a trust ratio needs the parameters"):
+    with pytest.raises(ValueError, match=r"scale_by_trust_ratio\(\) needs the par"):
         apply(scale_by_trust_ratio(), jnp.ones(2))
     tx = optax.chain(scale_by_moments(), scale_by_trust_ratio())
     with pytest.raises(TypeError, match=r"scale_by_trust_ratio\(\) takes gradients"):
@@ -145,7 +145,7 @@ def test_cautious_decay_takes_the_signs_and_the_mask():
     decayed = apply(tx, updates, params)
     np.testing.assert_array_equal(decayed["a"], [2.0, -1.0, 1.0, 1.0])
     np.testing.assert_array_equal(decayed["b"], [1.0])
-    with pytest.raises(ValueError, match="weight decay needs the parameters"):
+    with pytest.raises(ValueError, match=r"add_cautious_decay\(\) needs the param"):
         apply(tx, updates)
     tx = optax.chain(scale_by_moments(), add_cautious_decay(0.5), scale_by_lr(0.1))
     with pytest.raises(TypeError, match=r"add_cautious_decay\(\) takes gradients"):

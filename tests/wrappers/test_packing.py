@@ -262,7 +262,7 @@ def test_other_errors():
         packed(adam_jax.adamw(1e-3), max_size=-1)
     tx = packed(adam_jax.adamw(1e-3))
     state = tx.init(params)
-    with pytest.raises(ValueError, match="weight decay needs the parameters"):
+    with pytest.raises(ValueError, match=r"add_decayed_weights\(\) needs the param"):
         tx.update(params, state)
     mixed = {"w": jnp.ones((2, 2), jnp.bfloat16), "b": jnp.ones(2)}
     with pytest.raises(TypeError, match=r"\['w'\] is bfloat16, but \['b'\], whic"):
