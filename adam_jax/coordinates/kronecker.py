@@ -171,7 +171,7 @@ class _InverseRoots(Coordinates):
             powers = jnp.maximum(values, least) ** (-0.5 / grad.ndim)
             # With an initial 0, directions that no gradient had yet.
             powers = jnp.where(jnp.isfinite(powers), powers, 0)
-            turned = vectors * powers.astype(vectors.dtype)
+            turned = vectors * powers[None].astype(vectors.dtype)
             return jnp.matmul(turned, vectors.conj().T, precision=_EXACT)
 
         new = {}

@@ -260,8 +260,7 @@ def scale_by_past_updates(
     return hold(
         "scale_by_past_updates",
         past_updates,
-        lambda updates, held: held,
-        dtype,
+        dtype=dtype,
         argument="nu_dtype",
     )
 
@@ -296,7 +295,6 @@ def average_updates(
     return hold(
         "average_updates",
         ema(decay),
-        lambda updates, held: held,
-        accumulator_dtype,
+        dtype=accumulator_dtype,
         argument="accumulator_dtype",
     )
