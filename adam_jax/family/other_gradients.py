@@ -1,6 +1,5 @@
 """Adam that is given another gradient."""
 
-import jax.numpy as jnp
 import optax
 
 from adam_jax.family.chaining import chain
@@ -16,12 +15,11 @@ from adam_jax.measures import largest, norm
 from adam_jax.moments.accumulators import ema
 from adam_jax.moments.storage import Storage
 from adam_jax.moments.variations import difference, mixture, restarted
-from adam_jax.numerics import divide_or_zero
 from adam_jax.stages.correction import bias_correct
 from adam_jax.stages.division import precondition
 from adam_jax.stages.gathering import scale_by_moments
 from adam_jax.stages.holding import hold
-from adam_jax.stages.leaves import adjust_leaves
+from adam_jax.stages.leaves import adjust_leaves, resize, resize_spikes, shorten
 from adam_jax.stages.updates import Mask, add_decayed_weights, scale_by_lr
 
 
@@ -180,7 +178,7 @@ def mars_adamw(
             ),
             dtype=mu_dtype,
         ),
-        adjust_leaves(norm, lambda c, size, same: c / jnp.maximum(size, 1)),
+        adjust_leaves(norm, shorten),
         scale_by_moments(
             b1=check_decay("b1", b1),
             b2=check_decay("b2", b2),
@@ -257,9 +255,7 @@ def stable_spam(
         "stable_spam",
         adjust_leaves(
             largest,
-            lambda g, most, limit: jnp.where(
-                jnp.abs(g) > limit, divide_or_zero(g, most) * limit, g
-            ),
+            resize_spikes,
             optax.chain(
                 scale_by_moments(check_decay("clip_decay", clip_decay), None),
                 bias_correct(),
@@ -268,7 +264,7 @@ def stable_spam(
         ),
         adjust_leaves(
             norm,
-            lambda g, size, step: divide_or_zero(g, size) * step,
+            resize,
             optax.chain(
                 scale_by_moments(
                     check_decay("norm_b1", norm_b1), check_decay("norm_b2", norm_b2)

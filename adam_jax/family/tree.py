@@ -9,8 +9,15 @@ from typing import Any
 from adam_jax.family.table import OPTIMIZERS, PARENTS
 from adam_jax.hyperparams import shown
 
+_TAB = " " * 4
 # Stages around others, and how many arguments they have of their own before those.
-_AROUND = {"within": 1, "on_matrices": 0, "divide_by_rms": 0}
+_AROUND = {
+    "within": 1,
+    "on_matrices": 0,
+    "divide_by_rms": 0,
+    "adjust_leaves": 2,
+    "add_branches": 0,
+}
 
 
 def lineage(name: str) -> list[str]:
@@ -137,12 +144,18 @@ def _chains(node: ast.AST) -> list[ast.Call]:
 
 def _to_lines(stage: ast.AST, indent: str = "") -> list[str]:
     """Return the lines of a stage: several if it has other stages in it."""
-    if not isinstance(stage, ast.Call) or ast.unparse(stage.func) not in _AROUND:
+    if isinstance(stage, ast.Tuple):  # a branch
+        factor, one = stage.elts
+        return [f"{indent}{ast.unparse(factor)} times", *_to_lines(one, indent + _TAB)]
+    name = ast.unparse(stage.func) if isinstance(stage, ast.Call) else ""
+    if isinstance(stage, ast.Call) and name == "optax.chain":
+        return [line for one in stage.args for line in _to_lines(one, indent)]
+    own = _AROUND.get(name, 0)
+    if not isinstance(stage, ast.Call) or name not in _AROUND or not stage.args[own:]:
         return [indent + ast.unparse(stage)]
-    own = _AROUND[ast.unparse(stage.func)]
     inner = stage.args[own:]
     head = ast.Call(stage.func, stage.args[:own], stage.keywords)
-    lines = [line for one in inner for line in _to_lines(one, indent + "    ")]
+    lines = [line for one in inner for line in _to_lines(one, indent + _TAB)]
     return [f"{indent}{ast.unparse(head)} around", *lines]
 
 

@@ -198,7 +198,9 @@ def step_back(
 
         slow = jax.tree.map(slow_after, updates, state.slow, params)
         moved = jax.tree.map(
-            lambda u, slow, p: jnp.where(syncs, slow - numerics.widen(p), u),
+            lambda u, slow, p: jnp.where(
+                syncs, slow - numerics.widen(p), numerics.widen(u)
+            ),
             updates,
             slow,
             params,

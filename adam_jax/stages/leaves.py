@@ -272,8 +272,8 @@ def adjust_leaves(
 
     Args:
       measure: leaf -> a real scalar, like `largest` and `norm`.
-      use: (leaf, measured, number) -> the adjusted leaf, where `number` is what the
-        stage makes of `measured`. All are float32 or wider.
+      use: (leaf, measured, number) -> the adjusted leaf, like `shorten`, where `number`
+        is what the stage makes of `measured`. All are float32 or wider.
       stage: from updates to updates; None takes the numbers as they are.
 
     Raises:
@@ -314,3 +314,25 @@ def adjust_leaves(
         return emit(adjusted, updates, params), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def shorten(leaf: jax.Array, size: jax.Array, same: jax.Array) -> jax.Array:
+    """Return a leaf of norm `size`, shortened to 1 if that is larger.
+
+    For `adjust_leaves` without a stage, where `same` is the norm again; not used.
+    """
+    del same
+    return leaf / jnp.maximum(size, 1)
+
+
+def resize(leaf: jax.Array, size: jax.Array, goal: jax.Array) -> jax.Array:
+    """Return a leaf scaled from one `size` to another, the `goal`; 0 stays 0."""
+    return numerics.divide_or_zero(leaf, size) * goal
+
+
+def resize_spikes(leaf: jax.Array, size: jax.Array, limit: jax.Array) -> jax.Array:
+    """Return a leaf in which elements beyond a limit shrink, the largest to the limit.
+
+    The `size` is that of its largest element.
+    """
+    return jnp.where(jnp.abs(leaf) > limit, resize(leaf, size, limit), leaf)
