@@ -23,7 +23,7 @@ def adam(
     nesterov: bool = False,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build Adam.
+    """Build Adam: momentum divided by the root of an average of squared gradients.
 
         mu <- b1 * mu + (1 - b1) * g;    mu_hat = mu / (1 - b1^t)
         nu <- b2 * nu + (1 - b2) * g^2;  nu_hat = nu / (1 - b2^t)

@@ -124,7 +124,7 @@ def came(
     mask: Mask = None,
     mu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build CAME: Adafactor with momentum, divided by its distance from the steps.
+    """Build CAME: Adafactor with momentum, less of it where the updates vary.
 
         v <- b2 * v + (1 - b2) * (g^2 + eps)                      as row by column
         u = g / sqrt(v);  u <- u / max(1, rms(u) / clipping_threshold)

@@ -259,7 +259,7 @@ def adam_hyperball(
     *,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build Adam on a sphere: each matrix keeps the norm R that it started with.
+    """Build Adam on a sphere: each matrix keeps the norm that it started with.
 
         step = learning_rate * R * u / |u|,     u = mu_hat / (sqrt(nu_hat) + eps)
         params <- R * (params - step) / |params - step|

@@ -37,7 +37,7 @@ def soap(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build SOAP: AdamW in the eigenvectors of Shampoo's matrices, Q_L and Q_R.
+    """Build SOAP: AdamW in the eigenvectors of Shampoo's matrices.
 
         L <- b2 * L + (1 - b2) * G G'           R <- b2 * R + (1 - b2) * G' G
         N = Q_L' mu_hat Q_R / (sqrt(nu_hat) + eps)
@@ -129,7 +129,7 @@ def galore_adamw(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build GaLore: AdamW in the subspace of the largest singular vectors of G.
+    """Build GaLore: AdamW in the largest singular vectors of a past gradient.
 
         P <- U[:, :rank] of G = U S V'          every `update_gap` steps
         N = mu_hat / (sqrt(nu_hat) + eps)       mu and nu gather P' G

@@ -15,7 +15,7 @@ def signum(
     beta: Hyperparam = exact(0.9),
     accumulator_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build Signum: step by the sign of an average of gradients.
+    """Build Signum: SGD that steps by the sign of an average of gradients.
 
         mu <- beta * mu + (1 - beta) * g
         params <- params - learning_rate * sign(mu)

@@ -123,7 +123,7 @@ def scale_by_distance(
         )
 
     def update_fn(updates, state, params=None):
-        params = expect_params(updates, params, "scale_by_distance")
+        params = widen(expect_params(updates, params, "scale_by_distance"))
         expect_state(state, DistanceState, "scale_by_distance")
         own, old = state.inner_state
         past, dtype = old.count, state.distance.dtype

@@ -7,7 +7,14 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax import average_updates, clip_rms, scale_by_param_rms
+from adam_jax import (
+    average_updates,
+    clip_rms,
+    scale_by_param_rms,
+    scale_by_trust_ratio,
+    scale_to_params,
+)
+from adam_jax.measures import largest, mean, norm, root_mean_square
 
 
 def tree(scale, dtype=jnp.float32):
@@ -89,3 +96,27 @@ def test_an_average_of_updates_is_optax_s_without_bias_correction(dtype):
         states = own, other
     atol = {None: 1e-6, "bfloat16": 0.02, "8bit": 0.1}[dtype]
     np.testing.assert_allclose(found, expected, atol=atol)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 3e18, 1e37])
+def test_leaves_are_measured_at_every_scale(scale):
+    """Squares of the first and the last two are outside float32."""
+    leaf = scale * jnp.array([[3.0, -4.0]])
+    np.testing.assert_allclose(root_mean_square(leaf), scale * 12.5**0.5, rtol=1e-6)
+    np.testing.assert_allclose(norm(leaf, (1,)), [[scale * 5]], rtol=1e-6)
+    ones = jnp.array([[0.6, 0.8]])
+    for tx in (scale_by_trust_ratio(), scale_to_params()):
+        for updates, params in ((leaf, ones), (ones, leaf)):
+            found, _ = tx.update(updates, tx.init(params), params)
+            expected = norm(params) * updates / norm(updates)
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+    clipped, _ = clip_rms(scale / 2).update(leaf, optax.EmptyState())
+    np.testing.assert_allclose(root_mean_square(clipped), scale / 2, rtol=1e-6)
+
+
+def test_nothing_measures_0():
+    nothing = jnp.zeros((0, 3))
+    for measure in (largest, norm, root_mean_square, mean):
+        assert measure(nothing) == 0, measure
+        assert measure(nothing, (0,)).shape == (1, 3)
+    assert mean(jnp.full(4, 3e38)) == jnp.float32(3e38)
