@@ -213,62 +213,28 @@ def _unchecked(value: Any) -> Any:
     return value
 
 
-def check_period(name: str, value: Any) -> int:
-    """Return `value` if it is a number of steps.
-
-    Args:
-      name: the argument's name, for the message.
-      value: a positive integer.
-
-    Raises:
-      ValueError: if it is something else.
-    """
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or value < 1:
-        raise ValueError(
-            f"{name} must be a positive integer, got {shown(value)}. "
-            "optax.inject_hyperparams makes an array of it unless it is given "
-            f'static_args="{name}".'
-        )
-    return int(value)
-
-
-def check_seed(seed: Any) -> int:
-    """Return `seed` if it is a valid seed.
-
-    Args:
-      seed: an integer in [0, 2^32).
-
-    Raises:
-      ValueError: if it is not.
-    """
-    is_integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not is_integer or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer in [0, 2^32), got {seed!r}.")
-    return int(seed)
-
-
-def check_whole(name: str, value: Any) -> int:
-    """Return `value` if it is an integer >= 1, known when the optimizer is made.
+def check_whole(name: str, value: Any, least: int = 1, most: int = 2**32 - 1) -> int:
+    """Return `value` if it is an integer that is known when the optimizer is made.
 
     Args:
       name: the argument's name, for the message.
       value: what a user passed.
+      least: the least that it may be.
+      most: the most.
 
     Raises:
-      TypeError: if it is no integer; the message names the argument.
-      ValueError: if it is less than 1.
+      ValueError: if it is something else; the message names the argument.
     """
     if isinstance(value, jax.Array):
-        raise TypeError(
+        raise ValueError(
             f"{name} must be an integer that is known when the optimizer is made, got "
             "an array. Under optax.inject_hyperparams, which makes arrays of all "
             f"numbers, say static_args={name!r}."
         )
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {shown(value)}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or not least <= value <= most:
+        kind = "a positive integer" if least == 1 else f"an integer in [{least}, 2^32)"
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}.")
     return int(value)
 
 
@@ -346,20 +312,6 @@ def at(value: Any, count: ArrayLike, dtype: DTypeLike) -> Any:
     if callable(value):
         value = value(count)
     return value if isinstance(value, float) else jnp.asarray(value, dtype)
-
-
-def product(*values: Any) -> Callable[[ArrayLike], Any]:
-    """Return the schedule of a product.
-
-    Args:
-      *values: checked hyperparameters, or schedules.
-    """
-
-    def multiply(count):
-        dtype = jnp.result_type(float)
-        return math.prod(at(value, count, dtype) for value in values)
-
-    return multiply
 
 
 def all_at(

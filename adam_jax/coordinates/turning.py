@@ -10,8 +10,8 @@ from jax.tree_util import tree_flatten_with_path, tree_leaves_with_path
 from adam_jax import numerics, placement
 from adam_jax.coordinates.interface import Coordinates
 from adam_jax.moments.formats import Dense, Stored
-from adam_jax.moments.moment import decode
 from adam_jax.moments.starts import Resumed, resuming
+from adam_jax.moments.trees import decode
 
 # The fields of a state that hold moments of the gradient itself. They turn with it;
 # those of its square do not.

@@ -6,10 +6,10 @@ from jax.typing import ArrayLike
 from adam_jax.family.chaining import chain
 from adam_jax.hyperparams import (
     Hyperparam,
+    at,
     check_decay,
     check_non_negative,
     exact,
-    product,
 )
 from adam_jax.moments.sharing import factored as by_factors
 from adam_jax.moments.squares import floored_average, rising_decay
@@ -84,7 +84,13 @@ def adafactor(
 
     Differs from Optax as `adam` does: in bfloat16 parameters it keeps float32 means.
     """
-    rate = 1.0 if learning_rate is None else learning_rate
+    rate = check_non_negative(
+        "learning_rate", 1.0 if learning_rate is None else learning_rate
+    )
+
+    def schedule(count):  # for numbers, too: one structure of the state
+        return at(rate, count, jnp.result_type(float))
+
     return chain(
         "adafactor",
         scale_by_moments(
@@ -94,7 +100,7 @@ def adafactor(
         ),
         precondition(eps=0.0),
         *([clip_rms(clipping_threshold)] if clipping_threshold is not None else []),
-        optax.scale_by_schedule(product(check_non_negative("learning_rate", rate))),
+        optax.scale_by_schedule(schedule),
         *([scale_by_param_rms()] if multiply_by_parameter_scale else []),
         *(
             [average_updates(check_decay("momentum", momentum), dtype_momentum)]

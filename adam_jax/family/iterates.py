@@ -1,5 +1,7 @@
 """Optimizers that step Adam elsewhere: averaged, held back, kept on a sphere."""
 
+import operator
+
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
@@ -10,8 +12,8 @@ from adam_jax.hyperparams import (
     at,
     check_decay,
     check_non_negative,
+    derived,
     exact,
-    product,
 )
 from adam_jax.moments.storage import Storage
 from adam_jax.stages.correction import bias_correct
@@ -88,8 +90,10 @@ def schedule_free_adamw(
     rate = check_non_negative("learning_rate", learning_rate, half_precision=True)
     if warmup_steps is not None:
         steps = warmup_steps
-        rate = product(
-            rate, lambda count: jnp.minimum(1, jnp.asarray(count, float) / steps)
+        rate = derived(
+            operator.mul,
+            rate,
+            lambda count: jnp.minimum(1, jnp.asarray(count, float) / steps),
         )
     return chain(
         "schedule_free_adamw",
@@ -170,10 +174,12 @@ def schedule_free_radam(
         scale_by_moments(b1=None, b2=check_decay("b2", b2), nu_dtype=nu_dtype),
         bias_correct(mu=False),
         rectified_precondition(eps=eps, threshold=4.0, silent=silent),
-        add_decayed_weights(product(decay, rectification(b2, 4.0, silent=silent))),
+        add_decayed_weights(
+            derived(operator.mul, decay, rectification(b2, 4.0, silent=silent))
+        ),
         scale_by_lr(rate),
         schedule_free(
-            product(rate, rectification(b2, 4.0, silent=silent)),
+            derived(operator.mul, rate, rectification(b2, 4.0, silent=silent)),
             check_decay("b1", b1),
             weight_lr_power,
             state_dtype,

@@ -7,7 +7,7 @@ from adam_jax.hyperparams import (
     Hyperparam,
     check_decay,
     check_non_negative,
-    check_period,
+    check_whole,
     derived,
     exact,
 )
@@ -275,10 +275,10 @@ def stable_spam(
         ),
         scale_by_moments(
             b1=restarted(
-                ema(check_decay("b1", b1)), check_period("reset_every", reset_every)
+                ema(check_decay("b1", b1)), check_whole("reset_every", reset_every)
             ),
             b2=restarted(
-                ema(check_decay("b2", b2)), check_period("reset_every", reset_every)
+                ema(check_decay("b2", b2)), check_whole("reset_every", reset_every)
             ),
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,

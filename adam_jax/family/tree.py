@@ -76,7 +76,7 @@ def chain_lines(name: str) -> list[str]:
         for x in inspect.signature(make).parameters.values()
         if x.default in (True, False, None, 0.0)
     }
-    short = _AtDefaults(defaults)
+    short = _AtDefaults(defaults, make.__globals__)
     lines = []
     for call in _chains(value):
         for stage in call.args[1:]:
@@ -162,9 +162,9 @@ def _to_lines(stage: ast.AST, indent: str = "") -> list[str]:
 class _AtDefaults(ast.NodeTransformer):
     """Shortens the source of a chain to what it does at the optimizer's defaults."""
 
-    def __init__(self, defaults: dict[str, Any]) -> None:
-        """Start with the arguments that are True, False, None or 0 by default."""
-        self.defaults = defaults
+    def __init__(self, defaults: dict[str, Any], names: dict[str, Any]) -> None:
+        """Start with the arguments that are True, False, None or 0, and all names."""
+        self.defaults, self.names = defaults, names
 
     def visit_Starred(self, node: ast.Starred) -> Any:
         """Return the stages of `*([stage, ...] if option else [])`."""
@@ -190,15 +190,21 @@ class _AtDefaults(ast.NodeTransformer):
         node.keywords = [
             ast.keyword(x.arg, self.visit(self._default_of(x)))
             for x in node.keywords
-            if not ast.unparse(x.value).endswith("_dtype") and self._is_on(x)
+            if not ast.unparse(x.value).endswith("_dtype") and self._is_on(x, function)
         ]
         if function == "ema" and len(node.args) == 1 and not node.keywords:
             return node.args[0]
         return node
 
-    def _is_on(self, keyword: ast.keyword) -> bool:
+    def _is_on(self, keyword: ast.keyword, function: str) -> bool:
+        """Return whether an argument says something at the defaults of both."""
         value = self._default_of(keyword)
-        return not isinstance(value, ast.Constant) or value is keyword.value
+        if isinstance(value, ast.Constant):
+            return value is keyword.value
+        if ast.unparse(value) == "True" and callable(self.names.get(function)):
+            own = inspect.signature(self.names[function]).parameters
+            return keyword.arg not in own or own[keyword.arg].default is not True
+        return True
 
     def _default_of(self, keyword: ast.keyword) -> ast.expr:
         """Return the default that an argument passes on, or its own value."""

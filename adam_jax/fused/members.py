@@ -15,7 +15,7 @@ import optax
 
 from adam_jax import numerics, placement, randomness
 from adam_jax.moments.formats import Stored
-from adam_jax.moments.moment import as_leaves
+from adam_jax.moments.trees import as_leaves
 from adam_jax.placement import Cut
 from adam_jax.recipes.notes import Notes
 from adam_jax.recipes.recipe import Origin, Recipe

@@ -22,7 +22,7 @@ from adam_jax.hyperparams import (
     check_no_schedule,
     check_non_negative,
     check_number,
-    check_period,
+    check_whole,
     shown,
 )
 
@@ -116,7 +116,7 @@ class Accumulator:
         if self.power == 1:
             object.__setattr__(self, "order", 2)
         if self.restart_every is not None:
-            check_period("restart_every", self.restart_every)
+            check_whole("restart_every", self.restart_every)
         checked = {
             name: (check_decay if name == "decay" else check_number)(name, value)
             for name, value in self.hyperparams.items()

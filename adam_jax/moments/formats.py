@@ -24,7 +24,7 @@ from jax.typing import ArrayLike, DTypeLike
 from typing_extensions import TypeAliasType
 
 from adam_jax import numerics, placement, randomness
-from adam_jax.hyperparams import check_seed
+from adam_jax.hyperparams import check_whole
 
 Noise = TypeAliasType("Noise", Callable[[tuple[int, ...]], jax.Array])
 """A function from a shape to uint32s of that shape, whose upper 16 bits are random.
@@ -143,7 +143,7 @@ class Format(abc.ABC):
 
     def __post_init__(self) -> None:
         """Check the seed."""
-        object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "seed", check_whole("seed", self.seed, 0))
 
     @abc.abstractmethod
     def init(self, x: jax.Array, signed: bool) -> Stored:

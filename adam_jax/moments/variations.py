@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from adam_jax import numerics
-from adam_jax.hyperparams import Hyperparam, check_number, check_period
+from adam_jax.hyperparams import Hyperparam, check_number, check_whole
 from adam_jax.moments.accumulators import Accumulator, average
 
 
@@ -139,7 +139,7 @@ def restarted(accumulator: Accumulator, every: int) -> Accumulator:
 
     Reference: Huang et al. 2025 (SPAM), Algorithm 1.
     """
-    return dataclasses.replace(accumulator, restart_every=check_period("every", every))
+    return dataclasses.replace(accumulator, restart_every=check_whole("every", every))
 
 
 def average_from_first(decay: Hyperparam) -> Accumulator:

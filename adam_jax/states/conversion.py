@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from adam_jax import numerics, placement
 from adam_jax.coordinates.changing import WithinState
 from adam_jax.moments.formats import Format, Stored, is_elementwise
-from adam_jax.moments.moment import decode, store
 from adam_jax.moments.storage import Storage, as_format
+from adam_jax.moments.trees import decode, store
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.stages.holding import NuTraceState, TraceState
 from adam_jax.states.buffers import Packed, PackedState, pack, part

@@ -14,9 +14,9 @@ from adam_jax.hyperparams import shown
 from adam_jax.moments.blocks import EightBit
 from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.maxima import AxisMaxima
-from adam_jax.moments.moment import decode, store
 from adam_jax.moments.sharing import Factored, MeanOver
 from adam_jax.moments.storage import Storage, as_format
+from adam_jax.moments.trees import decode, store
 from adam_jax.states.buffers import unpack
 from adam_jax.states.parts import (
     TREES,

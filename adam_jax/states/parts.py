@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from adam_jax.moments.formats import Dense, Stored
-from adam_jax.moments.moment import as_leaves
+from adam_jax.moments.trees import as_leaves
 from adam_jax.states.buffers import PackedState
 
 # The fields of a node that are trees like the parameters, and what we call them. Nodes

@@ -9,7 +9,7 @@ import optax
 from adam_jax.coordinates.changing import WithinState
 from adam_jax.hyperparams import a_type
 from adam_jax.moments.formats import Dense, Stored
-from adam_jax.moments.moment import decode
+from adam_jax.moments.trees import decode
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.states.buffers import Place, unpack
 

@@ -20,7 +20,7 @@ from adam_jax import numerics, placement
 from adam_jax.checks import check_inexact, fit_params, resolve_mask
 from adam_jax.hyperparams import shown
 from adam_jax.moments.formats import is_elementwise
-from adam_jax.moments.moment import as_leaves
+from adam_jax.moments.trees import as_leaves
 from adam_jax.recipes.notes import note_parts
 from adam_jax.stages.flow import (
     expect_optimizer,

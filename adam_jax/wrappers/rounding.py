@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from adam_jax import numerics, placement, randomness
 from adam_jax.checks import check_inexact, check_like
-from adam_jax.hyperparams import check_seed
+from adam_jax.hyperparams import check_whole
 from adam_jax.recipes.notes import note_line
 from adam_jax.recipes.recipe import Rounding
 from adam_jax.stages.flow import (
@@ -81,7 +81,7 @@ def round_to_params(
 
     Reference: Zamirai et al. 2020 (arXiv:2010.06192), section 3.
     """
-    seed = check_seed(seed)
+    seed = check_whole("seed", seed, 0)
     tx = optax.identity() if tx is None else tx
     expect_optimizer(tx, "round_to_params")
     inner = optax.with_extra_args_support(tx)

@@ -9,7 +9,7 @@ from adam_jax import OPTIMIZERS, adam, assert_follows
 from adam_jax.family.table import PARENTS
 from adam_jax.family.tree import chain_lines, children, compare_lines, lineage
 
-MOST_LINES = 10
+MOST_STAGES = 8
 every = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
