@@ -28,7 +28,7 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
         return lambda: print_table(tabulate())
     if len(names) > 2:
         raise ValueError(f"two chains go side by side, got {len(names)} names")
-    other = names[1] if names[1:] else PARENTS.get(names[0], names[0])
+    other: str = names[1] if names[1:] else PARENTS.get(names[0], names[0])
     return lambda: print_table(set_side_by_side(names[0], other))
 
 
