@@ -1,5 +1,6 @@
 """Optimizers whose second moments are means of rows and columns: Adafactor, CAME."""
 
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 

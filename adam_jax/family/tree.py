@@ -203,7 +203,8 @@ class _AtDefaults(ast.NodeTransformer):
             return value is keyword.value
         if ast.unparse(value) == "True" and callable(self.names.get(function)):
             own = inspect.signature(self.names[function]).parameters
-            return keyword.arg not in own or own[keyword.arg].default is not True
+            argument = own.get(keyword.arg or "")
+            return argument is None or argument.default is not True
         return True
 
     def _default_of(self, keyword: ast.keyword) -> ast.expr:

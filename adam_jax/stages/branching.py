@@ -12,6 +12,7 @@ from adam_jax.checks import check_inexact
 from adam_jax.hyperparams import Hyperparam, at, check_number, shown
 from adam_jax.stages.division import emit
 from adam_jax.stages.flow import Moments, expect_moments, expect_state, widen
+from adam_jax.stages.gathering import MomentsState
 
 
 class BranchesState(NamedTuple):
@@ -34,6 +35,9 @@ def add_branches(
     Branches emit either updates or `Moments`, all the same. Of `Moments`, mu and its
     weight are added; nu is that of the one branch that has a second moment. If a mu was
     corrected, so is the sum.
+
+    If a branch has a second moment of gradients, all see these bounded, as
+    `scale_by_moments` bounds them: so the sum stays small beside the root of nu.
 
     Args:
       *branches: pairs (factor, stage). A factor is a number, a 0-d array or a schedule;
@@ -86,6 +90,12 @@ def add_branches(
             )
         given: Any = updates
         received = given.grads if isinstance(given, Moments) else given
+        if given is received and _has_nu(state.inner):
+            updates = jax.tree.map(
+                lambda x, wide: numerics.bound(wide).astype(numerics.dtype_of(x)),
+                received,
+                widen(received),
+            )
         pairs = [
             stage.update(updates, one, params)
             for stage, one in zip(stages, state.inner, strict=True)
@@ -112,6 +122,12 @@ def add_branches(
         return total, BranchesState(steps, inner)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _has_nu(state: Any) -> bool:
+    """Return whether a stage with this state has a second moment."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MomentsState))
+    return any(isinstance(x, MomentsState) and x.nu is not None for x in nodes)
 
 
 def _add_moments(

@@ -186,3 +186,21 @@ def test_shares_are_checked(share):
 def test_a_decay_of_zero_needs_no_trace():
     state = adam_jax.aggmo(1e-3).init(jnp.zeros(7))
     assert sum(x.shape == (7,) for x in jax.tree.leaves(state)) == 2
+
+
+def test_large_gradients_are_bounded_in_all_branches_if_in_one():
+    """As beside the second moment: 1e30 cannot be squared in float32."""
+    for size in (1.0, 1e30):
+        tx = optax.chain(
+            add_branches((1.0, scale_by_moments()), (1.0, scale_by_moments(0.5, None))),
+            bias_correct(),
+            precondition(),
+        )
+        np.testing.assert_allclose(first(tx, jnp.float32(size)), 1.0, rtol=1e-6)
+    alone = add_branches((1.0, optax.identity()), (1.0, optax.identity()))
+    assert first(alone, jnp.float32(1e30)) == np.float32(2e30)
+    half = optax.chain(
+        add_branches((1.0, scale_by_moments()), (1.0, scale_by_moments(0.5, None))),
+        precondition(),
+    )
+    assert first(half, jnp.bfloat16(1e30)).dtype == jnp.bfloat16
