@@ -14,7 +14,7 @@ from adam_jax.moments.trees import decode, store
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.stages.holding import NuTraceState, TraceState
 from adam_jax.states.buffers import Packed, PackedState, pack, part
-from adam_jax.states.reading import cut_to, expect_shapes
+from adam_jax.states.reading import cut_to, expect_shapes, is_of_numbers
 
 
 def convert_state(
@@ -29,6 +29,11 @@ def convert_state(
     Values are rounded to nearest; counts and weights do not change. A packed state
     stays packed, except for leaves that the new format does not store element by
     element.
+
+    An optimizer that keeps some moments in a format of its own, as normuon its means
+    over rows, refuses the converted ones: continue its state with `adopt_state`, which
+    stores each moment as the new optimizer does. (Those of a number a leaf, as in
+    stable_spam, stay as they are if you pass params.)
 
     Args:
       state: an optimizer state, or anything that holds one, such as a TrainState.
@@ -104,6 +109,9 @@ def convert_state(
         if isinstance(node, WithinState):  # where shapes may be others
             return node._replace(inner_state=convert_all(node.inner_state, None))
         if isinstance(node, MomentsState):
+            packed = any(isinstance(x, Packed) for x in (node.mu, node.nu))
+            if not packed and is_of_numbers(node, params):
+                return node
             mu, mu_kept = convert(node.mu, node.mu_format, mu_format, True, params)
             nu, nu_kept = convert(node.nu, node.nu_format, nu_format, False, params)
             return node._replace(mu=mu, mu_format=mu_kept, nu=nu, nu_format=nu_kept)

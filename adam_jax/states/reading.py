@@ -58,7 +58,7 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
     Returns:
       The states in order, as if they had been stored in float32: without buffers, and
       with `Dense` readers. Inside `within`, moments are in its coordinates, also with
-      `like`.
+      `like`; with it, those of a number a leaf, as in `adjust_leaves`, are left out.
 
     Raises:
       ValueError: if `like` does not fit the moments; the message names a leaf.
@@ -77,6 +77,8 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
             if isinstance(node, WithinState):
                 nodes += read_nodes(node.inner_state, None if _turns(node) else like)
                 continue
+            if is_of_numbers(node, like):
+                continue
             mu = read(node.mu, node.mu_format, like)
             nu = read(node.nu, node.nu_format, like)
             plain = {"mu_format": Dense(), "nu_format": Dense()}
@@ -84,6 +86,22 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
         return nodes
 
     return read_nodes(unpack(state), like)
+
+
+def is_of_numbers(node: MomentsState, like: Any) -> bool:
+    """Return whether moments are of a number a leaf, as those in `adjust_leaves`.
+
+    Args:
+      node: stored moments, in no buffers.
+      like: a pytree like the parameters, or None.
+    """
+    if like is None:
+        return False
+    kept = [x for x in (node.mu, node.nu) if x is not None]
+    leaves = jax.tree.leaves(kept)
+    likes = jax.tree.leaves([cut_to(x, like) for x in kept])
+    numbers = bool(leaves) and all(np.shape(x) == () for x in leaves)
+    return numbers and any(np.shape(x) != () for x in likes)
 
 
 def leave_out_turned(state: Any) -> Any:
