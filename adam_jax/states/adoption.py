@@ -203,7 +203,8 @@ def _make_moments(
             ours += [field, f"{field}_format"]
         else:
             made[field] = _fill(getattr(node, field), values[name])
-    if ours:
+    # A node without moments has weights as well: what it passes on counts in full.
+    if ours or (steps and hasattr(node, "weights") and not part.trees):
         with resuming(Resumed(values, stored, steps or 0)):
             own = next(islice(iterate_nodes(tx.init(params)), number, None))
         made |= {field: getattr(own, field) for field in ours}
