@@ -20,6 +20,7 @@ from adam_jax.hyperparams import (
     check_no_schedule,
     check_non_negative,
     exact,
+    shown,
 )
 from adam_jax.measures import map_leaves, root_mean_square
 from adam_jax.stages.flow import cast_like, expect_params, expect_state
@@ -69,8 +70,9 @@ def schedule_free(
 
     Raises:
       ValueError: if a hyperparameter is out of range, or update() lacks params.
-      TypeError: for a parameter that is neither floating-point nor complex; if the
-        state belongs to another transformation.
+      TypeError: for a state_dtype that is no dtype, such as a `Format`; for a parameter
+        that is neither floating-point nor complex; if the state belongs to another
+        transformation.
 
     Example: two steps of -1. x is z at first, then the mean of both z.
 
@@ -91,6 +93,14 @@ def schedule_free(
     if isinstance(b1, float) and not b1:
         raise ValueError("b1 must be > 0, got 0: params would not depend on x.")
     power = check_non_negative("weight_lr_power", weight_lr_power)
+    if state_dtype is not None:
+        try:
+            jnp.dtype(state_dtype)
+        except TypeError:
+            raise TypeError(
+                f"state_dtype must be a dtype, got {shown(state_dtype)}: z is where "
+                "the steps have led, and no moment, so that it takes no format."
+            ) from None
 
     def init_fn(params):
         check_inexact(params, "params")

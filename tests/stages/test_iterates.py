@@ -181,3 +181,6 @@ def test_ranges():
         schedule_free(0.1, 0.0)
     with pytest.raises(ValueError, match="slow_step_size must be a finite number >= 0"):
         step_back(6, -0.5)
+    for state_dtype in ("8bit", adam_jax.eight_bit()):
+        with pytest.raises(TypeError, match="state_dtype must be a dtype, got"):
+            schedule_free(0.1, state_dtype=state_dtype)
