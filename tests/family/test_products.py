@@ -6,6 +6,7 @@
 import functools
 import inspect
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def storage_arguments(name):
     return [x for x in named if x in inspect.signature(MAKERS[name]).parameters]
 
 
-def draw(steps, dtype=np.float32, seed=0):
+def draw(steps, dtype: Any = np.float32, seed=0):
     """Return parameters, and gradients of which each has a trend and noise."""
     rng = np.random.default_rng(seed)
 
@@ -221,7 +222,8 @@ def test_guards_skip_a_step_as_if_it_had_not_been(name):
 def test_figures_are_finite(name):
     params, grads, _, state = after_three(name)
     tx = adam_jax.record(make(name))
-    start = tx.init(params)._replace(inner_state=state)
+    start: Any = tx.init(params)
+    start = start._replace(inner_state=state)
     updates, recorded = jax.jit(tx.update)(grads, start, params)
     figures = adam_jax.named_figures(recorded, params)
     assert all(np.isfinite(x) for x in figures.values()), figures
