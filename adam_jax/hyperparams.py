@@ -213,27 +213,26 @@ def _unchecked(value: Any) -> Any:
     return value
 
 
-def check_whole(name: str, value: Any, least: int = 1, most: int = 2**32 - 1) -> int:
+def check_whole(name: str, value: Any, least: int = 1) -> int:
     """Return `value` if it is an integer that is known when the optimizer is made.
 
     Args:
       name: the argument's name, for the message.
       value: what a user passed.
-      least: the least that it may be.
-      most: the most.
+      least: the least that it may be; the most is 2^32 - 1.
 
     Raises:
       ValueError: if it is something else; the message names the argument.
     """
+    kind = "a positive integer" if least == 1 else f"an integer in [{least}, 2^32)"
     if isinstance(value, jax.Array):
         raise ValueError(
-            f"{name} must be an integer that is known when the optimizer is made, got "
-            "an array. Under optax.inject_hyperparams, which makes arrays of all "
-            f"numbers, say static_args={name!r}."
+            f"{name} must be {kind} that is known when the optimizer is made, got an "
+            "array. Under optax.inject_hyperparams, which makes arrays of all numbers, "
+            f"say static_args={name!r}."
         )
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or not least <= value <= most:
-        kind = "a positive integer" if least == 1 else f"an integer in [{least}, 2^32)"
+    if not is_integer or not least <= value < 2**32:
         raise ValueError(f"{name} must be {kind}, got {shown(value)}.")
     return int(value)
 

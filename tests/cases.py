@@ -60,6 +60,8 @@ MAKERS = adam_jax.OPTIMIZERS | {
 
 # They look at whole leaves, which packed() would merge.
 LEAFWISE = ("cautious_adamw", "lamb", "lars", "stable_adamw")
+LEAFWISE += ("soap", "shampoo", "muon", "normuon", "adamuon", "adafactor", "came")
+LEAFWISE += ("adam_hyperball",)
 
 
 def rising(count):

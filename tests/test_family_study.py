@@ -6,12 +6,14 @@ import json
 import pathlib
 import sys
 
+import jax.numpy as jnp
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 import family_study
 import study_page
 
+from adam_jax import OPTIMIZERS
 from adam_jax.experiments.config import ModelConfig
 from adam_jax.experiments.study.outcomes import Spread
 
@@ -171,9 +173,12 @@ def test_early_and_late_are_told_from_the_curves(study):
 
 
 def test_a_switch_is_found_in_a_state():
-    states = {"switched": [False], "count": 3}
-    assert not family_study.has_switched(states)
-    assert family_study.has_switched({"moments": states | {"switched": [True]}})
+    tx = OPTIMIZERS["swats"](0.1, tolerance=1.0)
+    params, state = jnp.ones(3), tx.init(jnp.ones(3))
+    assert not family_study.has_switched({"of a member": state})
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    assert family_study.has_switched({"of a member": state})
     assert not family_study.has_switched({"count": 3})
 
 

@@ -125,6 +125,7 @@ def scale_by_distance(
     def update_fn(updates, state, params=None):
         params = widen(expect_params(updates, params, "scale_by_distance"))
         expect_state(state, DistanceState, "scale_by_distance")
+        check_inexact(updates, "grads")
         own, old = state.inner_state
         past, dtype = old.count, state.distance.dtype
 

@@ -405,11 +405,11 @@ def test_what_is_refused():
         tx.update({"other": params["matrix"]}, state)
     with pytest.raises(TypeError, match="WithinState"):
         tx.update(params, adam_jax.adam(1e-3).init(params))
-    with pytest.raises(TypeError, match="static_args='every'"):
+    with pytest.raises(ValueError, match="static_args='every'"):
         eigenbasis(every=jnp.int32(3))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="rank must be an integer"):
+    with pytest.raises(ValueError, match="rank must be a positive integer"):
         subspace(0.5)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="every must be at least 1"):
+    with pytest.raises(ValueError, match="every must be a positive integer"):
         inverse_roots(every=0)
     with pytest.raises(TypeError, match="not a schedule"):
         inverse_roots(lambda count: 1e-6)

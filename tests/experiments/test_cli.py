@@ -37,7 +37,7 @@ MISTAKES = {
     "a folder for a file": ("--config=.", r"\.: Is a directory"),
     "an unknown optimizer": (
         "--optimizer.name=adma",
-        r"optimizer.name is 'adma', but must be one of adabelief, .*, yogi",
+        r"optimizer.name is 'adma', but must be one of acprop, .*, yogi",
     ),
     "an option of another optimizer": (
         "--optimizer.momentum=0.9",

@@ -55,7 +55,7 @@ MISTAKES = {
     "a surface": ("--surface=himmelblau", r"'himmelblau', but must be one of rosenbro"),
     "an optimizer": (
         '--optimizers=["adma"]',
-        r"optimizers has 'adma', which must be one of adabelief, .*, yogi, momentum",
+        r"optimizers has 'adma', which must be one of acprop, .*, yogi, momentum",
     ),
     "no list": ("--optimizers=adam", r"optimizers: expected a list, got adam"),
     "another's option": (

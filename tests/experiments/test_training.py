@@ -262,6 +262,17 @@ def test_every_figure_is_recorded_that_the_optimizer_has(name):
         "schedule_free_adamw": {"bias_correction_nu", "at_step_bound"},
         "schedule_free_radam": {"bias_correction_nu", "at_step_bound"},
         "prodigy": others - {"at_step_bound"},
+        "signum": {"bias_correction_mu"},
+        "tiger": {"bias_correction_mu"},
+        "aggmo": {"bias_correction_mu"},
+        "lars": set(),
+        "shampoo": set(),
+        "adadelta": {"bias_correction_nu"},
+        "adopt": {"bias_correction_nu", "at_step_bound"},
+        "muon": others - {"at_step_bound"},
+        "normuon": others - {"at_step_bound"},
+        "adamuon": others - {"at_step_bound"},
+        "madgrad": others - {"at_step_bound"},
     }
     without = others - of_moments.get(name, others)
     assert set(jax.eval_shape(tx.init, params).figures) == {*FIGURES} - without

@@ -104,7 +104,9 @@ def test_a_moment_is_decoded_once_an_update(name, wrapper):
     state = tx.init(PARAMS)
     moments = sum(x.dtype == jnp.int16 for x in jax.tree.leaves(state))
     jaxpr = str(jax.make_jaxpr(tx.update)(GRADS, state, PARAMS))
-    assert jaxpr.count("name=of_integers") == moments > 0
+    assert moments or name in ("rowwise_adagrad", "adafactor")  # means, as they are
+    turned = 2 * (name == "soap")  # in the branch in which mu turns with the basis
+    assert jaxpr.count("name=of_integers") == moments + turned
 
 
 def test_it_is_adam():

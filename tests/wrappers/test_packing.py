@@ -31,7 +31,7 @@ every_optimizer = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("name", LEAFWISE)
 def test_what_looks_at_whole_leaves_is_refused(name):
-    params = {"a": jnp.ones(3), "b": jnp.ones(4)}
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 4))}
     with pytest.raises(ValueError, match=r"packed\(\) was given an optimizer"):
         tx = packed(adam_jax.OPTIMIZERS[name](0.1))
         tx.update(params, tx.init(params), params)
