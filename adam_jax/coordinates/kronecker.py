@@ -111,8 +111,8 @@ def eigenbasis(
       max_size: longer axes do not turn.
 
     Raises:
-      ValueError: if an argument is out of range.
-      TypeError: if `every` or `max_size` is not an integer.
+      ValueError: if an argument is out of range, or `every` or `max_size` not an
+        integer.
 
     Example: the gradients of a rotated diagonal enter as a diagonal.
 
@@ -218,8 +218,9 @@ def inverse_roots(
       max_size: longer axes are not multiplied by anything.
 
     Raises:
-      ValueError: if an argument is out of range.
-      TypeError: if `every` or `max_size` is not an integer, or `initial` a schedule.
+      ValueError: if an argument is out of range, or `every` or `max_size` not an
+        integer.
+      TypeError: if `initial` is a schedule.
 
     Example: the first step of a diagonal has its signs, whatever its scale.
 

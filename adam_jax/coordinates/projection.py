@@ -94,8 +94,7 @@ def subspace(
       scale: the factor of the updates, >= 0; a number, a 0-d array or a schedule.
 
     Raises:
-      ValueError: if an argument is out of range.
-      TypeError: if `rank` or `every` is not an integer.
+      ValueError: if an argument is out of range, or `rank` or `every` not an integer.
 
     Example: of two singular values, the larger is seen.
 

@@ -71,9 +71,9 @@ def soap(
       nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, or update() lacks params.
-      TypeError: if an integer is none. (To `optax.inject_hyperparams`, say
-        `static_args=("precondition_frequency", "max_size")`.)
+      ValueError: if a hyperparameter is out of range, an integer is none (to
+        `optax.inject_hyperparams`, say `static_args=("precondition_frequency", "max_size")`),
+        or update() lacks params.
 
     Example: the second step, for gradients with one pair of singular vectors.
 
@@ -157,9 +157,9 @@ def galore_adamw(
       nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, or update() lacks params.
-      TypeError: if an integer is none. (To `optax.inject_hyperparams`, say
-        `static_args=("rank", "update_gap")`.)
+      ValueError: if a hyperparameter is out of range, an integer is none (to
+        `optax.inject_hyperparams`, say `static_args=("rank", "update_gap")`),
+        or update() lacks params.
 
     Example: of two singular values, the larger moves.
 
@@ -224,9 +224,9 @@ def shampoo(
         "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
 
     Raises:
-      ValueError: if a hyperparameter is out of range.
-      TypeError: if an integer is none, or eps a schedule. (To
-        `optax.inject_hyperparams`, say `static_args=("update_every", "max_size")`.)
+      ValueError: if a hyperparameter is out of range, or an integer is none (to
+        `optax.inject_hyperparams`, say `static_args=("update_every", "max_size")`).
+      TypeError: if eps is a schedule.
 
     Example: the second of two equal gradients, a diagonal.
 

@@ -83,9 +83,9 @@ def muon(
       nu_dtype: how nu of AdamW is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, or update() lacks params.
-      TypeError: if ns_steps is not an integer. (To `optax.inject_hyperparams`, say
-        `static_args="ns_steps"`.)
+      ValueError: if a hyperparameter is out of range, ns_steps is not an integer (to
+        `optax.inject_hyperparams`, say `static_args="ns_steps"`), or update() lacks
+        params.
 
     Example: both singular values, 2 and 9, end near 1.
 
@@ -186,9 +186,9 @@ def normuon(
       adam_b2: b2 of AdamW.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, or update() lacks params.
-      TypeError: if ns_steps or axes is not an integer. (To `optax.inject_hyperparams`,
-        say `static_args=("ns_steps", "axes")`.)
+      ValueError: if a hyperparameter is out of range, ns_steps or axes is not an
+        integer (to `optax.inject_hyperparams`, say `static_args=("ns_steps", "axes")`),
+        or update() lacks params.
 
     Example: both rows get the same length.
 
@@ -267,9 +267,9 @@ def adamuon(
       adam_b2: b2 of AdamW.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, or update() lacks params.
-      TypeError: if ns_steps is not an integer. (To `optax.inject_hyperparams`, say
-        `static_args="ns_steps"`.)
+      ValueError: if a hyperparameter is out of range, ns_steps is not an integer (to
+        `optax.inject_hyperparams`, say `static_args="ns_steps"`), or update() lacks
+        params.
 
     Example: only the signs count in the first step.
 

@@ -107,8 +107,7 @@ def orthogonalize(
     Raises:
       ValueError: for other coefficients, or if an argument is out of range; at the
         first trace, for scalars and vectors, or in a shard_map that cuts a leaf.
-      TypeError: if ns_steps is not an integer, or eps a schedule; at the first trace,
-        for `Moments`.
+      TypeError: if eps is a schedule; at the first trace, for `Moments`.
 
     Example: singular values 3 and 0.1.
 
