@@ -71,9 +71,9 @@ def soap(
       nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, an integer is none (to
-        `optax.inject_hyperparams`, say `static_args=("precondition_frequency", "max_size")`),
-        or update() lacks params.
+      ValueError: if a hyperparameter is out of range, an integer is none, or update()
+        lacks params. (To `optax.inject_hyperparams`, say
+        `static_args=("precondition_frequency", "max_size")`.)
 
     Example: the second step, for gradients with one pair of singular vectors.
 
