@@ -42,12 +42,15 @@ INTRO = f"""\
 Every optimizer of the table, below the one that it changes. Each is one chain, and the
 lines in which it differs from its parent's are marked, as `adam-jax family NAME` prints
 them. With its chain it has all that the parts bring: moments in bfloat16 and 8 bits,
-guards, figures, sharding, files.
+guards, figures, sharding, files. Only in a shard_map that cuts a leaf, those that work
+on whole matrices (SOAP, Shampoo, GaLore, Muon and its children) refuse the step.
+
+What a paper claims is said to be its claim: it was not repeated here.
 
 ![the family tree](family.png)
 
 *lines*: how many lines of the chain differ from the parent's. *bytes*: of state a
-parameter, measured for a float32 matrix of {SHAPE[0]} x {SHAPE[1]}. *oracle*: the
+parameter, counted for a float32 matrix of {SHAPE[0]} x {SHAPE[1]}. *oracle*: the
 largest error of an update over {STEPS} steps in float64, beside a loop transcribed from
 the paper. *others*: the largest error of a parameter beside other people's code, for
 the nearest of the libraries that the section lists. Errors are relative to the size of

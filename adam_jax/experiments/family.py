@@ -54,8 +54,8 @@ def tabulate() -> Table:
     add("sgd", 0)
     table.caption = (
         f"{len(OPTIMIZERS)} optimizers\n"
-        "lines: of its chain that differ from the one above it\n"
-        f"bytes: of state a parameter, of a float32 matrix of {SHAPE[0]} x {SHAPE[1]}"
+        "lines: those of its chain that differ from its parent's\n"
+        f"bytes: of state a parameter, for a float32 matrix of {SHAPE[0]} x {SHAPE[1]}"
     )
     table.caption_justify = "left"
     return table
