@@ -65,8 +65,9 @@ def cautious_adamw(
       >>> print(updates)
       [-0.001 -0.   ]
 
-    When: One line for a little speed: skips elements whose momentum opposes the
-    gradient. Loses momentum's smoothing of noise.
+    When: A small change to AdamW, for which its paper claims fewer steps. Momentum no
+    longer carries an element on against its gradient, so with small batches much of its
+    smoothing of noise is lost.
 
     Reference: Liang et al. 2024 (arXiv:2411.16085), Algorithm 2.
 
@@ -133,8 +134,8 @@ def grams(
       >>> print(f"{updates:.6f}")
       0.000266
 
-    When: The gradient gives the direction, momentum only the size. Noise of small
-    batches goes straight into the signs.
+    When: The gradient gives the direction, momentum only the size: its paper claims
+    fewer steps than AdamW's. With small batches, noise goes straight into the signs.
 
     Reference: Cao et al. 2024 (arXiv:2412.17107), Algorithm 1.
     """
@@ -166,7 +167,7 @@ def cautious_decay_adamw(
     mask: Mask = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build AdamW with cautious decay: only where the update moves towards 0, too.
+    """Build AdamW with cautious decay: only of what the update, too, moves towards 0.
 
         u = mu_hat / (sqrt(nu_hat + eps_root) + eps)
         agree = 1 where u * params >= 0, else 0
@@ -199,7 +200,9 @@ def cautious_decay_adamw(
       >>> print(updates)
       [-0.002  0.001]
 
-    When: Decay that does not oppose the update; at the rate and decay of AdamW.
+    When: Decay that does not oppose the update: its paper claims a lower loss at the
+    rate and decay of AdamW. Weights decay less, so it is no help where AdamW needs more
+    decay.
 
     Reference: Chen et al. 2025 (arXiv:2510.12402), Algorithm 1.
 

@@ -186,7 +186,8 @@ def adamw(
       >>> print(f"{updates:.6f}")
       -0.002000
 
-    When: The standard for transformers. The decay scales with the learning rate.
+    When: Transformers, and wherever Adam is to have weight decay, which scales with the
+    learning rate.
 
     Reference: Loshchilov & Hutter 2017, Algorithm 2.
 
@@ -314,7 +315,8 @@ def nadamw(
       >>> print(f"{updates:.6f}")
       -0.002474
 
-    When: Won the AlgoPerf self-tuning baseline among its like; else as nadam.
+    When: Where AdamW serves, with a momentum that reacts sooner. At a small b1 there is
+    hardly a difference.
 
     Reference: Dozat 2016, Algorithm 2; Loshchilov & Hutter 2017, Algorithm 2.
 

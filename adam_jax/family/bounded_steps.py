@@ -24,7 +24,7 @@ def adabound(
     *,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build AdaBound: Adam whose step sizes are clipped, in time to that of SGD.
+    """Build AdaBound: Adam with step sizes between bounds that close in on SGD's.
 
         lower = final_lr * (1 - 1 / (gamma * t + 1))
         upper = final_lr * (1 + 1 / (gamma * t))
@@ -56,8 +56,8 @@ def adabound(
       >>> print(f"{updates:.5f}")  # -(0.09 - 0.05) / 0.19 / 15
       -0.01404
 
-    When: Adam at first and SGD at last, for generalisation on images. Its final rate
-    must be chosen.
+    When: Adam at first and SGD at last: its paper claims that this generalises better
+    on images. SGD's rate must be chosen, and it is no help where SGD does poorly.
 
     Reference: Luo et al. 2019 (arXiv:1902.09843), Algorithm 2.
 
@@ -121,8 +121,9 @@ def adamod(
       >>> print(f"{updates:.7f}")  # -(0.9 * 1e-4 + 0.1 * 0.001265) * 0.04 / 0.19
       -0.0000456
 
-    When: Keeps rare huge steps of elements whose second moment is near 0 in bounds;
-    takes the place of a warm-up. One more buffer.
+    When: Bounds the long steps of elements whose second moment is still near 0, in
+    place of a warm-up. No help in runs of less than about 1 / (1 - b3) steps, which it
+    slows down. One more buffer.
 
     Reference: Ding et al. 2019 (arXiv:1910.12249), Algorithm 1.
 
@@ -191,8 +192,9 @@ def stable_adamw(
       >>> print(f"{updates:.6f}")  # -1e-3 / sqrt(4 / 2.5) * (1.526 / sqrt(2.5) + 1)
       -0.001554
 
-    When: Loss spikes from a second moment that lags behind: CLIP and other large
-    models. No need of gradient clipping.
+    When: Loss spikes from a second moment that lags behind: its paper finds them in
+    CLIP, and uses this in place of gradient clipping. Where gradients do not jump it is
+    nearly AdamW.
 
     Reference: Wortsman et al. 2023 (arXiv:2304.13013), Algorithm 2.
 

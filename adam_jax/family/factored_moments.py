@@ -44,7 +44,8 @@ def adafactor(
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
-        of the step count, 0 at the first step). None means 1.
+        of the step count, 0 at the first step). The other numbers may be any of these,
+        unless they say otherwise. None means 1.
       min_dim_size_to_factor: leaves whose second longest axis is shorter keep a whole
         nu. A static int: name it in the `static_args` of `optax.inject_hyperparams`.
       decay_rate: the exponent of the decay rate of nu, >= 0.
@@ -60,7 +61,7 @@ def adafactor(
         wider.
       weight_decay_rate: >= 0. Each step subtracts `weight_decay_rate * params`, without
         the learning rate; None means no decay.
-      eps: added to g^2, >= 0.
+      eps: added to g^2, >= 0, in units of the gradient squared.
       factored: whether to keep means of rows and columns; if not, a whole nu.
       weight_decay_mask: which parameters decay: a pytree of booleans, a prefix of
         params, or a function of params that returns one. (`optax.inject_hyperparams`
@@ -78,8 +79,9 @@ def adafactor(
       >>> print(f"{updates:.4f}")
       0.5000
 
-    When: Large transformers with next to no state for the second moment; its relative
-    steps need no rate. Often a little worse than Adam with momentum.
+    When: Large transformers: without momentum it has next to no state. Steps are
+    relative to the parameters. Where Adam's state fits in memory there is little reason
+    for it.
 
     Reference: Shazeer & Stern 2018 (arXiv:1804.04235), Algorithms 4 to 6.
 
@@ -131,7 +133,7 @@ def came(
     mask: Mask = None,
     mu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build CAME: Adafactor with momentum, less of it where the updates vary.
+    """Build CAME: Adafactor with momentum, and shorter steps where updates vary.
 
         v <- b2 * v + (1 - b2) * (g^2 + eps)                      as row by column
         u = g / sqrt(v);  u <- u / max(1, rms(u) / clipping_threshold)
@@ -139,17 +141,17 @@ def came(
         s <- b3 * s + (1 - b3) * ((u - m)^2 + eps_confidence)     as row by column
         params <- params - learning_rate * (m / sqrt(s) + weight_decay * params)
 
-    No moment is corrected, so the first steps are about ten learning rates long: warm
-    up.
+    No moment is corrected, so the first steps are about ten learning rates long: use a
+    warm-up.
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
         of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the average m of steps, in [0, 1).
       b2: decay rate of the second moment v of gradients, in [0, 1).
-      b3: decay rate of the second moment s of what separates u from m, in [0, 1).
+      b3: decay rate of s, the average of (u - m)^2, in [0, 1).
       eps: added to g^2, >= 0, in units of the gradient squared.
-      eps_confidence: added to (u - m)^2, >= 0.
+      eps_confidence: added to (u - m)^2, >= 0, a number without units.
       clipping_threshold: the largest root mean square of u, a number or a 0-d array.
       min_dim_size_to_factor: leaves whose second longest axis is shorter keep whole v
         and s. A static int: name it in the `static_args` of `optax.inject_hyperparams`.
@@ -171,7 +173,9 @@ def came(
       >>> print(f"{updates:.6f}")
       -0.011111
 
-    When: Adafactor with momentum, and less weight on what the factors get wrong.
+    When: Adafactor with momentum, which trusts less what its factors get wrong: its
+    paper claims results like Adam's on language models. Only large matrices save
+    memory, and it needs a warm-up.
 
     Reference: Luo et al. 2023 (arXiv:2307.02047), Algorithm 2.
 

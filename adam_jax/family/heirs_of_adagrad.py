@@ -23,7 +23,7 @@ def adadelta(
     *,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build ADADELTA: steps in the units of the parameters, from those taken before.
+    """Build ADADELTA: RMSProp whose step size is the root mean square of past steps.
 
         g <- g + weight_decay * params
         nu <- rho * nu + (1 - rho) * g^2
@@ -34,9 +34,10 @@ def adadelta(
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
         of the step count, 0 at the first step). The other numbers may be any of these.
-        It is 1 in the paper. None emits plus the update, as in Optax.
+        It is 1 in the paper. None emits the update itself, which climbs, as in Optax.
       rho: decay rate of both averages, in [0, 1).
-      eps: added inside both roots, >= 0.
+      eps: added inside both roots, >= 0: in units of the gradient squared, and of the
+        parameters squared.
       weight_decay: >= 0: L2 regularisation, added to the gradient.
       weight_decay_mask: which parameters decay: a pytree of booleans, a prefix of
         params, or a function of params that returns one. (`optax.inject_hyperparams`
@@ -58,7 +59,8 @@ def adadelta(
       >>> print(f"{updates:.6f}")  # sqrt(2e-6) / sqrt(0.115) / 2
       0.002085
 
-    When: Needs no learning rate. Often slower than a tuned Adam.
+    When: No learning rate to choose. Its first steps are as short as eps makes them, so
+    it starts far more slowly than a tuned Adam.
 
     Reference: Zeiler 2012 (arXiv:1212.5701), Algorithm 1.
 
@@ -83,7 +85,7 @@ def madgrad(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build MADGRAD: sums of gradients, taken from where the parameters started.
+    """Build MADGRAD: sums of gradients, subtracted from the initial parameters.
 
         g <- g + weight_decay * params;  weight = (learning_rate + eps) * sqrt(t)
         mu <- mu + weight * g
@@ -98,7 +100,7 @@ def madgrad(
         of the step count, 0 at the first step). The other numbers may be any of these.
       momentum: the weight of the parameters in the average, in [0, 1).
       weight_decay: >= 0: L2 regularisation, added to the gradient. The paper advises
-        against it, or for little.
+        against it, or a small one.
       eps: added to the cube root of nu and to the learning rate, >= 0.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
         "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
@@ -117,8 +119,9 @@ def madgrad(
       >>> print(f"{updates:.6f}")  # 0.1 * (0.01 - 0.01 / sqrt(2)) / cbrt(0.0135)
       -0.001229
 
-    When: As good as SGD on images and as Adam on text, the paper claims; needs a rate
-    of its own and little decay. Keeps the initial parameters.
+    When: Its paper claims results as good as SGD's on images and as Adam's on text.
+    Needs a rate of its own and does not go well with decay. Keeps the initial
+    parameters.
 
     Reference: Defazio & Jelassi 2021 (arXiv:2101.11075), Algorithm 1.
 

@@ -53,14 +53,15 @@ def schedule_free_adamw(
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
         of the step count, 0 at the first step). The other numbers may be any of these.
         It may rise, but need not fall.
-      warmup_steps: over so many steps the learning rate rises from 0; None means none.
+      warmup_steps: the number of steps over which the learning rate rises from 0, an
+        integer; None means none.
       b1: how near to x the parameters are, in (0, 1): it stands for momentum.
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`
         from z.
-      weight_lr_power: >= 0; the larger, the less iterates weigh in x at which the
-        learning rate was small.
+      weight_lr_power: >= 0. The larger it is, the less weight x gives to iterates
+        whose learning rate was small.
       state_dtype: the dtype of z; None means the parameters', float32 or wider.
       nu_dtype: how nu is stored: a dtype, a `Format` or the name of one ("float32",
         "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
@@ -79,8 +80,9 @@ def schedule_free_adamw(
       >>> print(f"{state[-1].z:.2f} {x:.2f} {y:.2f}")
       -0.30 -0.20 -0.21
 
-    When: No schedule and no last step to be known. Evaluate at the average, which takes
-    a copy of the parameters in place of mu.
+    When: Runs whose length is not known in advance: it needs no schedule. The learning
+    rate is still to be tuned, and the model has to be evaluated at x. z takes the place
+    of mu in memory.
 
     Reference: Defazio et al. 2024 (arXiv:2405.15682), Algorithm 1.
 
@@ -130,8 +132,8 @@ def schedule_free_radam(
         params <- b1 x + (1 - b1) z
 
     For r see `rectified_precondition`, with a threshold of 4; it is part of the
-    learning rate that c follows. Up to there nothing moves, which takes 4 steps at the
-    default b2.
+    learning rate that c follows. Until then nothing moves: for 4 steps, at the default
+    b2.
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
@@ -141,8 +143,8 @@ def schedule_free_radam(
       eps: added to the root of nu, >= 0, in units of the gradient.
       weight_decay: >= 0. Each step subtracts `learning_rate * r * weight_decay *
         params` from z.
-      weight_lr_power: >= 0; the larger, the less iterates weigh in x at which the
-        learning rate was small.
+      weight_lr_power: >= 0. The larger it is, the less weight x gives to iterates
+        whose learning rate was small.
       state_dtype: the dtype of z; None means the parameters', float32 or wider.
       silent: whether nothing moves before nu is trusted; if not, z moves by g itself,
         with r = 1.
@@ -162,7 +164,8 @@ def schedule_free_radam(
       >>> print(*sizes[3:])  # r = 0.017 at the fifth step
       0.000000 -0.001731
 
-    When: The same without a warm-up.
+    When: As `schedule_free_adamw`, without a warm-up to choose. If you have one that
+    works, there is nothing to gain.
 
     Reference: Defazio et al. 2024 (arXiv:2405.15682), Algorithm 1; Liu et al. 2020,
     Algorithm 2 (RAdam); together in the authors' code.
@@ -217,7 +220,7 @@ def lookahead(
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
         "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
       sync_period: the number of steps forward, an integer >= 1; not a schedule.
-      slow_step_size: how much of the way remains, >= 0.
+      slow_step_size: how much of the way remains, >= 0; at 1 this is Adam.
       nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
@@ -233,7 +236,9 @@ def lookahead(
       >>> print(f"{param:.4f}")
       -0.1000
 
-    When: Less variance for a copy of the parameters; forgives a rate that is too large.
+    When: Its paper claims less variance, and results that depend less on Adam's
+    hyperparameters. A rate that decays lowers the variance, too. One more copy of the
+    parameters.
 
     Reference: Zhang et al. 2019 (arXiv:1907.08610), Algorithm 1.
 
@@ -296,10 +301,11 @@ def adam_hyperball(
       >>> print(f"{params[0, 0] + updates[0, 0]:.4f} {updates[0, 1]:.4f}")
       4.0000 3.0000
 
-    When: Weights of fixed norm: one rate for all widths and no decay to tune. Not for
-    gains and biases that have to grow.
+    When: Weights of fixed norm: no decay to tune, and its authors claim that one
+    learning rate fits several widths and depths. Not for matrices whose norm has to
+    grow, such as those that start near 0.
 
-    Reference: Wen et al. 2025 (Hyperball).
+    Reference: Wen et al. 2025 (Hyperball; later arXiv:2606.16899).
     """
     return chain(
         "adam_hyperball",

@@ -37,15 +37,15 @@ def soap(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build SOAP: AdamW in the eigenvectors of Shampoo's matrices.
+    """Build SOAP: AdamW in the eigenbases of Shampoo's matrices.
 
         L <- b2 * L + (1 - b2) * G G'           R <- b2 * R + (1 - b2) * G' G
         N = Q_L' mu_hat Q_R / (sqrt(nu_hat) + eps)
         params <- params - learning_rate * (Q_L N Q_R' + weight_decay * params)
 
     nu gathers the squares of Q_L' G Q_R, and mu G itself. The state holds mu as
-    Q_L' mu Q_R, and turns it when the vectors change. Here they are of the gradients
-    before; they follow L and R every `precondition_frequency` steps, by one QR.
+    Q_L' mu Q_R, and turns it when the vectors change. A gradient meets the Q of the
+    gradients before it; every `precondition_frequency` steps, one QR renews Q.
 
     The first step moves nothing, not even scalars: it makes the first vectors. A leaf
     with k axes has k such matrices; scalars and vectors go by AdamW.
@@ -61,8 +61,9 @@ def soap(
       b2: decay rate of the second moment, and of L and R, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
-      precondition_frequency: the number of steps from one Q to the next, an integer.
-      max_size: axes with more elements do not turn, an integer.
+      precondition_frequency: the number of steps from one Q to the next, an integer
+        >= 1.
+      max_size: axes with more elements do not turn, an integer >= 1.
       mask: which parameters decay: a pytree of booleans, a prefix of params, or a
         function of params that returns one. (`optax.inject_hyperparams` takes a
         function to be a schedule unless you pass it `static_args="mask"`.)
@@ -71,8 +72,8 @@ def soap(
       nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, an integer is none, or update()
-        lacks params. (To `optax.inject_hyperparams`, say
+      ValueError: if a hyperparameter is out of range, an integer is not one, or
+        update() lacks params. (To `optax.inject_hyperparams`, say
         `static_args=("precondition_frequency", "max_size")`.)
 
     Example: the second step, for gradients with one pair of singular vectors.
@@ -85,8 +86,9 @@ def soap(
       >>> print(f"{updates[0, 1]:.6f} {updates[1, 0]:.6f}")
       -0.001000 -0.001000
 
-    When: Fewer steps than AdamW on language models; eigenbases as large as the axes,
-    and a QR every few steps.
+    When: Its paper claims fewer steps than AdamW's on language models. Each axis takes
+    two square matrices, and a QR every few steps: no help where the optimizer's step
+    already takes much of the time or memory.
 
     Reference: Vyas et al. 2024 (arXiv:2409.11321), Algorithms 3 and 4.
 
@@ -129,7 +131,7 @@ def galore_adamw(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build GaLore: AdamW in the largest singular vectors of a past gradient.
+    """Build GaLore: AdamW in the span of a past gradient's largest singular vectors.
 
         P <- U[:, :rank] of G = U S V'          every `update_gap` steps
         N = mu_hat / (sqrt(nu_hat) + eps)       mu and nu gather P' G
@@ -145,8 +147,9 @@ def galore_adamw(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
-      rank: the number of singular vectors, an integer; at most the shorter side.
-      update_gap: the number of steps from one P to the next, an integer.
+      rank: the number of singular vectors, an integer >= 1; in effect at most the
+        shorter side.
+      update_gap: the number of steps from one P to the next, an integer >= 1.
       scale: the factor of the updates of matrices, >= 0.
       weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
       mask: which parameters decay: a pytree of booleans, a prefix of params, or a
@@ -157,9 +160,9 @@ def galore_adamw(
       nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, an integer is none (to
-        `optax.inject_hyperparams`, say `static_args=("rank", "update_gap")`),
-        or update() lacks params.
+      ValueError: if a hyperparameter is out of range, an integer is not one (to
+        `optax.inject_hyperparams`, say `static_args=("rank", "update_gap")`), or
+        update() lacks params.
 
     Example: of two singular values, the larger moves.
 
@@ -169,8 +172,9 @@ def galore_adamw(
       >>> print(*(f"{x:.6f}" for x in updates.diagonal()))
       -0.000000 -0.000250
 
-    When: Little memory for moments, by a subspace of the gradients of each matrix.
-    Loses what lies outside.
+    When: Moments of large matrices in little memory. What lies outside of the subspace
+    is not followed until the next P: no help where a few directions do not dominate
+    the gradients.
 
     Reference: Zhao et al. 2024 (arXiv:2403.03507), Algorithm 2.
 
@@ -203,7 +207,7 @@ def shampoo(
     max_size: int = 10_000,
     mu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build Shampoo: AdaGrad with one matrix for each axis, such as L and R.
+    """Build Shampoo: AdaGrad with a matrix of sums for each axis of a leaf.
 
         L <- L + G G'                           R <- R + G' G
         mu <- momentum * mu + (1 - momentum) * G
@@ -215,16 +219,16 @@ def shampoo(
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
         of the step count, 0 at the first step).
-      momentum: decay rate of mu, in [0, 1), likewise.
+      momentum: decay rate of mu, in [0, 1); takes what learning_rate takes.
       eps: where the eigenvalues of L and R start, >= 0, in units of the gradient
         squared: a float or a 0-d array.
-      update_every: the number of steps from one root to the next, an integer.
-      max_size: axes with more elements have no such matrix, an integer.
+      update_every: the number of steps from one root to the next, an integer >= 1.
+      max_size: axes with more elements have no such matrix, an integer >= 1.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
         "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
 
     Raises:
-      ValueError: if a hyperparameter is out of range, or an integer is none (to
+      ValueError: if a hyperparameter is out of range, or an integer is not one (to
         `optax.inject_hyperparams`, say `static_args=("update_every", "max_size")`).
       TypeError: if eps is a schedule.
 
@@ -237,8 +241,8 @@ def shampoo(
       >>> print(*(f"{x:.6f}" for x in updates.diagonal()))  # 1 / sqrt(2)
       -0.000707 0.000707
 
-    When: Fewer steps where rows or columns are correlated; roots of matrices as large
-    as the axes of each layer.
+    When: Fewer steps where rows or columns are correlated, for a root of a matrix as
+    large as each axis. Its sums never decay, so steps only ever shrink, as AdaGrad's.
 
     Reference: Gupta, Koren & Singer 2018 (arXiv:1802.09568), Algorithms 1 and 2.
 

@@ -66,7 +66,8 @@ def qhadam(
       >>> print(f"{updates:.6f}")
       -0.000494
 
-    When: High b1 that still reacts at once. Two more numbers to tune.
+    When: Long momentum, by a large b1, that still reacts to each gradient at once. v1
+    and v2 are two more numbers to tune; at 1 this is Adam.
 
     Reference: Ma & Yarats 2019 (arXiv:1810.06801), section 4.2.
     """
@@ -116,7 +117,7 @@ def ademamix(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       b3: decay rate of the slow average, in [0, 1).
-      alpha: the factor of the slow average.
+      alpha: the factor of the slow average, any finite number.
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
       mu_dtype: how both averages are stored: a dtype, a `Format` or the name of one
@@ -139,8 +140,9 @@ def ademamix(
       >>> print(f"{updates:.6f}")
       -0.001050
 
-    When: Long training of language models: gradients of thousands of steps ago still
-    help. Warm b3 and alpha up; one more buffer.
+    When: Long training of language models, where, its paper claims, gradients of
+    thousands of steps ago still help. Short runs do not fill the slow average. b3 and
+    alpha have to be warmed up; one more buffer.
 
     Reference: Pagliardini et al. 2024 (arXiv:2409.03137), Algorithm 1.
 
@@ -183,7 +185,7 @@ def simplified_ademamix(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build simplified AdEMAMix: AdamW whose mu is a sum, with the last gradient again.
+    """Build simplified AdEMAMix: AdamW by a decaying sum plus alpha times the gradient.
 
         mu <- b1 * mu + g
         params <- params - learning_rate * (
@@ -196,7 +198,7 @@ def simplified_ademamix(
         of the step count, 0 at the first step). The other numbers may be any of these.
       b1: decay rate of the sum of gradients, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
-      alpha: how much more the last gradient counts.
+      alpha: the factor of the gradient, any finite number; 0 adds nothing to mu.
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
       weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
@@ -220,7 +222,8 @@ def simplified_ademamix(
       >>> print(f"{updates:.6f}")  # -1e-3 * (0.99 + 1 + 2)
       -0.003990
 
-    When: AdEMAMix without its buffer, for small batches; its steps have another scale.
+    When: AdEMAMix without its second buffer, at like results, its paper claims. AdamW's
+    learning rates do not carry over: steps have another scale.
 
     Reference: Morwani et al. 2025 (arXiv:2502.02431), Algorithm 1.
 
@@ -287,7 +290,8 @@ def optimistic_adam(
       >>> print(f"{updates:.6f}")  # 1e-3 * 0.0526 + 4e-3 * 1.0526
       0.004263
 
-    When: Games of two players, such as GANs, where Adam circles. No use elsewhere.
+    When: Games of two players, such as GANs, in which Adam circles. Where one loss is
+    minimised there is no circling to undo. One more buffer.
 
     Reference: Daskalakis et al. 2018 (arXiv:1711.00141), Algorithm 1.
 

@@ -51,7 +51,7 @@ def sgd(
       >>> print(f"{updates:.2f}")
       -0.19
 
-    When: Least memory; with momentum and a tuned rate still the standard for
+    When: Least memory; with momentum and a tuned rate a good choice for
     convolutional networks on images. Poor where gradients differ by orders of
     magnitude, as in transformers.
 

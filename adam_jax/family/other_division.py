@@ -129,8 +129,9 @@ def padam(
       >>> print(f"{updates:.6f}")  # 0.04 / 0.001249^(1/8)
       -0.000092
 
-    When: Between SGD and Adam by one number: for images, where Adam generalises less
-    well. Its rate is far larger than Adam's.
+    When: Between SGD and Adam by one number: for images, on which its paper claims that
+    Adam generalises less well. One more number to tune, and the rate is far larger than
+    Adam's.
 
     Reference: Chen et al. 2018 (arXiv:1806.06763), Algorithm 1.
 
@@ -199,7 +200,9 @@ def adam_atan2(
       >>> print(f"{updates:.6f}")  # -1e-3 * 4 / pi * atan2(0.04 / 0.19, 0.7905)
       -0.000331
 
-    When: No eps, so nothing depends on the scale of the loss. Bounded steps.
+    When: No eps to choose: updates do not depend on the scale of the loss. Where eps is
+    meant to shorten the steps of tiny gradients, it is no help: they are as long as all
+    others.
 
     Reference: Everett et al. 2024 (arXiv:2407.05872), section 4.2.
     """
@@ -260,7 +263,9 @@ def diffgrad(
       >>> print(f"{updates:.6f}")  # -0.000266 / (1 + exp(-1.5))
       -0.000218
 
-    When: Halves the steps where gradients hardly change; images. One more buffer.
+    When: Shorter steps, down to half, where gradients hardly change: its paper claims
+    better results on images. Changes are compared with 1, so where all gradients are
+    small it only halves Adam's steps. One more buffer.
 
     Reference: Dubey et al. 2019 (arXiv:1909.11015), equations 3 to 10.
 

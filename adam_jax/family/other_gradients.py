@@ -73,8 +73,9 @@ def grokfast_adamw(
       >>> print(f"{updates:.6f}")
       -0.000109
 
-    When: Algorithmic data, where generalisation comes long after fitting. Elsewhere it
-    only lengthens steps.
+    When: Algorithmic data, where generalisation comes long after fitting: there its
+    paper claims that it comes much sooner. Elsewhere it acts as one more, slower
+    momentum, at the price of a buffer.
 
     Reference: Lee et al. 2024 (arXiv:2405.20233), Algorithm 2 (Grokfast-EMA).
 
@@ -123,7 +124,7 @@ def mars_adamw(
         c <- c / max(1, norm(c))
         params <- params - learning_rate * (adamw's update for c)
 
-    The norm is that of a leaf. At the first step c is g before the division.
+    The norm is that of a leaf. At the first step nothing has changed, so c starts as g.
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
@@ -155,8 +156,9 @@ def mars_adamw(
       >>> print(f"{updates:.6f}")
       -0.000929
 
-    When: Language models, by less variance; as implemented here from the gradient of
-    the step before, which is approximate.
+    When: Language models: its paper claims fewer steps than AdamW's, by gradients of
+    less variance. Here the change is that between two batches, which is mostly noise if
+    they are small. One more buffer.
 
     Reference: Yuan et al. 2024 (arXiv:2411.10438), Algorithm 2, with the gradient of
     the step before in place of a second one on the same data (MARS-approx).
@@ -206,7 +208,7 @@ def stable_spam(
     reset_every: int = 1000,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build Stable-SPAM: Adam on gradients of tamed size, which forgets at times.
+    """Build Stable-SPAM: Adam with tamed gradients, whose moments restart at times.
 
         most <- max(|g|);  limit <- average(clip_decay; most)
         g <- g / most * limit_hat   where |g| > limit_hat
@@ -229,8 +231,8 @@ def stable_spam(
       norm_b1: decay rate of the average of norms, in [0, 1).
       norm_b2: decay rate of the average of squared norms, in [0, 1).
       clip_decay: decay rate of the average of the largest elements, in [0, 1).
-      reset_every: the number of steps after which mu and nu start anew, an int.
-        (`optax.inject_hyperparams` needs `static_args="reset_every"`.)
+      reset_every: the number of steps after which mu and nu start anew, an integer
+        >= 1. (To `optax.inject_hyperparams`, say `static_args="reset_every"`.)
       nu_dtype: how nu is stored; takes what mu_dtype takes.
 
     Raises:
@@ -246,8 +248,8 @@ def stable_spam(
       >>> print(f"{updates:.6f}")
       -0.000045
 
-    When: Training in very low precision, with spikes in the gradients. Three numbers a
-    leaf.
+    When: Training in very low precision, such as 4 bits, where gradients have spikes.
+    Without spikes there is little to tame, and each restart forgets good moments.
 
     Reference: Huang et al. 2025 (arXiv:2502.17055), Algorithm 1.
     """

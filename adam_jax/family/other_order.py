@@ -68,8 +68,8 @@ def laprop(
       >>> print(f"{updates:.6f}")  # -1e-3 * 0.09 / 0.19
       -0.000474
 
-    When: Stays stable at b2 far below b1, where Adam diverges; large b1. Elsewhere
-    close to Adam.
+    When: A b2 that is small beside b1: its paper claims that it stays stable there,
+    where Adam diverges. At the usual decay rates it is close to Adam.
 
     Reference: Ziyin, Wang & Ueda 2020 (arXiv:2002.04839), Algorithm 1.
 
@@ -135,8 +135,8 @@ def adopt(
       >>> print(*sizes)
       -0.000000 -0.000100
 
-    When: Converges for any b2, so that it needs no tuning; its first step is spent on
-    the second moment.
+    When: Its paper proves convergence for any b2; Adam needs one that is large enough.
+    If Adam converges there is little to gain, and the first step moves nothing.
 
     Reference: Taniguchi et al. 2024 (arXiv:2411.02853), Algorithm 2.
 
@@ -207,8 +207,9 @@ def acprop(
       >>> print(*sizes)
       -0.001000 -0.001111
 
-    When: Divides by what was known before this gradient, so that no gradient shortens
-    its own step; for sparse gradients.
+    When: No gradient shortens its own step, which, its paper claims, helps where
+    gradients are sparse or noisy. For the same reason a sudden large gradient makes a
+    step that nothing bounds.
 
     Reference: Zhuang et al. 2021 (arXiv:2110.05454), Algorithm 2. By what the first
     step divides, the paper leaves open.

@@ -30,11 +30,12 @@ def assert_follows(
       rule: (grads, param) -> one update a step: a plain Python loop, transcribed from
         the paper, over the gradients (floats) of one parameter that starts at `param`.
       steps: the number of steps, >= 2.
-      seed: of the gradients.
-      tolerance: the largest error.
+      seed: the seed of the gradients, an integer.
+      tolerance: the largest error that passes, relative as said above.
 
     Raises:
-      AssertionError: at the first update that is further off, with both values.
+      AssertionError: at the first update that is further off, with both values; or if
+        the rule yields too few updates, or too many.
 
     Example: momentum, and a rule in which the learning rate is forgotten.
 

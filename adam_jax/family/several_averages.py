@@ -80,7 +80,8 @@ def adan(
       >>> print(f"{updates:.6f}")
       -0.000907
 
-    When: Large rates and batches in vision; two more buffers than Adam.
+    When: Its paper claims fewer steps at large rates and batches, in vision above all.
+    Two more buffers than Adam's and three decay rates to tune.
 
     Reference: Xie et al. 2022 (arXiv:2208.06677), Algorithm 1, whose betas are 1 minus
     ours.
@@ -136,7 +137,7 @@ def adapnm(
     *,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build AdaPNM: AMSGrad whose mu is one average of gradients minus another one.
+    """Build AdaPNM: AMSGrad whose mu is one average of gradients minus another.
 
         m_t <- b1^2 * m_(t-2) + (1 - b1^2) * g
         mu <- (1 + b0) * m_t - b0 * m_(t-1)
@@ -172,8 +173,9 @@ def adapnm(
       >>> print(f"{updates:.6f}")  # 1e-3 * (2 * 0.19 + 0.19) / 0.19 / sqrt(5)
       0.001342
 
-    When: Adds noise of the gradients on purpose, for flatter minima on images; its
-    early progress is slower.
+    When: Amplifies the noise of gradients on purpose: its paper claims flatter minima
+    on images. Early progress is slower, and noise that is large already, as with small
+    batches, grows further.
 
     Reference: Xie et al. 2021 (arXiv:2103.17182), Algorithm 2.
     """
@@ -245,8 +247,9 @@ def aggmo(
       >>> print(f"{updates:.6f}")  # -1e-3 * (1 + 1.9 + 1.99) / 3
       -0.001630
 
-    When: Momentum up to 0.99 and above without its oscillations; one more buffer for
-    each decay rate.
+    When: Momentum of 0.99 and above, whose oscillations the other traces damp. A buffer
+    for each decay rate but 0. Like SGD, poor where gradients differ by orders of
+    magnitude.
 
     Reference: Lucas et al. 2019 (arXiv:1804.00325), equation 2.
     """

@@ -28,7 +28,7 @@ def adam_mini(
     *,
     axes: int | Sequence[int] | None = (-1,),
 ) -> optax.GradientTransformation:
-    """Build Adam-mini: Adam with one second moment for a block of elements, their mean.
+    """Build Adam-mini: Adam with one second moment for each block of elements.
 
         nu <- b2 * nu + (1 - b2) * mean(g^2)    over the block
         params <- params - learning_rate * mu_hat / (sqrt(nu_hat + eps_root) + eps)
@@ -43,7 +43,7 @@ def adam_mini(
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
         "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
       axes: the axes along which a block extends, an int or several; None means all, so
-        that a leaf is one block. A leaf uses those that it has.
+        that a leaf is one block. Axes that a leaf does not have are left out.
 
     Raises:
       ValueError: if a hyperparameter is out of range, or axes are not integers.
@@ -56,8 +56,10 @@ def adam_mini(
       >>> print(updates)
       [-0.00084853 -0.00113137]
 
-    When: Half of Adam's state where elements of a block have like gradients, as in the
-    heads of attention. The blocks must be chosen.
+    When: Half of Adam's state, where elements of a block have like gradients: in
+    transformers, its paper claims, at no loss. The blocks must be chosen to fit the
+    model; elements of other scales in one block get steps that are too long or too
+    short.
 
     Reference: Zhang et al. 2024 (arXiv:2406.16793), Algorithm 1.
 
@@ -96,7 +98,8 @@ def rowwise_adagrad(
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
         of the step count, 0 at the first step). The other numbers may be any of these.
-      initial_accumulator_value: nu before the first gradient, >= 0; not a schedule.
+      initial_accumulator_value: nu before the first gradient, >= 0, in units of the
+        gradient squared; not a schedule.
       eps: added to the root of nu, >= 0, in units of the gradient.
 
     Raises:
@@ -110,7 +113,8 @@ def rowwise_adagrad(
       >>> print(updates)
       [-0.08485281 -0.11313709]
 
-    When: Embedding tables: one number a row. Loses what differs inside a row.
+    When: Embedding tables: one number a row. No help where elements of a row differ in
+    scale, or in long training: as AdaGrad's, its steps only ever shrink.
 
     Reference: Duchi, Hazan & Singer 2011, Figure 1, with one step size a row as in
     FBGEMM's `rowwise_adagrad`.
@@ -132,7 +136,7 @@ def sm3(
     *,
     mu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build SM3: AdaGrad with a bound on each sum of squares, from one number a row.
+    """Build SM3: AdaGrad whose sums are bounded by maxima of rows and columns.
 
         nu <- min(maxima of nu along each axis) + g^2
         mu <- momentum * mu + (1 - momentum) * g / sqrt(nu + 1e-8)
@@ -162,8 +166,8 @@ def sm3(
       [[-0.07071068 -0.07071068]
        [-0.07071068 -0.04472136]]
 
-    When: AdaGrad for the memory of a few vectors. Its bounds are loose where rows and
-    columns have nothing in common.
+    When: AdaGrad for the memory of the momentum and a few vectors. Its bounds are
+    loose, and its steps too short, where rows and columns have nothing in common.
 
     Reference: Anil et al. 2019 (arXiv:1901.11150), Algorithm SM3-II, with the cover and
     the momentum of section 4.
@@ -189,7 +193,7 @@ def novograd(
     *,
     mu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build NovoGrad: heavy-ball momentum of gradients divided by the norms of leaves.
+    """Build NovoGrad: momentum of gradients, each leaf divided by its average norm.
 
         nu <- b2 * nu + (1 - b2) * |g|^2        of the whole leaf; |g|^2 at first
         mu <- b1 * mu + g / (sqrt(nu + eps_root) + eps) + weight_decay * params
@@ -202,7 +206,7 @@ def novograd(
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       eps_root: added inside the root, >= 0, in units of the gradient squared.
-      weight_decay: >= 0. What is added to the trace, not to the step.
+      weight_decay: >= 0. `weight_decay * params` is added to the trace, not the step.
       mu_dtype: how mu is stored: a dtype, a `Format` or the name of one ("float32",
         "bfloat16", "8bit"). None means the parameters' dtype, float32 or wider.
 
@@ -217,8 +221,9 @@ def novograd(
       >>> print(f"{updates[0]:.4f} {updates[1]:.4f}")
       -0.0600 -0.0800
 
-    When: Adam's stability with one number a layer: speech and images. Elements of a
-    layer share one rate.
+    When: One number a leaf beside the momentum: its paper claims results like Adam's on
+    speech and images. Elements of a leaf share one step size, so it is no help where
+    their scales differ.
 
     Reference: Ginsburg et al. 2019 (arXiv:1905.11286), Algorithm 1.
 

@@ -95,8 +95,8 @@ def tiger(
       >>> print(f"{updates:.4f}")  # -1e-3 * (1 + 0.01 * 10)
       -0.0011
 
-    When: Lion with one average fewer to choose; made for gradient accumulation with the
-    least memory.
+    When: Lion with one decay rate fewer to choose, made for gradient accumulation in
+    little memory. As with Signum, the rate has to decay.
 
     Reference: Su 2023 (the blog post that introduces Tiger, kexue.fm/archives/9512).
 

@@ -60,7 +60,7 @@ def muon(
         eps and consistent_rms, which are no schedules.
       ns_coeffs: the three coefficients of NS, a sequence of such triples, one for each
         step, or "standard" or "dion".
-      ns_steps: the number of steps of NS, an integer.
+      ns_steps: the number of steps of NS, an integer >= 1.
       beta: decay rate of mu, in [0, 1).
       eps: added to the norm of mu_hat in NS, and to the root of nu in AdamW, >= 0, in
         units of the gradient.
@@ -78,7 +78,7 @@ def muon(
       adam_b2: b2 of AdamW.
       adam_eps_root: eps_root of AdamW.
       adam_weight_decay: weight decay of AdamW.
-      adam_learning_rate: that of AdamW; None means learning_rate.
+      adam_learning_rate: the learning rate of AdamW; None means learning_rate.
       consistent_rms: the root mean square of O, >= 0; None scales by the shape alone.
       nu_dtype: how nu of AdamW is stored; takes what mu_dtype takes.
 
@@ -96,8 +96,9 @@ def muon(
       >>> print(*(f"{x:.6f}" for x in updates.diagonal()))
       -0.000694 0.000729
 
-    When: Hidden matrices of transformers: fewer steps than AdamW, half of its state,
-    for a few matrix products a step. Embeddings, heads and vectors stay with Adam.
+    When: Hidden matrices of transformers, in half of AdamW's state and, Liu et al.
+    claim, fewer steps; for some matrix products a step. Embeddings and heads have two
+    axes, too, and do not belong here: leave them to Adam, by `optax.partition`.
 
     Reference: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv:2502.16982).
 
@@ -154,7 +155,7 @@ def normuon(
     adam_b1: Hyperparam = exact(0.9),
     adam_b2: Hyperparam = exact(0.999),
 ) -> optax.GradientTransformation:
-    """Build NorMuon: Muon whose rows are divided by their second moments.
+    """Build NorMuon: Muon with each row divided by the root of its second moment.
 
         O = NS(mu)                                    see `orthogonalize`
         nu <- b2 * nu + (1 - b2) * mean(O^2)          one number a row
@@ -171,7 +172,7 @@ def normuon(
       beta: decay rate of mu, in [0, 1).
       b2: decay rate of nu, in [0, 1).
       eps: added to the norm in NS and to the root of nu, also in AdamW, >= 0.
-      ns_steps: the number of steps of NS, an integer.
+      ns_steps: the number of steps of NS, an integer >= 1.
       nesterov: whether to use `beta * mu + (1 - beta) * g` in place of mu.
       axes: the axis over which the mean is taken. In the paper a row is a neuron of the
         output; where it is a column, as in kernels of Flax, say -2.
@@ -199,9 +200,10 @@ def normuon(
       >>> print(*(f"{x:.6f}" for x in updates.diagonal()))  # 0.2 * sqrt(2)
       -0.000283 0.000283
 
-    When: Muon with rows that learn at one speed; costs one number a row.
+    When: Rows that learn at one speed, for one number a row: its paper claims fewer
+    steps than Muon's. As with Muon, embeddings and heads are better left to Adam.
 
-    Reference: Li et al. 2025 (NorMuon), Algorithm 1.
+    Reference: Li et al. 2025 (NorMuon, arXiv:2510.05491), Algorithm 1.
 
     Differs from the authors' code, which has Nesterov's momentum and returns to the
     norm of NS(mu).
@@ -238,7 +240,7 @@ def adamuon(
     adam_b1: Hyperparam = exact(0.9),
     adam_b2: Hyperparam = exact(0.999),
 ) -> optax.GradientTransformation:
-    """Build AdaMuon: Muon whose elements are divided by their second moments.
+    """Build AdaMuon: Muon with elements divided by roots of their second moments.
 
         O = NS(sign(mu))                              see `orthogonalize`
         nu <- beta * nu + (1 - beta) * O^2
@@ -254,7 +256,7 @@ def adamuon(
         eps, which is no schedule.
       beta: decay rate of mu and nu, in [0, 1).
       eps: added to the norm in NS and to the root of nu, also in AdamW, >= 0.
-      ns_steps: the number of steps of NS, an integer.
+      ns_steps: the number of steps of NS, an integer >= 1.
       nesterov: whether to use `beta * mu + (1 - beta) * g` in place of mu.
       weight_decay: >= 0. Each step subtracts `learning_rate * weight_decay * params`.
       mask: which parameters decay: a pytree of booleans, a prefix of params, or a
@@ -280,15 +282,16 @@ def adamuon(
       >>> print(*(f"{x:.6f}" for x in updates.ravel()))
       -0.000200 -0.000200 0.000200 -0.000200
 
-    When: Muon with Adam's element-wise division after it, at the price of a second
-    moment.
+    When: Adam's element-wise division after Muon, at the price of a second moment: its
+    paper claims fewer steps than Adam's. As with Muon, embeddings and heads are better
+    left to Adam.
 
-    Reference: Si, Zhang & Shen 2025 (AdaMuon), Algorithm 1 of the third version.
+    Reference: Si, Zhang & Shen 2025 (AdaMuon, arXiv:2507.11005v3), Algorithm 1.
 
     Differs from the authors' code, which has Nesterov's momentum by default.
 
-    A narrow mu changes signs where it is near 0: single steps may differ by half a
-    learning rate.
+    A mu stored in few bits may lose the sign of elements near 0: single steps may then
+    differ by half a learning rate.
     """
     return chain(
         "adamuon",

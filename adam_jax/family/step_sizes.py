@@ -27,11 +27,11 @@ def swats(
     """Build SWATS: Adam that becomes SGD once it knows SGD's step size.
 
         Adam: params <- params - learning_rate * u,  u = mu_hat / (sqrt(nu_hat) + eps)
-              rate <- hat(average of <u, u> / <u, g>); SGD once it has settled
+              rate <- corrected average of <u, u> / <u, g>; SGD once it has settled
         SGD:  trace <- b1 * trace + g
               params <- params - learning_rate * rate * (1 - b1) * trace
 
-    All leaves switch together, and never back. For when see `switch_to_sgd`.
+    All leaves switch together, and never back. `switch_to_sgd` says when.
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function
@@ -62,7 +62,9 @@ def swats(
       >>> print(*sizes)
       -0.100 -0.100 -0.010 -0.019
 
-    When: The same idea as a switch at one step. When it comes depends on the noise.
+    When: Adam's start and SGD's end, for which its paper claims better generalisation
+    on images. When the switch comes depends on the noise. No help where SGD does
+    poorly.
 
     Reference: Keskar & Socher 2017 (arXiv:1712.07628), Algorithm 1.
 
@@ -97,7 +99,7 @@ def prodigy(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build Prodigy: AdamW whose step size is an estimate of the distance to go.
+    """Build Prodigy: AdamW whose step size is an estimated distance to the solution.
 
         params <- params - d * learning_rate * sqrt(1 - b2^t) / (1 - b1^t)
                   * (mu / (sqrt(nu) + d * eps) + weight_decay * params)
@@ -107,12 +109,14 @@ def prodigy(
 
     Args:
       learning_rate: by which d is multiplied, >= 0: a float, a 0-d array or a schedule
-        (a function of the step count, 0 at the first step). 1 is usual.
+        (a function of the step count, 0 at the first step). 1 is usual. The other
+        numbers, but for estim_lr0, may be any of these.
       betas: the decay rates of the first and of the second moment, in [0, 1).
       beta3: the decay rate of the sums from which d is estimated, in [0, 1); None means
         the root of the second of betas.
-      eps: added to the root of nu, >= 0, in units of the gradient.
-      estim_lr0: the first estimate, > 0, which had better be too small; not a schedule.
+      eps: added to the root of nu, times d, >= 0, in units of the gradient.
+      estim_lr0: the first estimate, > 0, in units of the parameters; rather too small
+        than too large. Not a schedule.
       estim_lr_coef: by which estimates are multiplied, >= 0.
       weight_decay: >= 0. Each step subtracts this much of the parameters, times d, the
         learning rate and the correction.
@@ -137,8 +141,8 @@ def prodigy(
       >>> print(f"{x:.1f}")
       3.0
 
-    When: Finds the learning rate by itself: leave it at 1. Two more buffers; may
-    overshoot with few steps.
+    When: No learning rate to find: leave it at 1, or at a schedule from 1 to 0. Two
+    more buffers. The estimate never falls, and short runs may end before it has grown.
 
     Reference: Mishchenko & Defazio 2023 (arXiv:2306.06101), Algorithm 4.
 

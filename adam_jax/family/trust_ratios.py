@@ -30,7 +30,7 @@ def lamb(
     mu_dtype: Storage = None,
     nu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build LAMB: AdamW whose step for each leaf is as long as the leaf.
+    """Build LAMB: AdamW with steps scaled to the norm of each leaf's parameters.
 
         update = adamw's update
         params <- params - learning_rate * ||params|| / ||update|| * update
@@ -64,7 +64,8 @@ def lamb(
       >>> print(updates[0])
       -0.5
 
-    When: Batches of many thousands, as BERT's. No gain at small batches.
+    When: Very large batches, such as the tens of thousands with which its paper trains
+    BERT. At small ones there is little reason to prefer it to AdamW.
 
     Reference: You et al. 2020 (arXiv:1904.00962), Algorithm 2; phi is the identity.
 
@@ -98,7 +99,7 @@ def lars(
     *,
     mu_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Build LARS: momentum of gradients, each scaled to the size of its leaf.
+    """Build LARS: momentum of gradients, scaled to the norm of each leaf's parameters.
 
         g <- g + weight_decay * params
         g <- g * trust_coefficient * ||params|| / (||g|| + eps)
@@ -115,7 +116,7 @@ def lars(
         params, or a function of params that returns one. (`optax.inject_hyperparams`
         takes a function to be a schedule unless its name is in `static_args`.)
       trust_coefficient: the factor of the trust ratio, >= 0.
-      eps: added to the norm of the gradient, >= 0.
+      eps: added to the norm of the gradient, >= 0, in units of the gradient.
       trust_ratio_mask: which gradients are scaled; takes what weight_decay_mask takes.
       momentum: decay rate of the trace, in [0, 1).
       nesterov: whether the trace looks ahead.
@@ -134,7 +135,8 @@ def lars(
       >>> print(f"{updates[0]:.4f}")
       -0.0050
 
-    When: Image models with batches of many thousands; nothing to gain at small ones.
+    When: Very large batches of images: its paper trains ResNet-50 with 32,000. At small
+    ones there is little reason to prefer it to SGD.
 
     Reference: You, Gitman & Ginsburg 2017 (arXiv:1708.03888), Algorithm 1.
 
