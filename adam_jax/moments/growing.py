@@ -10,8 +10,8 @@ def growing_total(learning_rate: Hyperparam, eps: Hyperparam = 0.0) -> Accumulat
     """Sum with growing weights: `m <- m + (learning_rate + eps) * sqrt(t) * value`.
 
     Args:
-      learning_rate: >= 0; a number, a 0-d array or a schedule of the step count. In a
-        second moment it has the units of what is summed, too.
+      learning_rate: >= 0; a number, a 0-d array or a schedule of the step count. A
+        second moment, too, has it as a factor, not its square.
       eps: added to the learning rate, >= 0.
 
     Raises:

@@ -21,7 +21,7 @@ def floored_average(
 ) -> Accumulator:
     """Average |g|^2 + floor, as second moment.
 
-    The floor keeps rows and columns apart from 0, by which `factored` divides.
+    `factored` divides by means of rows and columns: the floor keeps them above 0.
 
     Args:
       decay: in [0, 1).

@@ -31,7 +31,7 @@ def mixture(
       ValueError: if a factor is not finite; for a second moment that does not gather
         |g|^2.
 
-    Example: two gradients, averaged at rate 1/2, and half of the last one again.
+    Example: half the average of two gradients at rate 1/2, and half the last one.
 
       >>> import optax
       >>> from adam_jax import bias_correct, ema, scale_by_moments

@@ -92,8 +92,8 @@ def add_cautious_decay(
 ) -> optax.GradientTransformation:
     """Add `weight_decay * params` to the updates where both have the same sign.
 
-    There, update and decay both move the parameter towards 0. Where an update or a
-    parameter is 0, the parameter decays.
+    There, update and decay both move the parameter towards 0. A parameter whose update
+    is 0 decays, too.
 
     Args:
       weight_decay: as in `add_decayed_weights`.

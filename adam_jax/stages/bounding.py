@@ -86,12 +86,12 @@ def bound_by_average(
         average <- decay * average + (1 - decay) * size
         mu <- min(size, average) * mu
 
-    The moments are divided by this: they go on without nu. The learning rate is inside,
-    so a chain ends in `scale_by_lr(1.0)`.
+    This stands in for the division: the moments go on without nu. The learning rate is
+    inside, so a chain ends in `scale_by_lr(1.0)`.
 
     Args:
       learning_rate: >= 0; a number, a 0-d array or a schedule of the step count.
-      decay: in [0, 1).
+      decay: decay rate of the average, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
       dtype: how the average is stored, like `nu_dtype` in `scale_by_moments`.
 

@@ -69,12 +69,13 @@ def scale_by_distance(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       b3: decay rate of the sums r and s, in [0, 1); None means sqrt(b2).
-      eps: added to the root of nu, >= 0, in units of the gradient.
-      initial: d_0, the first estimate, > 0, which had better be too small; not a
-        schedule.
+      eps: added to the root of nu, times d_new, >= 0, in units of the gradient.
+      initial: d_0, the first estimate, > 0, in units of the parameters; rather too
+        small than too large. Not a schedule.
       scale: by which the estimate is multiplied, >= 0.
-      weight_decay: >= 0.
-      safeguard_warmup: whether w is d^2 / d_0, without learning rate and correction.
+      weight_decay: >= 0; how much of the parameters is added to the updates.
+      safeguard_warmup: whether the weight of g in s is d^2 / d_0, without learning rate
+        and correction.
       mu_dtype: how mu and s are stored, as in `scale_by_moments`.
       nu_dtype: how nu is stored.
 

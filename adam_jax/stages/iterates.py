@@ -1,4 +1,4 @@
-"""Stages behind `scale_by_lr` that move the parameters elsewhere than it says.
+"""Stages behind `scale_by_lr` that take the parameters elsewhere than its step.
 
 Each takes the step that is to be made, and emits where the parameters shall be, minus
 where they are. It needs the parameters.
@@ -62,8 +62,7 @@ def schedule_free(
     `optax.contrib.schedule_free_eval_params(state, params)`.
 
     Args:
-      learning_rate: of the step, which sets the weight of z; w follows the largest so
-        far.
+      learning_rate: that of the steps, >= 0; w follows the largest so far.
       b1: how near to x the parameters are, in (0, 1): it stands for momentum.
       weight_lr_power: >= 0; 0 weighs all z alike.
       state_dtype: of z; None means the parameters', float32 or wider.
@@ -164,7 +163,7 @@ def step_back(
 
     Args:
       sync_period: the number of steps, an integer >= 1.
-      slow_step_size: how much of the way remains, >= 0.
+      slow_step_size: how much of the way remains, >= 0; at 1 nothing changes.
 
     Raises:
       ValueError: if a hyperparameter is out of range, or update() lacks params.
@@ -250,7 +249,7 @@ def keep_radius() -> optax.GradientTransformation:
       >>> print(params + update)
       [[0. 5.]]
 
-    Reference: Wen et al. 2025 (Hyperball).
+    Reference: Wen et al. 2025 (Hyperball; later arXiv:2606.16899).
     """
 
     def start(param):

@@ -118,7 +118,7 @@ def scale_to_params() -> optax.GradientTransformation:
       >>> print(tx.update(jnp.array([[2.0, 0.0]]), tx.init(params), params)[0])
       [[5. 0.]]
 
-    Reference: Wen et al. 2025 (Hyperball).
+    Reference: Wen et al. 2025 (Hyperball; later arXiv:2606.16899).
     """
 
     def scale_leaf(update, param):
@@ -279,7 +279,7 @@ def adjust_leaves(
     Raises:
       TypeError: at the first trace, for `Moments`.
 
-    Example: Adam's step for the norm of a leaf; its direction stays.
+    Example: the leaf keeps its direction; its length is Adam's step for its norm.
 
       >>> from adam_jax import bias_correct, precondition, scale_by_moments
       >>> tx = adjust_leaves(
@@ -317,9 +317,9 @@ def adjust_leaves(
 
 
 def shorten(leaf: jax.Array, size: jax.Array, same: jax.Array) -> jax.Array:
-    """Return a leaf of norm `size`, shortened to 1 if that is larger.
+    """Return a leaf, whose norm is `size`, shortened to norm 1 if it is longer.
 
-    For `adjust_leaves` without a stage, where `same` is the norm again; not used.
+    For `adjust_leaves` without a stage: `same` is `size` again, and is not used.
     """
     del same
     return leaf / jnp.maximum(size, 1)

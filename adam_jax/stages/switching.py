@@ -41,7 +41,7 @@ def switch_to_sgd(
     tolerance: Hyperparam = exact(1e-9),
     accumulator_dtype: Storage = None,
 ) -> optax.GradientTransformation:
-    """Divide as `precondition` does, until the step size of an equal SGD has settled.
+    """Divide as `precondition` does, until SGD's equivalent step size has settled.
 
         Adam: u = mu / (sqrt(nu + eps_root) + eps)
               gamma = <u, u> / <u, g>,  average <- b2 * average + (1 - b2) * gamma
@@ -49,11 +49,11 @@ def switch_to_sgd(
                 rate = average / (1 - b2^t), if that is > 0; then SGD for good
         SGD:  trace <- b1 * trace + g,  u = rate * (1 - b1) * trace
 
-    Products are over all leaves. Where <u, g> is 0 nothing is averaged. b2 comes with
-    the second moment. Let `scale_by_lr` follow.
+    Products are over all leaves. Where <u, g> is 0 nothing is averaged. b2 is
+    that of the second moment. `scale_by_lr` has to follow.
 
     Args:
-      learning_rate: that of `scale_by_lr`.
+      learning_rate: that of `scale_by_lr`, >= 0.
       b1: decay rate of SGD's trace, in [0, 1).
       eps: as in `precondition`.
       eps_root: as in `precondition`.

@@ -1,4 +1,4 @@
-"""From updates to updates: momentum, weight decay, the learning rate.
+"""From updates to updates: weight decay, the learning rate, a clip.
 
 When `update` is given the parameters, updates stay in float32 or wider up to
 `scale_by_lr`, which emits them in the parameters' dtype. Without parameters, every
