@@ -44,7 +44,7 @@ def mixture(
       >>> print(f"{moments.mu:.4f}")  # ((1 + 2 * 4) / 3 + 4) / 2
       3.5000
 
-    Reference: Ma & Yarats 2019 (QHAdam), equation 8, where `moment` is nu.
+    Reference: Ma & Yarats 2019 (QHAdam), where `moment` is called nu.
     """
     if order == 2 and (accumulator.measure or accumulator.power == 1):
         raise ValueError(
@@ -73,6 +73,17 @@ def difference() -> Accumulator:
     """Keep the gradient, and read how much it has changed since the last step.
 
     At the first step this is 0.
+
+    Example: gradients 1, then 3.
+
+      >>> from adam_jax import scale_by_moments
+      >>> tx = scale_by_moments(difference(), None)
+      >>> state, changes = tx.init(jnp.float32(0)), []
+      >>> for grad in (1.0, 3.0):
+      ...     moments, state = tx.update(jnp.float32(grad), state)
+      ...     changes.append(f"{moments.mu:.1f}")
+      >>> print(*changes)
+      0.0 2.0
 
     Reference: Xie et al. 2022 (Adan), Algorithm 1, line 4.
     """
@@ -148,7 +159,17 @@ def average_from_first(decay: Hyperparam) -> Accumulator:
     `m <- value` at the first step, `m <- decay * m + (1 - decay) * value` later.
 
     Args:
-      decay: in [0, 1).
+      decay: decay rate of the average, in [0, 1).
+
+    Example: gradients 1, then 2: 0.9 * 1 + 0.1 * 2.
+
+      >>> from adam_jax import scale_by_moments
+      >>> tx = scale_by_moments(average_from_first(0.9), None)
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (1.0, 2.0):
+      ...     moments, state = tx.update(jnp.float32(grad), state)
+      >>> print(f"{moments.mu:.2f}")
+      1.10
 
     Reference: Taniguchi et al. 2024 (ADOPT), Algorithm 2.
     """
@@ -167,9 +188,19 @@ def alternating(decay: Hyperparam, turn: int) -> Accumulator:
     of an average of all values at rate `decay`.
 
     Args:
-      decay: in [0, 1).
+      decay: decay rate of the average, in [0, 1).
       turn: 0 gathers the first value, the third and so on; 1 the second, the fourth
         and so on.
+
+    Example: of the gradients 1 and 5, the first is gathered: (1 - 0.9^2) * 1.
+
+      >>> from adam_jax import scale_by_moments
+      >>> tx = scale_by_moments(alternating(0.9, turn=0), None)
+      >>> state = tx.init(jnp.float32(0))
+      >>> for grad in (1.0, 5.0):
+      ...     moments, state = tx.update(jnp.float32(grad), state)
+      >>> print(f"{moments.mu:.2f}")
+      0.19
 
     Reference: Xie et al. 2021 (positive-negative momentum), equation 4.
     """
