@@ -69,7 +69,7 @@ def qhadam(
     When: Long momentum, by a large b1, that still reacts to each gradient at once. v1
     and v2 are two more numbers to tune; at 1 this is Adam.
 
-    Reference: Ma & Yarats 2019 (arXiv:1810.06801), section 4.2.
+    Reference: Ma & Yarats 2019 (arXiv:1810.06801).
     """
     v1, v2 = check_between("v1", v1, 0, 1), check_between("v2", v2, 0, 1)
     return chain(

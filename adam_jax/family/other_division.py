@@ -204,7 +204,7 @@ def adam_atan2(
     meant to shorten the steps of tiny gradients, it is no help: they are as long as all
     others.
 
-    Reference: Everett et al. 2024 (arXiv:2407.05872), section 4.2.
+    Reference: Everett et al. 2024 (arXiv:2407.05872).
     """
     return chain(
         "adam_atan2",

@@ -207,9 +207,9 @@ def acprop(
       >>> print(*sizes)
       -0.001000 -0.001111
 
-    When: No gradient shortens its own step, which, its paper claims, helps where
-    gradients are sparse or noisy. For the same reason a sudden large gradient makes a
-    step that nothing bounds.
+    When: No gradient shortens its own step: its paper proves convergence under weaker
+    conditions than Adam's, and claims better results on images and GANs. For the same
+    reason a sudden large gradient makes a step that nothing bounds.
 
     Reference: Zhuang et al. 2021 (arXiv:2110.05454), Algorithm 2. By what the first
     step divides, the paper leaves open.

@@ -105,7 +105,7 @@ def atan2_precondition(
       >>> print(f"{updates:.6f}")
       -1.000000
 
-    Reference: Everett et al. 2024 (arXiv:2407.05872), section 4.2 (Adam-atan2).
+    Reference: Everett et al. 2024 (arXiv:2407.05872): Adam-atan2.
     """
     a, b = check_non_negative("a", a), check_non_negative("b", b)
 
