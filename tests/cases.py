@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import optax
+import pytest
 
 import adam_jax
 from adam_jax import (
@@ -56,6 +57,20 @@ MAKERS = adam_jax.OPTIMIZERS | {
     "amsgrad_raw": amsgrad_raw,
     "ema": ema,
 }
+
+
+# One of each kind: `make test` runs these through everything, `make crossings` all.
+OFTEN = {
+    *("sgd", "adagrad", "rmsprop", "adam", "adamw", "nadam", "amsgrad", "adamax"),
+    *("adabelief", "radam", "yogi", "lion", "adopt", "adan", "stable_spam", "madgrad"),
+    *("cautious_adamw", "came", "muon", "soap", "schedule_free_adamw", "prodigy"),
+}
+
+
+def often(names):
+    """Return names as parameters; those that are not in OFTEN are crossings."""
+    crossing = pytest.mark.crossing
+    return [pytest.param(x, marks=() if x in OFTEN else crossing) for x in names]
 
 
 # They look at whole leaves, which packed() would merge.
@@ -330,6 +345,22 @@ def case_id(case):
             *(f"{k}={getattr(v, '__name__', v)}" for k, v in kwargs.items()),
         ]
     )
+
+
+def first_often(cases):
+    """Return cases as parameters; between first and last, they are crossings."""
+    names = [case[0] for case in cases]
+    last = {name: number for number, name in enumerate(names)}
+    return [
+        pytest.param(
+            case,
+            marks=()
+            if number in (names.index(case[0]), last[case[0]])
+            else pytest.mark.crossing,
+            id=case_id(case),
+        )
+        for number, case in enumerate(cases)
+    ]
 
 
 def gradients(steps, seed=0):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import often
 
 from adam_jax import FIGURES, OPTIMIZERS
 from adam_jax.experiments import training
@@ -142,7 +143,7 @@ def test_schedules():
     assert np.all(np.diff(warmed[4:]) < 0)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", often(OPTIMIZERS))
 def test_every_optimizer_can_be_built(name):
     params = {"w": jnp.ones(3)}
     tx = build_optimizer(OptimizerConfig(name=name), 0.1)
@@ -243,7 +244,7 @@ def test_the_step_bound_is_that_of_the_decays(config, bound):
     assert state.figures["at_step_bound"].total == (weight > 0.99)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", often(OPTIMIZERS))
 def test_every_figure_is_recorded_that_the_optimizer_has(name):
     config, params = OptimizerConfig(name=name), {"w": jnp.ones(4)}
     tx = watch(build_optimizer(config, 0.1), config, 0.1, params, every=1)

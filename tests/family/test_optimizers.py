@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from cases import CASES, MAKERS, case_id, gradients, run
+from cases import CASES, MAKERS, first_often, gradients, run
 from oracle import trajectory
 
 import adam_jax
@@ -25,7 +25,7 @@ IN_CONTRIB = [name for name in adam_jax.OPTIMIZERS if hasattr(optax.contrib, nam
 LEFT_OUT = {"muon": ["preconditioning", "muon_weight_dimension_numbers"]}
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize("case", first_often(CASES))
 def test_float64_follows_the_oracle(case):
     name, kwargs = case
     kwargs = {"learning_rate": 1e-2} | kwargs

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import run
+from cases import often, run
 from flax import nnx, serialization
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -394,7 +394,7 @@ FLOATS = (
 )
 
 
-@pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
+@pytest.mark.parametrize("name", often(adam_jax.OPTIMIZERS))
 def test_every_optimizer_takes_every_format(name):
     keys = inspect.signature(adam_jax.OPTIMIZERS[name]).parameters
     keys = [k for k in keys if k in ("mu_dtype", "nu_dtype", "accumulator_dtype")]
