@@ -146,6 +146,9 @@ def prodigy(
 
     Reference: Mishchenko & Defazio 2023 (arXiv:2306.06101), Algorithm 4.
 
+    Differs from the authors' code, which by default corrects no bias. For that, let
+    learning_rate be (1 - b1^t) / sqrt(1 - b2^t), where t is the step count plus 1. The
+    first steps are then several times as long, and d grows sooner.
     Differs from Optax as `adam` does.
     """
     return chain(
