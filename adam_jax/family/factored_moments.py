@@ -85,6 +85,8 @@ def adafactor(
 
     Reference: Shazeer & Stern 2018 (arXiv:1804.04235), Algorithms 4 to 6.
 
+    Differs from PyTorch, which factors every leaf of two or more axes, along its last
+    two, takes no larger rate than 1 / sqrt(t), and decays in proportion to the rate.
     Differs from Optax as `adam` does: in bfloat16 parameters it keeps float32 means.
     """
     rate = check_non_negative(

@@ -125,8 +125,8 @@ def madgrad(
 
     Reference: Defazio & Jelassi 2021 (arXiv:2101.11075), Algorithm 1.
 
-    Differs from the paper, as the authors' code and Optax do: eps is added to the
-    learning rate, too.
+    Differs from the paper, as Optax does: eps is added to the learning rate, too. The
+    authors' code adds it only where the rate is not 0: here a rate of 0 moves params.
     Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
     """
     return chain(

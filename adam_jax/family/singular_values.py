@@ -102,6 +102,9 @@ def muon(
 
     Reference: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv:2502.16982).
 
+    Differs from PyTorch, where rows are outputs, so that the scale is that of the
+    transpose; where nesterov mixes g and mu uncorrected; where NS is in bfloat16; and
+    where the default weight decay is 0.1.
     Differs from Optax, which has other norms than Frobenius' (`preconditioning`), and
     takes leaves of more axes for matrices by `muon_weight_dimension_numbers`.
     """

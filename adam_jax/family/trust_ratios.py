@@ -69,6 +69,8 @@ def lamb(
 
     Reference: You et al. 2020 (arXiv:1904.00962), Algorithm 2; phi is the identity.
 
+    Differs from timm's, which clips gradients to a global norm of 1 first, and takes
+    AdamW's step where nothing decays; its default weight decay is 1e-2.
     Differs from Optax as `adam` does, and norms are taken in float32 or wider.
     """
     return chain(
