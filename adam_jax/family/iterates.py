@@ -86,6 +86,8 @@ def schedule_free_adamw(
 
     Reference: Defazio et al. 2024 (arXiv:2405.15682), Algorithm 1.
 
+    Differs from the authors' code, whose warm-up begins at learning_rate /
+    warmup_steps, and whose c follows the rate of the step itself.
     Differs from Optax as `adam` does: in bfloat16 parameters z is float32. As in Optax,
     c follows the learning rate of the next step.
     """
