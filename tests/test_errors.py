@@ -128,6 +128,18 @@ def test_what_is_read_at_init_is_no_schedule(name, make):
         make(lambda count: 0.1)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "argument"),
+    [
+        ("shampoo", "eps"),
+        ("prodigy", "beta3"),
+    ],
+)
+def test_an_error_names_the_argument_of_the_optimizer(optimizer, argument):
+    with pytest.raises(ValueError, match=f"^{argument} must be "):
+        adam_jax.OPTIMIZERS[optimizer](1e-3, **{argument: -3.0})
+
+
 def test_a_schedule_is_checked_at_the_first_trace():
     tx = adam_jax.adam(1e-3, b2=lambda count: jnp.bfloat16(0.999))
     with pytest.raises(ValueError, match="b2 is a bfloat16 array"):

@@ -13,6 +13,7 @@ from adam_jax.hyperparams import (
     Hyperparam,
     at,
     check_decay,
+    check_no_schedule,
     check_non_negative,
     check_whole,
     exact,
@@ -256,7 +257,9 @@ def shampoo(
         "shampoo",
         within(
             inverse_roots(
-                eps, every=check_whole("update_every", update_every), max_size=max_size
+                check_no_schedule("eps", check_non_negative("eps", eps)),
+                every=check_whole("update_every", update_every),
+                max_size=max_size,
             ),
             scale_by_moments(
                 b1=check_decay("momentum", momentum), b2=None, mu_dtype=mu_dtype

@@ -151,6 +151,8 @@ def prodigy(
     first steps are then several times as long, and d grows sooner.
     Differs from Optax as `adam` does.
     """
+    if beta3 is not None:
+        beta3 = check_decay("beta3", beta3)
     return chain(
         "prodigy",
         scale_by_distance(
