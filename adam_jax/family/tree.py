@@ -69,8 +69,9 @@ def chain_lines(name: str) -> list[str]:
     expect_name(name)
     make = OPTIMIZERS[name]
     (function,) = ast.parse(textwrap.dedent(inspect.getsource(make))).body
-    returned = [x.value for x in ast.walk(function) if isinstance(x, ast.Return)]
-    value: ast.AST = returned[-1] or ast.Constant(None)
+    assert isinstance(function, ast.FunctionDef)
+    *_, last = function.body  # of functions inside, the returns are others
+    value = getattr(last, "value", None) or ast.Constant(None)
     defaults = {
         x.name: x.default
         for x in inspect.signature(make).parameters.values()

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import adam_jax
 from adam_jax import OPTIMIZERS, adam, assert_follows
 from adam_jax.family.table import PARENTS
 from adam_jax.family.tree import chain_lines, children, compare_lines, lineage
@@ -28,6 +29,11 @@ def test_a_chain_is_short_and_differs_from_its_parent(name):
     lines = chain_lines(name)
     assert 1 <= sum(line[0] != " " for line in lines) <= MOST_STAGES
     assert not re.search(r"=\w+_dtype|check_", " ".join(lines))
+    for line in lines:
+        head = re.match(r"[\w.]*", line.strip())[0]
+        of_branches = line.endswith(" times") or line.strip().startswith("*(")
+        known = head in adam_jax.__all__ or head.startswith("optax.")
+        assert known or of_branches, line
     if name in PARENTS:
         rows = compare_lines(name, PARENTS[name])
         assert [line for line, _, _ in rows if line] == lines
