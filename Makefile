@@ -89,7 +89,7 @@ pictures: $(VENV)/ready  ## Draw the pictures in docs/ anew, and print their fig
 	  --virtual-time-budget=20000 --screenshot=docs/report.png \
 	  runs/pictures/diagnose_healthy/report.html
 
-family: $(VENV)/ready  ## Hold every optimizer to its oracle and to others' code, and write docs/family.md (4 min).
+family: $(VENV)/ready  ## Hold every optimizer to its oracle and to others' code, and write docs/family.md (5 min).
 	$(BIN)/python -W ignore benchmarks/family.py
 
 optax-suite: $(VENV)/ready  ## Run Optax's own tests with our optimizers in place of its own (5 min).

@@ -83,6 +83,7 @@ def beside_oracle(name):
     for case in itertools.chain(CASES, ARRAY_CASES):
         if case[0] == name:
             kwargs = {"learning_rate": LR} | case[-1]
+            wide = {"dtype_momentum": "float64"} if name == "adafactor" else {}
             steps = 40 if name == "prodigy" else STEPS
             if len(case) == 3:
                 start, grads = leaf_gradients(case[1], steps)
@@ -90,7 +91,9 @@ def beside_oracle(name):
                 start, grads = np.linspace(-1, 1, 6), gradients(steps)
             expected, _ = trajectory(name, grads, start, **kwargs)
             with jax.enable_x64(True):
-                updates, _, _ = run(MAKERS[name](**kwargs), jnp.asarray(grads), start)
+                updates, _, _ = run(
+                    MAKERS[name](**kwargs, **wide), jnp.asarray(grads), start
+                )
             largest = np.maximum(np.abs(expected), LR)
             errors.append(np.max(np.abs(updates - expected) / largest))
     return max(errors, default=None)
@@ -194,7 +197,7 @@ def draw(rows):
             text = "   ".join(
                 [*new, *(f"(no {line.partition('(')[0]})" for line in gone)]
             )
-            text = text if len(text) < 108 else text[:105] + "..."
+            text = text if len(text) < 150 else text[:147] + "..."
             axes.text(
                 33, y, text, va="center", size=8, family="monospace", color="#1f4e8c"
             )
@@ -232,7 +235,9 @@ def main():
             f"{others[0][1]:.0e}" if others else "-",
         )
         table.append("| " + " | ".join([*cells, summary(name)]) + " |")
-    counted = f"{len(rows)} optimizers; {both} of them have both references."
+    counted = f"{len(rows)} optimizers; {both} of them have both references"
+    lacking = [name for name, near, others in rows if near is None or not others]
+    counted += f" (not {', '.join(lacking)})." if lacking else "."
     page = [INTRO, counted, "", *table, ""]
     page += [to_section(*row) for row in rows]
     (ROOT / "docs/family.md").write_text("\n".join(page), "utf-8")
