@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import OFTEN
 from matplotlib.figure import Figure
 
 from adam_jax import FIGURES, OPTIMIZERS
@@ -312,11 +313,11 @@ def test_every_kind_of_leaf_comes_back(kept):
     assert_same(state, make_state(7.25))
 
 
-def test_the_state_of_every_optimizer_comes_back(tmp_path):
+def test_states_of_all_kinds_come_back(tmp_path):
     params = {"w": jnp.linspace(0, 1, 3), "b": jnp.float32(2)}
     state = {}
-    for name, factory in OPTIMIZERS.items():
-        tx = factory(0.1)
+    for name in OFTEN:
+        tx = OPTIMIZERS[name](0.1)
         state[name] = tx.update(params, tx.init(params), params)[1]
     kept = Checkpoints(tmp_path / "checkpoints")
     kept.save(1, state)

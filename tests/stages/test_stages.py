@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import gradients, run
+from cases import gradients, often, run
 
 import adam_jax
 from adam_jax import (
@@ -202,12 +202,11 @@ def test_l2_is_not_adamw():
     np.testing.assert_allclose(first, [-2.0], rtol=1e-4)  # eps 1e-8 beside 1e-3
 
 
-def test_promotion_is_explicit():
+@pytest.mark.parametrize("name", often(adam_jax.OPTIMIZERS))
+def test_promotion_is_explicit(name):
     """No stage leans on implicit promotion, which would follow the wrong operand."""
     params = {"half": jnp.ones(2, jnp.bfloat16), "single": jnp.ones((2, 2))}
-    rate = jnp.float32(0.1)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        for name, factory in adam_jax.OPTIMIZERS.items():
-            tx = factory(rate)
-            updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
-            assert updates["half"].dtype == jnp.bfloat16, name
+        tx = adam_jax.OPTIMIZERS[name](jnp.float32(0.1))
+        updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    assert updates["half"].dtype == jnp.bfloat16
