@@ -76,7 +76,7 @@ def often(names):
 # They look at whole leaves, which packed() would merge.
 LEAFWISE = ("cautious_adamw", "lamb", "lars", "stable_adamw")
 LEAFWISE += ("soap", "shampoo", "muon", "normuon", "adamuon", "adafactor", "came")
-LEAFWISE += ("adam_hyperball",)
+LEAFWISE += ("adam_hyperball", "mars_adamw", "galore_adamw")
 
 
 def rising(count):

