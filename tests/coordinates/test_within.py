@@ -317,6 +317,10 @@ def test_moments_in_the_host_s_memory_turn_and_stay_there():
     if held[0].inner_state[0].mu["matrix"].sharding.memory_kind != "pinned_host":
         pytest.skip("no such memory")
     step = jax.jit(tx.update, out_shardings=(None, shardings))
+    try:
+        step(grads, held, params)
+    except jax.errors.JaxRuntimeError:  # of an older jax, on CPU
+        pytest.skip("no step leaves arrays in such memory")
     for _ in range(3):
         updates, held = step(grads, held, params)
         expected, state = tx.update(grads, state, params)
