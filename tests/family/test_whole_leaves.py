@@ -26,7 +26,8 @@ def test_float64_follows_the_oracle(case):
         updates, _, _ = run(MAKERS[name](**kwargs), jnp.asarray(grads), params)
     size = np.maximum(np.abs(expected).max(tuple(range(1, grads.ndim))), 1e-2)
     error = np.abs(updates - expected).max(tuple(range(1, grads.ndim))) / size
-    assert error.max() < 1e-12
+    # Shampoo's roots multiply roundings by up to eps^(-1/2), which is 1,000.
+    assert error.max() < (1e-11 if name == "shampoo" else 1e-12)
 
 
 @pytest.mark.parametrize("b1, b2", [(0.9, 0.999), (0.0, 0.9)])
