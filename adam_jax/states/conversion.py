@@ -16,6 +16,8 @@ from adam_jax.stages.holding import NuTraceState, TraceState
 from adam_jax.states.buffers import Packed, PackedState, pack, part
 from adam_jax.states.reading import cut_to, expect_shapes, is_of_numbers
 
+_HELD = MomentsState | TraceState | NuTraceState
+
 
 def convert_state(
     state: Any,
@@ -100,7 +102,7 @@ def convert_state(
 
     def convert_node(node, params):
         nonlocal found
-        found = found or isinstance(node, MomentsState | TraceState | NuTraceState)
+        found = found or isinstance(node, _HELD)
         if isinstance(node, PackedState):
             inner = convert_all(
                 part(node, stays).inner_state, cut_to(node.places, params)
@@ -125,7 +127,7 @@ def convert_state(
         return node
 
     def convert_all(state, params):
-        kinds = MomentsState | TraceState | NuTraceState | PackedState | WithinState
+        kinds = _HELD | PackedState | WithinState
         return jax.tree.map(
             lambda node: convert_node(node, params),
             state,

@@ -14,9 +14,12 @@ from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.trees import as_leaves
 from adam_jax.states.buffers import PackedState
 
+MOMENTS = ("mu", "nu", "nu_max", "trace", "nu_trace")
+"""The fields of our states that hold moments. Beside each is one with its format."""
+
 # The fields of a node that are trees like the parameters, and what we call them. Nodes
 # are known by the names of their classes: those of Optax are not all public.
-_MOMENTS = {x: x for x in ("mu", "nu", "nu_max", "trace", "nu_trace")}
+_MOMENTS = {x: x for x in MOMENTS}
 _FOREIGN = {x: x for x in ("raw_nu_max", "scaled_trace", "average")}
 TREES = {
     **dict.fromkeys(("MomentsState", "RunningMaxState"), _MOMENTS),

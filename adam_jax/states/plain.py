@@ -16,10 +16,10 @@ from adam_jax.moments.sharing import Factored
 from adam_jax.stages.correction import RunningMaxState
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.stages.holding import NuTraceState, TraceState
-from adam_jax.states.parts import by_name
+from adam_jax.states.parts import MOMENTS, by_name
 
 # What a node with moments has at most, beside their formats.
-_MOMENTS = {"mu", "nu", "nu_max", "trace", "nu_trace", "sum_of_squares"}
+_MOMENTS = {*MOMENTS, "sum_of_squares"}
 _KNOWN = _MOMENTS | {"count", "weights"}
 _READERS = {"exponents": EightBit, "columns": Factored, "others": AxisMaxima}
 _NODES: dict[str, Any] = {

@@ -12,7 +12,7 @@ from jax.tree_util import tree_flatten_with_path
 from adam_jax.hyperparams import shown
 from adam_jax.placement import count_shards
 from adam_jax.stages.flow import expect_optimizer
-from adam_jax.states.parts import name_leaves
+from adam_jax.states.parts import MOMENTS, name_leaves
 
 
 def state_shardings(
@@ -193,7 +193,7 @@ def _is_moment(path: Any) -> bool:
 def _moment_of(path: Any) -> str:
     """Return the moment to which a leaf of a state belongs, or ""."""
     names = [getattr(key, "name", "") for key in path]
-    moments = {"mu", "nu", "nu_max", "trace", "residual"}
+    moments = {*MOMENTS, "residual"}
     known = (x for x in names if x in moments or x.endswith("_format"))
     return next(known, "").removesuffix("_format")
 

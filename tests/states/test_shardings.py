@@ -182,6 +182,19 @@ def test_explicit_axes_and_host_memory():
     assert state[0].count.sharding.memory_kind != "pinned_host"
 
 
+def test_second_moments_that_stages_hold_go_to_the_host_with_all_others():
+    params = place(mesh_of())
+    tx = adam_jax.adadelta(1e-2, nu_dtype="8bit")
+    hosted = state_shardings(tx, params, memory_kind="pinned_host")
+    kept = {
+        where.memory_kind
+        for node in jax.tree.leaves(hosted, is_leaf=lambda x: hasattr(x, "nu_trace"))
+        if hasattr(node, "nu_trace")
+        for where in jax.tree.leaves((node.nu_trace, node.nu_trace_format))
+    }
+    assert kept == {"pinned_host"}
+
+
 def test_a_function_picks_the_moments_in_host_memory():
     """By the name of the parameter; its codes, exponents and residual go together."""
     params = {"layer": place(mesh_of(), jnp.bfloat16)}
