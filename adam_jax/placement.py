@@ -334,10 +334,10 @@ def last_axis_pieces() -> int:
 def reduce_pieces(
     reduce: Callable[[jax.Array, Any], jax.Array], x: jax.Array, axes: Sequence[int]
 ) -> jax.Array:
-    """Return the mean, or the maximum, of what the pieces of the leaf at work hold.
+    """Return the mean, maximum or sum of what the pieces of the leaf at work hold.
 
     Args:
-      reduce: `lax.pmean` or `lax.pmax`.
+      reduce: `lax.pmean`, `lax.pmax` or `lax.psum`.
       x: an array.
       axes: the axes of the leaf along which to take it.
     """

@@ -1,6 +1,7 @@
 """`adam-jax family`: the optimizers as a tree, and their chains side by side."""
 
 import inspect
+import re
 from collections.abc import Callable
 
 import jax
@@ -79,6 +80,13 @@ def count_bytes(name: str) -> float:
     params = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
     state = jax.eval_shape(OPTIMIZERS[name](1e-3).init, params)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / params.size
+
+
+def paragraph(name: str, head: str) -> str:
+    """Give a paragraph of an optimizer's docstring, such as "When"; "" without one."""
+    text = inspect.getdoc(OPTIMIZERS[name]) or ""
+    found = re.search(rf"^{head}: (.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
 
 
 def summary(name: str) -> str:

@@ -7,7 +7,7 @@ import optax
 
 from adam_jax.family.both_moments import adamw
 from adam_jax.family.chaining import chain
-from adam_jax.hyperparams import Hyperparam, check_decay, exact
+from adam_jax.hyperparams import Hyperparam, check_decay, derived, exact
 from adam_jax.moments.accumulators import Accumulator, ema, lion_average
 from adam_jax.moments.sharing import mean_over
 from adam_jax.moments.storage import Storage
@@ -318,15 +318,7 @@ def _momentum(beta: Any, nesterov: bool) -> Accumulator:
     beta = check_decay("beta", beta)
     if not nesterov:
         return ema(beta)
-    return lion_average(_square(beta), beta)
-
-
-def _square(value: Any) -> Any:
-    """Return the square of a hyperparameter."""
-    if not callable(value):
-        return value**2
-    schedule: Any = value
-    return lambda count: schedule(count) ** 2
+    return lion_average(derived(lambda rate: rate**2, beta), beta)
 
 
 def _adam(

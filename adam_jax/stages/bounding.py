@@ -118,18 +118,13 @@ def bound_by_average(
     sizes_so_far = Accumulator(
         {"decay": check_decay("decay", decay)},
         average,
-        measure=lambda grad, mu, h: grad,
+        measure=lambda size, mu, h: size,
+        read=lambda new, old, size, weight, h: jnp.minimum(size, new),
         order=2,
     )
 
-    def sizes(m: Moments) -> Any:
-        return _step_sizes(m, rate, eps, "bound_by_average")
-
     def bound(m: Moments, held: Any) -> Any:
-        def bound_leaf(mu, size, average):
-            return jnp.minimum(size, average).astype(mu.dtype) * mu
-
-        mu = jax.tree.map(bound_leaf, m.mu, sizes(m), held)
+        mu = jax.tree.map(lambda mu, size: size.astype(mu.dtype) * mu, m.mu, held)
         return m._replace(mu=mu, nu=None, has_mu=False)
 
     return hold(
@@ -137,7 +132,7 @@ def bound_by_average(
         sizes_so_far,
         bound,
         dtype,
-        gather=sizes,
+        gather=lambda m: _step_sizes(m, rate, eps, "bound_by_average"),
         argument="nu_dtype",
     )
 

@@ -15,7 +15,7 @@ from adam_jax.moments.formats import Stored
 from adam_jax.moments.moment import Moment
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.division import divide_moments
-from adam_jax.stages.flow import expect_params, expect_state, widen
+from adam_jax.stages.flow import expect_params, expect_state, scalar_dtype, widen
 from adam_jax.stages.gathering import scale_by_moments
 from adam_jax.stages.holding import TraceState
 from adam_jax.stages.iterates import copy_param
@@ -111,8 +111,7 @@ def scale_by_distance(
 
     def init_fn(params):
         check_inexact(params, "params")
-        dtypes = [numerics.dtype_of(p) for p in jax.tree.leaves(params)]
-        dtype = numerics.real_dtype(numerics.compute_dtype(*dtypes))
+        dtype = scalar_dtype(params)
         return DistanceState(
             (
                 moments.init(params),

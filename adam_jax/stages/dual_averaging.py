@@ -11,6 +11,7 @@ from adam_jax import numerics, placement
 from adam_jax.checks import check_inexact, check_like
 from adam_jax.hyperparams import Hyperparam, at, check_decay
 from adam_jax.stages.flow import expect_params, expect_state
+from adam_jax.stages.iterates import copy_param
 
 
 class StartState(NamedTuple):
@@ -56,7 +57,12 @@ def average_from_start(momentum: Hyperparam = 0.9) -> optax.GradientTransformati
 
     def init_fn(params):
         check_inexact(params, "params")
-        return StartState(jnp.zeros([], jnp.int32), jax.tree.map(_copy, params))
+
+        def copy(param):  # in the memory that the parameter is in
+            kept = copy_param(param, numerics.dtype_of(param))
+            return placement.beside(kept, param)
+
+        return StartState(jnp.zeros([], jnp.int32), jax.tree.map(copy, params))
 
     def update_fn(updates, state, params=None):
         params = expect_params(updates, params, "average_from_start")
@@ -75,12 +81,3 @@ def average_from_start(momentum: Hyperparam = 0.9) -> optax.GradientTransformati
         return moved, StartState(optax.safe_increment(state.steps), state.start)
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _copy(param: Any) -> Any:
-    """Return a copy, which may be kept when the parameters' buffers are donated."""
-    dtype = numerics.dtype_of(param)
-    if isinstance(param, jax.ShapeDtypeStruct):
-        return numerics.full_like(param, 0, dtype)
-    copy = placement.copy_beside(jnp.asarray(param), param, dtype)
-    return placement.beside(copy, param)

@@ -301,6 +301,17 @@ def widen(grads: Any, *moments: Any) -> Any:
     return jax.tree.map(widen_leaf, grads, *[m for m in moments if m is not None])
 
 
+def scalar_dtype(params: Any) -> jnp.dtype:
+    """Return the dtype of a scalar that belongs to all leaves: real, float32 or wider.
+
+    Args:
+      params: a pytree of arrays.
+    """
+    leaves = jax.tree.leaves(params)
+    reals = [numerics.real_dtype(numerics.dtype_of(p)) for p in leaves]
+    return numerics.compute_dtype(*reals)
+
+
 def cast_like(tree: Any, like: Any) -> Any:
     """Cast a tree to the dtypes of another one, leaf by leaf.
 

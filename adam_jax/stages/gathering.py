@@ -19,7 +19,13 @@ from adam_jax.moments.storage import Storage, as_format
 from adam_jax.placement import cut_at
 from adam_jax.recipes.notes import note_moments
 from adam_jax.recipes.recipe import Origin
-from adam_jax.stages.flow import Moments, expect_state, expect_updates, widen
+from adam_jax.stages.flow import (
+    Moments,
+    expect_state,
+    expect_updates,
+    scalar_dtype,
+    widen,
+)
 
 
 class MomentsState(NamedTuple):
@@ -107,10 +113,8 @@ def scale_by_moments(
 
     def init_fn(params):
         check_inexact(params, "params")
-        leaves = jax.tree.leaves(params)
-        reals = [numerics.real_dtype(numerics.dtype_of(p)) for p in leaves]
         mu, nu = (m.init(params) if m else _NONE for m in (mu_moment, nu_moment))
-        weights = jnp.zeros([2, 2], numerics.compute_dtype(*reals))
+        weights = jnp.zeros([2, 2], scalar_dtype(params))
         if old := resumed():
             seen = [
                 m.weigh_past(old.count, weights.dtype) if m else jnp.array([1, 0])

@@ -23,7 +23,7 @@ from adam_jax.hyperparams import (
     shown,
 )
 from adam_jax.measures import map_leaves, root_mean_square
-from adam_jax.stages.flow import cast_like, expect_params, expect_state
+from adam_jax.stages.flow import cast_like, expect_params, expect_state, scalar_dtype
 
 
 class ScheduleFreeState(NamedTuple):
@@ -103,8 +103,7 @@ def schedule_free(
 
     def init_fn(params):
         check_inexact(params, "params")
-        leaves = [numerics.dtype_of(p) for p in jax.tree.leaves(params)]
-        dtype = numerics.real_dtype(numerics.compute_dtype(*leaves))
+        dtype = scalar_dtype(params)
         z = jax.tree.map(lambda p: copy_param(p, state_dtype), params)
         weight = jnp.asarray(at(b1, 0, dtype), dtype)
         weight_sum, max_lr = (jnp.zeros([], dtype) for _ in range(2))

@@ -8,15 +8,18 @@ import optax
 
 from adam_jax import numerics
 from adam_jax.checks import check_inexact
-from adam_jax.hyperparams import Hyperparam, at, check_non_negative, exact
+from adam_jax.hyperparams import Hyperparam, at, check_decay, check_non_negative, exact
 from adam_jax.measures import sum_leaves
-from adam_jax.moments.accumulators import trace
-from adam_jax.moments.formats import Stored
-from adam_jax.moments.moment import Moment
-from adam_jax.moments.storage import Storage, as_format
+from adam_jax.moments.storage import Storage
 from adam_jax.stages.division import divide_moments, emit
-from adam_jax.stages.flow import expect_both, expect_moments, expect_state, widen
-from adam_jax.stages.holding import TraceState
+from adam_jax.stages.flow import (
+    expect_both,
+    expect_moments,
+    expect_state,
+    scalar_dtype,
+    widen,
+)
+from adam_jax.stages.holding import TraceState, scale_by_trace
 
 
 class SwitchState(NamedTuple):
@@ -88,17 +91,14 @@ def switch_to_sgd(
     eps = check_non_negative("eps", eps)
     eps_root = check_non_negative("eps_root", eps_root)
     tolerance = check_non_negative("tolerance", tolerance)
-    velocity = trace(b1)
-    format = as_format("accumulator_dtype", accumulator_dtype)
-    moment = Moment(velocity, format, 1, "trace", "accumulator_dtype")
+    velocity: Any = scale_by_trace(b1, accumulator_dtype=accumulator_dtype)
+    b1 = check_decay("decay", b1)
 
     def init_fn(params):
         check_inexact(params, "params")
-        dtypes = [numerics.dtype_of(p) for p in jax.tree.leaves(params)]
-        dtype = numerics.real_dtype(numerics.compute_dtype(*dtypes))
+        dtype = scalar_dtype(params)
         rate, average = (jnp.zeros([], dtype) for _ in range(2))
-        count = jnp.zeros([], jnp.int32)
-        return SwitchState(TraceState(count, *moment.init(params)), rate, average)
+        return SwitchState(velocity.init(params), rate, average)
 
     def update_fn(updates, state, params=None):
         m = expect_moments(updates, "switch_to_sgd")
@@ -109,14 +109,12 @@ def switch_to_sgd(
                 "switch_to_sgd() needs a second moment that is an average: give "
                 "scale_by_moments() a b2."
             )
-        old, dtype = state.inner_state, state.rate.dtype
-        past = old.count
+        past, dtype = state.inner_state.count, state.rate.dtype
         switched = state.rate > 0
-        stored = Stored(old.trace, old.trace_format)
-        before = moment.read(stored, m.grads)
-        grads = widen(m.grads, before)
+        grads = widen(m.grads, m.mu)
         added = jax.tree.map(lambda g: jnp.where(switched, g, 0), grads)
-        after = moment.step(stored, before, added, past)
+        # Given parameters, or what stands for them, it emits what is wide.
+        sgd, inner = velocity.update(added, state.inner_state, grads)
         adam = divide_moments(m, eps, eps_root)
 
         size, slope = _dot(adam, adam, dtype), _dot(adam, grads, dtype)
@@ -132,18 +130,15 @@ def switch_to_sgd(
         near = (past > 0) & (slope != 0) & (distance < at(tolerance, past, dtype))
         rate = jnp.where(~switched & near & (settled > 0), settled, state.rate)
 
-        decay = at(velocity.hyperparams["decay"], past, dtype)
-        share = state.rate * (1 - decay)
+        share = state.rate * (1 - at(b1, past, dtype))
         used = jax.tree.map(
             lambda u, v: jnp.where(
                 switched, share.astype(numerics.real_dtype(v.dtype)) * v, u
             ),
             adam,
-            after.flows,
+            sgd,
         )
-        count = optax.safe_increment(past)
-        state = SwitchState(TraceState(count, *after.stored), rate, average)
-        return emit(used, m.grads, params), state
+        return emit(used, m.grads, params), SwitchState(inner, rate, average)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
