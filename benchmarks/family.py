@@ -21,15 +21,20 @@ import optax.contrib
 from matplotlib.figure import Figure
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments.family import SHAPE, count_bytes, count_changes, summary
+from adam_jax.experiments.family import (
+    SHAPE,
+    count_bytes,
+    count_changes,
+    paragraph,
+    summary,
+)
 from adam_jax.family.table import PARENTS
 from adam_jax.family.tree import chain_lines, children, compare_lines, lineage
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cases import ARRAY_CASES, CASES, MAKERS, gradients, leaf_gradients, run  # noqa: E402
-from oracle import trajectory  # noqa: E402
+from cases import ARRAY_CASES, CASES, beside_oracle, from_json, leaf_gradients, run  # noqa: E402
 
 STEPS = 200
 LR = 1e-2
@@ -58,13 +63,6 @@ a step.
 """
 
 
-def paragraph(name, head):
-    """Return a paragraph of an optimizer's docstring, such as "When"."""
-    text = inspect.getdoc(OPTIMIZERS[name])
-    found = re.search(rf"^{head}:? (.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
-    return " ".join(found[1].split()) if found else ""
-
-
 def error(found, expected, start):
     """Return the largest difference of two trajectories, in mean steps."""
     step = np.abs(np.diff(expected, axis=0, prepend=start[None])).mean(0)
@@ -77,29 +75,18 @@ def follow(make, kwargs, grads, start):
         return run(make(**kwargs), jnp.asarray(grads), jnp.asarray(start))[1]
 
 
-def beside_oracle(name):
+def measure_oracle(name):
     """Return the largest error of an update in all cases that the tests have."""
     errors = []
     for case in itertools.chain(CASES, ARRAY_CASES):
         if case[0] == name:
-            kwargs = {"learning_rate": LR} | case[-1]
-            wide = {"dtype_momentum": "float64"} if name == "adafactor" else {}
-            steps = 40 if name == "prodigy" else STEPS
-            if len(case) == 3:
-                start, grads = leaf_gradients(case[1], steps)
-            else:
-                start, grads = np.linspace(-1, 1, 6), gradients(steps)
-            expected, _ = trajectory(name, grads, start, **kwargs)
-            with jax.enable_x64(True):
-                updates, _, _ = run(
-                    MAKERS[name](**kwargs, **wide), jnp.asarray(grads), start
-                )
+            updates, expected = beside_oracle(case, STEPS)
             largest = np.maximum(np.abs(expected), LR)
             errors.append(np.max(np.abs(updates - expected) / largest))
     return max(errors, default=None)
 
 
-def beside_others(name):
+def measure_others(name):
     """Return (library, error) of every other implementation, the nearest first."""
     found = []
     for module in (optax, optax.contrib):
@@ -119,10 +106,7 @@ def beside_others(name):
             if case["optimizer"] == name:
                 leaf = f"/{case['leaf']}" if "leaf" in case else ""
                 start = reference[f"params0{leaf}"]
-                kwargs = {
-                    k: tuple(v) if isinstance(v, list) else v
-                    for k, v in case["kwargs"].items()
-                }
+                kwargs = from_json(case["kwargs"])
                 grads = reference[f"grads{leaf}"]
                 ours = follow(OPTIMIZERS[name], kwargs, grads, start)
                 library = case.get("library", "torch.optim")
@@ -214,7 +198,7 @@ def draw(rows):
 def main():
     rows = []
     for name in in_order():
-        rows.append((name, beside_oracle(name), beside_others(name)))
+        rows.append((name, measure_oracle(name), measure_others(name)))
         near, others = rows[-1][1:]
         shown = "-" if near is None else f"{near:.0e}"
         print(

@@ -1,9 +1,7 @@
 """The page docs/study.md, made of what `benchmarks/family_study.py` has measured."""
 
-import inspect
 import json
 import math
-import re
 import textwrap
 
 from matplotlib.figure import Figure
@@ -11,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from adam_jax import OPTIMIZERS
 from adam_jax.experiments.drawing import COLORS, label_log
+from adam_jax.experiments.family import paragraph
 from adam_jax.experiments.study.members import from_json
 from adam_jax.experiments.study.outcomes import Outcome, Spread
 from adam_jax.family.table import PARENTS
@@ -237,9 +236,7 @@ def compare_claims(problems, parts):
         tried = [name for name in problems if (name, optimizer) in parts]
         if not tried:
             continue
-        doc = inspect.getdoc(OPTIMIZERS[optimizer]) or ""
-        when = re.search(r"^When: (.*?)(?:\n\s*\n|\Z)", doc, re.M | re.S)
-        claim = " ".join(when[1].split()) if when else "Its docstring claims nothing."
+        claim = paragraph(optimizer, "When") or "Its docstring claims nothing."
         parent = PARENTS.get(optimizer, BASE)
         if not all((name, parent) in parts for name in tried):
             parent = BASE

@@ -3,9 +3,11 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracle import trajectory
 
 import adam_jax
 from adam_jax import (
@@ -58,6 +60,9 @@ MAKERS = adam_jax.OPTIMIZERS | {
     "ema": ema,
 }
 
+
+# Those from which the others descend: they are crossed with everything.
+OLDEST = [*adam_jax.OPTIMIZERS][:15]
 
 # One of each kind: `make test` runs these through everything, `make crossings` all.
 OFTEN = {
@@ -334,6 +339,35 @@ ARRAY_CASES = [
     ("shampoo", (3, 4, 5), {}),
     ("shampoo", (5,), {}),
 ]
+
+
+def beside_oracle(case, steps=200):
+    """Return the updates of an optimizer in float64, and those of its oracle.
+
+    Args:
+      case: a row of CASES or ARRAY_CASES.
+      steps: the number of steps.
+    """
+    name, *shape, kwargs = case
+    kwargs = {"learning_rate": 1e-2} | kwargs
+    if name == "prodigy":  # later its parameters are thousands, and its steps likewise
+        steps = min(steps, 40)
+    if shape:
+        params, grads = leaf_gradients(*shape, steps)
+    else:
+        params, grads = np.linspace(-1, 1, 6), gradients(steps)
+    expected, _ = trajectory(name, grads, params, **kwargs)
+    # By default Adafactor's momentum is float32, as in Optax.
+    wide = {"dtype_momentum": "float64"} if name == "adafactor" else {}
+    with jax.enable_x64(True):
+        tx = MAKERS[name](**kwargs, **wide)
+        updates, _, _ = run(tx, jnp.asarray(grads), params)
+    return updates, expected
+
+
+def from_json(kwargs):
+    """Return keyword arguments that JSON held: its lists were tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
 
 
 def case_id(case):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import MAKERS, falling, run
+from cases import MAKERS, OLDEST, falling, run
 from oracle import trajectory
 
 import adam_jax
@@ -77,7 +77,6 @@ def test_adamw_is_right_in_every_cell(params_dtype, grads_dtype, learning_rate, 
 
 
 OFTEN = ("adam", "adagrad", "lion", "radam")
-OLDEST = [*adam_jax.OPTIMIZERS][:15]
 # Of such a vector shampoo inverts the outer products, which no float holds.
 CELLS = [
     pytest.param(*cell, marks=() if cell[0] in OFTEN else pytest.mark.crossing)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from cases import CASES, MAKERS, first_often, gradients, run
+from cases import CASES, MAKERS, beside_oracle, first_often, gradients, run
 from oracle import trajectory
 
 import adam_jax
@@ -27,13 +27,7 @@ LEFT_OUT = {"muon": ["preconditioning", "muon_weight_dimension_numbers"]}
 
 @pytest.mark.parametrize("case", first_often(CASES))
 def test_float64_follows_the_oracle(case):
-    name, kwargs = case
-    kwargs = {"learning_rate": 1e-2} | kwargs
-    grads = gradients(1000)
-    params = np.linspace(-1, 1, 6)
-    expected, _ = trajectory(name, grads, params, **kwargs)
-    with jax.enable_x64(True):
-        updates, _, _ = run(MAKERS[name](**kwargs), jnp.asarray(grads), params)
+    updates, expected = beside_oracle(case, 1000)
     # Relative to the step: sgd's is as large as the gradient. The floor is for the
     # errors of mu where gradients cancel: 1000 roundings of 1e-16.
     size = np.maximum(np.abs(expected), 1e-2)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import run
+from cases import from_json, run
 
 import adam_jax
 
@@ -18,18 +18,13 @@ CASES = json.loads(REFERENCE["cases"].item())
 GIVEN = "grads", "params0"
 
 
-def arguments(kwargs):
-    """Return the keyword arguments that JSON held: its lists were tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_float64_follows_the_other_library(name):
     case = CASES[name]
     grads, params0 = (REFERENCE[f"{kind}/{case['leaf']}"] for kind in GIVEN)
     expected = REFERENCE[f"params/{name}"]
     with jax.enable_x64(True):
-        tx = adam_jax.OPTIMIZERS[case["optimizer"]](**arguments(case["kwargs"]))
+        tx = adam_jax.OPTIMIZERS[case["optimizer"]](**from_json(case["kwargs"]))
         _, params, _ = run(tx, jnp.asarray(grads), jnp.asarray(params0))
     step = np.abs(np.diff(expected, axis=0, prepend=params0[None])).mean(axis=0)
     # Both round the parameters at every step, by up to half a unit in the last place.

@@ -4,10 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ARRAY_CASES, MAKERS, first_often, leaf_gradients, run
-from oracle import ARRAY_ORACLES, trajectory
-
-STEPS = {"prodigy": 40}  # later its parameters are thousands, and its steps likewise
+from cases import (
+    ARRAY_CASES,
+    MAKERS,
+    beside_oracle,
+    first_often,
+    leaf_gradients,
+    run,
+)
+from oracle import ARRAY_ORACLES
 
 
 def test_every_array_oracle_has_a_case():
@@ -16,18 +21,12 @@ def test_every_array_oracle_has_a_case():
 
 @pytest.mark.parametrize("case", first_often(ARRAY_CASES))
 def test_float64_follows_the_oracle(case):
-    name, shape, kwargs = case
-    kwargs = {"learning_rate": 1e-2} | kwargs
-    params, grads = leaf_gradients(shape, STEPS.get(name, 200))
-    expected, _ = trajectory(name, grads, params, **kwargs)
-    with jax.enable_x64(True):
-        if "momentum" in kwargs and name == "adafactor":
-            kwargs["dtype_momentum"] = "float64"
-        updates, _, _ = run(MAKERS[name](**kwargs), jnp.asarray(grads), params)
-    size = np.maximum(np.abs(expected).max(tuple(range(1, grads.ndim))), 1e-2)
-    error = np.abs(updates - expected).max(tuple(range(1, grads.ndim))) / size
+    updates, expected = beside_oracle(case)
+    axes = tuple(range(1, expected.ndim))
+    size = np.maximum(np.abs(expected).max(axes), 1e-2)
+    error = np.abs(updates - expected).max(axes) / size
     # Shampoo's roots multiply roundings by up to eps^(-1/2), which is 1,000.
-    assert error.max() < (1e-11 if name == "shampoo" else 1e-12)
+    assert error.max() < (1e-11 if case[0] == "shampoo" else 1e-12)
 
 
 @pytest.mark.parametrize("b1, b2", [(0.9, 0.999), (0.0, 0.9)])

@@ -4,10 +4,7 @@ import math
 
 import numpy as np
 
-
-def at(h, t):
-    """Return the value of a hyperparameter, constant or scheduled, at step t."""
-    return h(t - 1) if callable(h) else h
+from oracle.arithmetic import at
 
 
 def divide(x, y):

@@ -10,9 +10,10 @@ papers.
 
 import numpy as np
 
-from .array_arithmetic import Adam, Average, Factored, at, divide, norm, rms
-from .iterates import ITERATE_ORACLES
-from .matrices import MATRIX_ORACLES
+from oracle.arithmetic import at
+from oracle.array_arithmetic import Adam, Average, Factored, divide, norm, rms
+from oracle.iterates import ITERATE_ORACLES
+from oracle.matrices import MATRIX_ORACLES
 
 
 def mars_adamw(

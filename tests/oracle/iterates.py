@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from .array_arithmetic import Adam, Average, at, divide, norm
+from oracle.arithmetic import at
+from oracle.array_arithmetic import Adam, Average, divide, norm
 
 
 def schedule_free_adamw(

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from .array_arithmetic import Adam, Average, at, divide, norm
+from oracle.arithmetic import at
+from oracle.array_arithmetic import Adam, Average, divide, norm
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 

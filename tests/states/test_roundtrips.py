@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from cases import LEAFWISE, MAKERS
+from cases import LEAFWISE, MAKERS, OLDEST
 from flax import nnx, serialization
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -105,7 +105,7 @@ CASES = [
     for name in adam_jax.OPTIMIZERS
     for storage in STORED
     # In 8 bits a state holds most. Formats that share are for second moments.
-    if storage == "8bit" or name in [*adam_jax.OPTIMIZERS][:15]
+    if storage == "8bit" or name in OLDEST
     if storage in ("as it comes", "bfloat16", "8bit")
     or "nu_dtype" in inspect.signature(MAKERS[name]).parameters
 ]
