@@ -1,280 +1,266 @@
-"""What the parsers of all commands share; jsonargparse reads and type-checks."""
+"""What commands are told: options and TOML files, which Pydantic checks."""
 
 import argparse
-import contextlib
 import dataclasses
+import difflib
+import inspect
 import json
-import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
+from contextlib import suppress
+from dataclasses import MISSING, Field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, cast, get_args, get_origin
 
-import toml
-from jsonargparse import (
-    ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage] (documented)
-    ArgumentParser,
-    DefaultHelpFormatter,
-    Namespace,
-    set_dumper,
-    set_parsing_settings,
-)
+import docstring_parser
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
 
+import adam_jax
 from adam_jax.experiments.shipped import list_configs
 
-NO_TABLE = (
-    "model and optimizer must be tables, as in [optimizer] or optimizer.name; so must "
-    "the grid of a sweep"
-)
-
-_EXPECTED = r"expected \1, got \2"
-_EXPECTED_NAME = r"expected tables with a name, got \1"
-_EXPECTED_RANGE = r"expected a list of numbers, or {min, max, count}, got \1"
-_MISSING = r"expected {min, max, count}, but \1 is missing"
 _LONGEST = 300  # characters of a message
 
 
-class _Encoder(toml.TomlEncoder):
-    """Write strings as JSON does; its parent class breaks those with a backslash."""
+class Parser(argparse.ArgumentParser):
+    """Raise a ValueError for what is wrong, and keep the lines of the examples."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.dump_funcs[str] = partial(json.dumps, ensure_ascii=False)
+    def __init__(self, **options: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
 
-
-set_dumper("toml", lambda data: toml.dumps(data, _Encoder()))
-# A config is data: no class_path in it imports what it likes.
-set_parsing_settings(import_path_allowlist=["adam_jax"], import_path_denylist=["*"])
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
-class Command(NamedTuple):
-    """Hold a command of `adam-jax`.
+class _Put(argparse.Action):
+    """Put a value into the namespace's `table`, in the tables that its key names."""
 
-    Attributes:
-      about: What it does, in a few words.
-      build_parser: Give the parser of its options.
-      module: Where its work is. Its function `prepare` turns that parser and what it
-        has read into what is to be run. Whatever is wrong with the options is found
-        there, before anything is written.
+    def __call__(self, parser: Any, namespace: Any, values: Any, *_: Any) -> None:
+        value: Any = True if self.nargs == 0 else values
+        for key in reversed(self.dest.split(".")):
+            value = {key: value}
+        namespace.table = merge(getattr(namespace, "table", {}), value)
+
+
+def list_options(config: type, start: str = "") -> Iterator[tuple[str, Field, str]]:
+    """Give the key, the field and the help of each option, a table's before its own.
+
+    The key of an option in a table follows the table's, after a dot.
     """
-
-    about: str
-    build_parser: Callable[[], ArgumentParser]
-    module: str
-
-    def prepare(self, parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
-        """Give what is to be run.
-
-        Raises:
-          ValueError: if an option is wrong.
-        """
-        module = import_module(f"adam_jax.experiments.{self.module}")
-        return module.prepare(parser, options)
+    docs = (docstring_parser.parse(x.__doc__ or "") for x in config.__mro__[::-1])
+    about = {x.arg_name: x.description or "" for doc in docs for x in doc.params}
+    for field in dataclasses.fields(config):
+        yield start + field.name, field, about.get(field.name, "")
+        if dataclasses.is_dataclass(field.type):
+            yield from list_options(cast(type, field.type), f"{start}{field.name}.")
 
 
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the line breaks of the examples."""
+def add_options(
+    parser: Parser, config: type, takes_files: bool, argv: Sequence[str]
+) -> None:
+    """Add the options of a command.
 
-
-class _ConfigFile(ActionConfigFile):
-    """Read a TOML file; its parent class would take a missing file for TOML text."""
-
-    def __call__(
-        self, parser: Any, cfg: Any, values: str, option_string: str | None = None
-    ) -> None:
-        try:
-            if not Path(values).is_file():
-                values = str(list_configs().get(values, values))
-            table = tomllib.loads(Path(values).read_text("utf-8"))
-            if "config" in table:
-                raise ValueError("'config' is no option of a file")
-            before = {key: cfg.get(key) for key in table}
-            super().__call__(parser, cfg, values, option_string)
-            for key, old in before.items():
-                if isinstance(old, dict):
-                    cfg[key] = _merge(old, cfg[key])
-        except OSError as error:
-            named = re.fullmatch(r"\w+", values) is not None
-            hint = " (adam-jax configs lists those by name)" if named else ""
-            message = f"{values}: {error.strerror}{hint}"
-            raise argparse.ArgumentError(None, message) from error
-        except (ValueError, argparse.ArgumentError) as error:
-            raise argparse.ArgumentError(None, f"{values}: {error}") from error
-
-
-class _ConfigParser(ArgumentParser):
-    """Read files first, and keep all that is given of a table whose keys are free.
-
-    Its parent class lets a file override the options that stand before it. Of
-    `--settings.adam.b1 0.5 --settings.adam.b2 0.3` it keeps only the last, and nothing
-    of such a table in a file. So each is read alone here, and put together.
+    Args:
+      parser: The parser of the command.
+      config: The dataclass of its options. Without files, its keyword-only fields are
+        options with a name, the others are words.
+      takes_files: Whether options may come from TOML files; then they have no words.
+      argv: The command line: options in tables whose keys are free are found in it.
     """
+    if takes_files:
+        parser.usage = f"{parser.prog} [--config CONFIG] [options]"
+        about = (
+            "TOML file with any of the options below, or the name of one of `adam-jax "
+            "configs`; the command line overrides it. It may be given several times."
+        )
+        parser.add_argument("--config", action="append", default=[], help=about)
+        about = "Print all options as TOML, and do nothing else."
+        parser.add_argument("--print_config", action="store_true", help=about)
+    for key, field, about in list_options(config):
+        kind, needed, nargs = cast(Any, field.type), field.default is MISSING, None
+        if get_origin(kind) is Literal:
+            about += f" (one of {', '.join(get_args(kind))})"
+        if takes_files:
+            about += "" if needed else f" (default: {json.dumps(field.default)})"
+        elif kind is bool:
+            nargs = 0
+        elif get_origin(kind) is tuple:
+            kind, nargs = str, "+" if needed or field.kw_only else "*"
+        elif not (needed or field.kw_only):
+            nargs = "?"
+        named = takes_files or field.kw_only
+        _add(parser, f"--{key}" if named else key, kind, about, nargs=nargs)
+        if get_origin(kind) is dict:
+            given = {word.split("=")[0] for word in argv}
+            for name in (x for x in given if x.startswith(f"--{key}.")):
+                _add(parser, name, None, argparse.SUPPRESS)
 
-    free_tables: tuple[str, ...] = ()
 
-    def format_help(self) -> str:
-        """Give the help; its end may be a function that makes it."""
-        if callable(self.epilog):
-            self.epilog = self.epilog()
-        return super().format_help()
+def _add(parser: Parser, name: str, kind: Any, about: str, **options: Any) -> None:
+    kinds = {*get_args(kind)} or {kind}
 
-    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Namespace:
-        words, files, parts, others = list(args), [], [], []
-        while words:
-            name, equals, _ = words[0].partition("=")
-            table = name.split(".")[0].removeprefix("--")
-            found = {"config": files, **dict.fromkeys(self.free_tables, parts)}
-            is_known = name.startswith("--") and table in found
-            length = 2 if is_known and not equals else 1
-            (found[table] if is_known else others).append(words[:length])
-            del words[:length]
-        given = super().parse_args([*chain(*files, *others)], *rest, **options)
-        for part in parts:
-            alone = super().parse_args(part, *rest, **options)
-            for table in self.free_tables:
-                given[table] = _merge(given[table], alone[table])
-        return given
+    def utf8(text: str) -> Any:
+        text.encode()  # where this fails, argparse speaks of an "invalid utf8 value"
+        if kinds <= {str, Path, NoneType}:
+            return None if text == "null" and NoneType in kinds else text
+        return read_value(text)
+
+    if name.startswith("--"):
+        metavar = name.split(".")[-1].strip("-").upper()
+        options |= {"dest": name[2:], "metavar": metavar}
+    options |= {"default": argparse.SUPPRESS, "help": about.replace("%", "%%")}
+    parser.add_argument(name, action=_Put, type=utf8, **options)
 
 
-def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def read_value(text: str) -> Any:
+    """Read a value as JSON or TOML; what is neither is text."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    with suppress(ValueError, RecursionError):
+        [value] = tomllib.loads(f"value = {text}").values()
+        return value
+    return text
+
+
+def read_file(name: str) -> dict[str, Any]:
+    """Read a TOML file, or one of the configs that have names.
+
+    Raises:
+      ValueError: if there is none, or none that can be read.
+    """
+    try:
+        path = name if Path(name).is_file() else list_configs().get(name, name)
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        hint = " (adam-jax configs lists those by name)" if name.isidentifier() else ""
+        raise ValueError(f"{name}: {error.strerror}{hint}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Put two tables together; where both have a value, the new one holds."""
     merged = old | new
     for key in old.keys() & new.keys():
         if isinstance(old[key], dict) and isinstance(new[key], dict):
-            merged[key] = _merge(old[key], new[key])
+            merged[key] = merge(old[key], new[key])
     return merged
 
 
-def new_parser(description: str, epilog: Any, **options: Any) -> _ConfigParser:
-    """Start the parser of a command, or of them all."""
-    return _ConfigParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=_HelpFormatter,
-        exit_on_error=False,
-        parser_mode="toml",
-        **options,
-    )
+def make_config(config: type, table: dict[str, Any], name: str = "") -> Any:
+    """Make a config of a table, whose keys, types and values are checked.
 
-
-def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """Read options.
+    Args:
+      config: Its dataclass.
+      table: Its values; what is left out gets its default.
+      name: Where the table stands: messages name its keys after that.
 
     Raises:
-      ValueError: if an option, a key or a type is wrong, in one sentence.
+      ValueError: if one is wrong, in one sentence.
     """
-    with _in_one_sentence():
-        return parser.parse_args(argv)
-
-
-def check_table(config: type, name: str, table: dict[str, Any]) -> None:
-    """Check the types of a table that has any of a config's fields.
-
-    Raises:
-      ValueError: if a key or a type is wrong, in one sentence that names the table.
-    """
-    # The library takes null for anything here, though it stands for a default of null.
-    needed = {x.name for x in dataclasses.fields(config) if x.default is not None}
-    for key in needed & {key for key, value in table.items() if value is None}:
-        raise ValueError(f"{name}: {key}: expected a value, got null")
-    parser = new_parser("", "")
-    parser.add_class_arguments(config)
-    with _in_one_sentence(f"{name}: "):
-        parser.parse_object(table, defaults=False)
-
-
-@contextlib.contextmanager
-def _in_one_sentence(start: str = "") -> Iterator[None]:
+    text = json.dumps(table, default=str)
     try:
-        yield
-    except argparse.ArgumentError as error:
-        raise ValueError(start + in_one_sentence(str(error))) from error
-    except TypeError as error:  # the library's own, at `optimizer = 3`
-        raise ValueError(start + NO_TABLE) from error
-    except OverflowError as error:
-        raise ValueError(f"{start}a number has more than 308 digits") from error
-    except RecursionError as error:
-        raise ValueError(f"{start}lists or tables are nested too deeply") from error
+        # In strict JSON, a list may become a tuple, but no text becomes a number.
+        return TypeAdapter(config).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        known = [key for key, *_ in list_options(config)]
+        raise ValueError(_explain(error, table, name, known)) from error
 
 
-def new_config_parser(
-    config: type, description: str, epilog: Any, **options: Any
-) -> ArgumentParser:
-    """Start the parser of a command that takes a TOML file of a config's fields."""
-    parser = new_parser(
-        description,
-        epilog,
-        dump_header=[f"adam-jax {installed_version()}, jax {version('jax')}"],
-        **options,
-    )
-    parser.add_argument(
-        "--config",
-        action=_ConfigFile,
-        help="TOML file with any of the options below, or the name of one of "
-        "`adam-jax configs`; the command line overrides it.",
-    )
-    parser.add_class_arguments(config)
-    parser.free_tables = tuple(
-        key for key, hint in get_type_hints(config).items() if get_origin(hint) is dict
-    )
-    return parser
+def _explain(
+    error: ValidationError, table: dict[str, Any], name: str, known: list[str]
+) -> str:
+    """Name the innermost key at which something is wrong, and say what."""
+    found = [(_find(table, x["loc"]), x) for x in error.errors(include_url=False)]
+    place = max((place for place, _ in found), key=len)
+    first, *others = (x for where, x in found if where == place)
+    key = ".".join([name, *place] if name else place) or "config"
+    match first["type"]:
+        case "value_error":
+            return str(first.get("ctx", {})["error"])
+        case "unexpected_keyword_argument":
+            return f"{key} is no option{suggest(place[-1], known)}"
+        case "missing":
+            return f"{key}: {first['msg']}: {first['loc'][-1]}"
+        case "json_invalid":
+            return first["msg"]
+    kinds = dict.fromkeys(x["msg"].removeprefix("Input should be ") for x in others)
+    message = " or ".join([first["msg"], *kinds])
+    return f"{key}: {message}, got {json.dumps(first['input'])}"
 
 
-def read_config(
-    config: type[Any], parser: ArgumentParser, options: Namespace
-) -> tuple[Any, str]:
-    """Turn what such a parser has read into a config, and into the same as TOML.
+def _find(table: Any, way: Sequence[Any]) -> list[str]:
+    """Give the keys of the table on a way that names types of unions, too."""
+    place = []
+    for key in way:
+        inside = isinstance(table, list) and isinstance(key, int)
+        if inside or (isinstance(table, dict) and key in table):
+            table = table[key]
+            place.append(str(key))
+    return place
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Ask for the known option that is most like an unknown one, if any is."""
+    lasts = {x.split(".")[-1].strip("-"): x for x in known[::-1]}
+    close = difflib.get_close_matches(name.split(".")[-1].strip("-"), lasts, 1)
+    return "".join(f": did you mean {lasts[x]}?" for x in close)
+
+
+def check_call(
+    function: Callable[..., Any], table: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """Check a table that is to be the keyword arguments of a function.
+
+    Args:
+      function: Any function or class; the types that it annotates are checked.
+      table: The arguments.
+      name: Where the table stands: messages name its keys after that.
+
+    Returns:
+      The arguments, with a tuple instead of a list where the function wants one.
 
     Raises:
-      ValueError: if the config refuses a value.
+      ValueError: if one is unknown, missing or of a wrong type, in one sentence.
     """
     try:
-        given = parser.instantiate(options)
-        del given["config"]  # where the values came from is not one of them
-        return config(**given), parser.dump(options)
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:  # of a type that is imported only where types are checked
+        signature = inspect.signature(function)
+    try:
+        signature.bind(**table)
     except TypeError as error:
-        raise ValueError(NO_TABLE) from error
+        known = [*signature.parameters]
+        hints = (suggest(key, known) for key in table.keys() - {*known})
+        raise ValueError(f"{name}: {error}{next(hints, '')}") from error
+    given = [x for key, x in signature.parameters.items() if key in table]
+    typed = [x for x in given if x.annotation not in (x.empty, str(x.annotation))]
+    types = {x.name: x.annotation for x in typed}
+    settings = {"__pydantic_config__": {"arbitrary_types_allowed": True}}
+    checked = dataclasses.make_dataclass("checked", types.items(), namespace=settings)
+    return table | vars(make_config(checked, {key: table[key] for key in types}, name))
 
 
-def installed_version() -> str:
-    """Give the version of the package."""
+def to_toml(config: Any) -> str:
+    """Write a config as TOML, below a line with the versions; null is left out.
+
+    Raises:
+      ValueError: if TOML cannot hold a value.
+    """
+    head = f"# adam-jax {adam_jax.__version__}, jax {version('jax')}"
     try:
-        return version("adam_jax")
-    except PackageNotFoundError:  # a checkout that was put on the path by hand
-        return "(not installed)"
+        return f"{head}\n\n{tomli_w.dumps(_drop_nulls(dataclasses.asdict(config)))}"
+    except TypeError as error:  # null in a list
+        raise ValueError(f"TOML cannot hold this config: {error}") from error
 
 
-def in_one_sentence(message: str) -> str:
-    """Put what jsonargparse says into one line, in words of TOML, not of Python."""
-    message = " ".join(message.split())
-    for pattern, words in (
-        (r"Parser key \"(.+?)\":", r"\1:"),
-        (r"(\w+): Unable to load config '(.*?)'.*", r"\1: no such file: '\2'"),
-        (r"Subclasses are disabled for .*", NO_TABLE),
-        (r"Does not validate .*Range'>.* required: ([\w, ]+?) - .*", _MISSING),
-        (r"Does not validate .*\[<class '\S*Range'>.*value: ?(.*)", _EXPECTED_RANGE),
-        (r"Does not validate .*Subtypes: \[(.*?), .*?\].*value: ?(.*)", _EXPECTED),
-        (r"Not a valid subclass of \w+\. Got value: (.*?) Subclass.*", _EXPECTED_NAME),
-        (r"Expected a dot import path string: ?(.*)", _EXPECTED_NAME),
-        (r"Import path (.*) does not correspond .*", _EXPECTED_NAME),
-        (r"Importing '(.*)' is not allowed.*", _EXPECTED_NAME),
-        (r"Problem with given class_path '.*?': ", ""),
-        (r"Expected an? (.*?)\. Got value: ?(.*)", _EXPECTED),
-        (r"<class '(\w+)'>", r"\1"),
-        (r"typing\.Literal\[(.*?)\]", r"one of \1"),
-        (r"expected tuple", "expected a list"),
-        (r"required: \w+\.", "required: "),
-        (r"list\[(\w+)\]", r"a list of \1"),
-        (r"\bOption '(.*?)' is not accepted", r"'\1' is no option"),
-        (r"Group '(.*?)' does not accept option '(.*?)'", r"'\1.\2' is no option"),
-        (r", got $", ", got ''"),
-    ):
-        message = re.sub(pattern, words, message)
-    return f"{shorten(message)} (see adam-jax --help)"
+def _drop_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_nulls(x) for key, x in value.items() if x is not None}
+    return [*map(_drop_nulls, value)] if isinstance(value, list | tuple) else value
 
 
 def shorten(message: str) -> str:

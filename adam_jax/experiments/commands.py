@@ -1,41 +1,98 @@
 """The commands of `adam-jax`, and the command line that chooses one."""
 
+import ast
+import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from functools import reduce
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser
+import docstring_parser
 
+import adam_jax
 from adam_jax.experiments import options
 from adam_jax.experiments.arguments import (
-    Command,
-    installed_version,
-    new_parser,
-    parse,
+    Parser,
+    add_options,
+    list_options,
+    make_config,
+    merge,
+    read_file,
     shorten,
+    suggest,
+    to_toml,
 )
-from adam_jax.experiments.epilogs import TRAIN
+from adam_jax.experiments.study.config import CompareConfig, SweepConfig
+from adam_jax.experiments.trace.config import TraceConfig
 
-COMMANDS: dict[str, Command] = {
-    "train": Command("train a model, or go on with a run", options.train, "run"),
-    "compare": Command(
-        "train with several optimizers", options.compare, "study.compare"
-    ),
-    "sweep": Command("train over a grid of settings", options.sweep, "study.sweep"),
-    "inspect": Command("print the figures of a run", options.inspect, "inspection"),
-    "report": Command("make a web page of runs", options.report, "report.command"),
-    "bench": Command(
-        "time a step beside optax.adamw, or count what it moves",
-        options.bench,
-        "bench.command",
-    ),
-    "trace": Command("trace optimizers on a surface", options.trace, "trace.command"),
-    "family": Command(
-        "print the family tree, or two chains side by side", options.family, "family"
-    ),
-    "configs": Command("list or print configs", options.configs, "shipped"),
-    "convert": Command(
-        "print or convert the file of a state", options.convert, "convert"
-    ),
+
+def list_optimizers() -> str:
+    """List the optimizers. Their table is read as text: to import it takes JAX."""
+    table = Path(adam_jax.__file__).with_name("family") / "table.py"
+    nodes = ast.walk(ast.parse(table.read_text("utf-8")))
+    keys: Any = next(node.keys for node in nodes if isinstance(node, ast.Dict))
+    names = ", ".join(sorted(map(ast.literal_eval, keys)))
+    return f"optimizers:\n{textwrap.indent(textwrap.fill(names, 76), '  ')}\n\n"
+
+
+def list_surfaces() -> str:
+    """List the surfaces, and all optimizers."""
+    from adam_jax.experiments.trace.surfaces import SURFACES
+
+    rows = {key: f"{x.about}; {', '.join(x.settings)}" for key, x in SURFACES.items()}
+    head = "surfaces, and the optimizers that each shows"
+    return _list_rows(head, rows) + list_optimizers()
+
+
+def list_candidates() -> str:
+    """List the candidates of the benchmark."""
+    from adam_jax.experiments.bench.candidates import CANDIDATES
+
+    return _list_rows("candidates", {key: x.about for key, x in CANDIDATES.items()})
+
+
+def _list_rows(head: str, rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    indents: Any = {"initial_indent": "  ", "subsequent_indent": " " * (width + 4)}
+    lines = (
+        textwrap.fill(f"{name:{width}}  {about}", 88, **indents)
+        for name, about in rows.items()
+    )
+    return "\n".join((f"{head}:", *lines, "", ""))
+
+
+class Command(NamedTuple):
+    """Hold a command of `adam-jax`.
+
+    Attributes:
+      module: Where its work is. Its function `prepare` turns the options into what is
+        to be run. Whatever is wrong with them is found there, before anything is
+        written.
+      options: The dataclass of its options; its docstring is the help.
+      takes_files: Whether these may come from a TOML file.
+      listed: Gives what its help lists above the examples.
+    """
+
+    module: str
+    options: type
+    takes_files: bool = False
+    listed: Callable[[], str] = str
+
+
+COMMANDS = {
+    "train": Command("run", options.TrainOptions, True, list_optimizers),
+    "compare": Command("study.compare", CompareConfig, True),
+    "sweep": Command("study.sweep", SweepConfig, True),
+    "inspect": Command("inspection", options.InspectOptions),
+    "report": Command("report.command", options.ReportOptions),
+    "bench": Command("bench.command", options.BenchOptions, False, list_candidates),
+    "trace": Command("trace.command", TraceConfig, True, list_surfaces),
+    "family": Command("family", options.FamilyOptions),
+    "configs": Command("shipped", options.ConfigsOptions),
+    "convert": Command("convert", options.ConvertOptions),
 }
 
 
@@ -48,30 +105,64 @@ def prepare(argv: Sequence[str] | None) -> Callable[[], None] | None:
       ValueError: if an option, a key, a type or a value is wrong, in one sentence.
     """
     argv = sys.argv[1:] if argv is None else argv
-    name = next(iter(argv), None)
-    if name not in COMMANDS:
-        parser = _build_parser()
-        parse(parser, argv)
-        parser.print_help()
-        return None
-    # Only the parser that is asked for: to build them all takes a tenth of a second.
-    parser = COMMANDS[name].build_parser()
-    parser.prog = f"adam-jax {name}"
     try:
-        return COMMANDS[name].prepare(parser, parse(parser, argv[1:]))
+        told = read_options(argv)
+        if told is None:
+            return None
+        if "--print_config" in argv:
+            text = to_toml(told)
+            return lambda: print(text, end="")
+        module = f"adam_jax.experiments.{COMMANDS[argv[0]].module}"
+        return import_module(module).prepare(told)
     except ValueError as error:  # what it names may be long
         raise ValueError(shorten(str(error))) from error
+    except OverflowError as error:
+        raise ValueError("a number has more than 308 digits") from error
+    except RecursionError as error:
+        raise ValueError("lists or tables are nested too deeply") from error
 
 
-def _build_parser() -> ArgumentParser:
-    """Build the parser of what is no command: it lists them."""
-    parser = new_parser(
-        "Adam taken apart: train small models with any of its relatives.",
-        TRAIN,
-        prog="adam-jax",
-        version=installed_version(),
-    )
-    commands = parser.add_subcommands(required=False, dest="command")
+def read_options(argv: Sequence[str]) -> Any:
+    """Read the options of the command that a command line names, as its dataclass.
+
+    Gives None where none is named, after printing the help.
+
+    Raises:
+      ValueError: as `prepare` does.
+    """
+    parser = _build_parser(argv)
+    if next(iter(argv), None) not in COMMANDS:
+        parser.parse_args(argv)
+        return parser.print_help()
+    read, unknown = parser.parse_known_args(argv)
+    config = COMMANDS[argv[0]].options
+    if unknown:
+        known = [f"--{key}" for key, *_ in list_options(config)]
+        hint = suggest(unknown[0].partition("=")[0], known)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    files = map(read_file, getattr(read, "config", ()))
+    table = reduce(merge, [*files, getattr(read, "table", {})], {})
+    return make_config(config, table)
+
+
+def _build_parser(argv: Sequence[str]) -> Parser:
+    """Build the parser of all commands; only the one that is named has its options."""
+    about = "Adam taken apart: train small models with any of its relatives."
+    examples = _show_examples(options.TrainOptions)
+    parser = Parser(prog="adam-jax", description=about, epilog=examples)
+    version = f"%(prog)s {adam_jax.__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        commands.add_subcommand(name, ArgumentParser(), help=command.about)
+        about = docstring_parser.parse(command.options.__doc__ or "").short_description
+        one = commands.add_parser(name, help=about, description=about)
+        if name == next(iter(argv), None):
+            add_options(one, command.options, command.takes_files, argv)
+            if "-h" in argv or "--help" in argv:  # what it lists takes time
+                one.epilog = command.listed() + _show_examples(command.options)
     return parser
+
+
+def _show_examples(options: type) -> str:
+    _, _, examples = (inspect.getdoc(options) or "").partition("Examples:\n")
+    return f"examples:\n{examples}"

@@ -5,41 +5,41 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from adam_jax.experiments.options import SAME
-from adam_jax.experiments.state_files import Read, choose_writer, read_file
+from adam_jax.experiments.options import ConvertOptions
+from adam_jax.experiments.state_files import SAME, Read, choose_writer, read_file
 from adam_jax.states.foreign import Held, hold_moments
 from adam_jax.states.parts import iterate_nodes, own_fields, stored_moments
 
 
-def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+def prepare(options: ConvertOptions) -> Callable[[], None]:
     """Read the old file, and choose how the new one is written.
 
     Raises:
       ValueError: if the file holds no state that can be read, or an option is wrong.
     """
-    old = read_file(Path(options.old), options)
+    old = read_file(options.old, options)
     held = hold_moments(old.nodes, None)
     folder = Path(options.new or ".").parent
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    if options.new is None:
+    new = options.new
+    if new is None:
         if options.to != SAME:
             raise ValueError(
                 "--to needs the name of the file to write, after the old one"
             )
-        return lambda: print_state(Path(options.old), old)
+        return lambda: print_state(options.old, old)
     write = choose_writer(options, old, held)
 
     def convert() -> None:
-        print_state(Path(options.old), old)
-        write(Path(options.new))
-        new = read_file(Path(options.new), options)
-        print_state(Path(options.new), new)
-        print_losses(old, held, new, hold_moments(new.nodes, None))
+        print_state(options.old, old)
+        write(new)
+        read = read_file(new, options)
+        print_state(new, read)
+        print_losses(old, held, read, hold_moments(read.nodes, None))
 
     return convert
 

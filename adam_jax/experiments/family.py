@@ -6,23 +6,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
+from adam_jax.experiments.options import FamilyOptions
 from adam_jax.family.table import OPTIMIZERS, PARENTS
 from adam_jax.family.tree import children, compare_lines, expect_name
 
 SHAPE = (1024, 1024)
 
 
-def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+def prepare(options: FamilyOptions) -> Callable[[], None]:
     """Look up what is to be shown.
 
     Raises:
       ValueError: if there is no such optimizer, or there are more than two.
     """
-    names: list[str] = options.names
+    names = list(options.names)
     for name in names:
         expect_name(name)
     if not names:

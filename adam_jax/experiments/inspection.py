@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from adam_jax.experiments.metrics import (
     to_json,
     to_scalars,
 )
+from adam_jax.experiments.options import InspectOptions
 
 COLUMNS = 5  # epochs side by side: they fit into 80 characters
 # What the table of groups shows, and the heads of its columns.
@@ -30,15 +30,14 @@ BY_GROUP = {
 }
 
 
-def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+def prepare(options: InspectOptions) -> Callable[[], None]:
     """Read the run.
 
     Raises:
       ValueError: if the folder holds no run that can be read.
     """
-    folder = Path(options.run)
-    epochs = read_epochs(folder)
-    return lambda: print_run(folder, epochs, options.json)
+    epochs = read_epochs(options.run)
+    return lambda: print_run(options.run, epochs, options.json)
 
 
 def print_run(folder: Path, epochs: Sequence[Epoch], as_json: bool) -> None:

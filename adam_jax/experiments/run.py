@@ -1,6 +1,6 @@
 """`adam-jax train`: one run from its config to its folder; train, show, save."""
 
-import argparse
+import dataclasses
 import shlex
 import shutil
 import signal
@@ -8,11 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from operator import attrgetter
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
-
-from adam_jax.experiments.arguments import in_one_sentence, read_config
+from adam_jax.experiments.arguments import (
+    list_options,
+    make_config,
+    read_file,
+    to_toml,
+)
 from adam_jax.experiments.checkpoints import FULL
 from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.folder import (
@@ -26,6 +30,7 @@ from adam_jax.experiments.folder import (
 from adam_jax.experiments.interrupts import Diverged, Interrupted, on_signals
 from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.metrics import no_run
+from adam_jax.experiments.options import TrainOptions
 from adam_jax.experiments.picture import draw_run
 from adam_jax.experiments.progress import Report
 from adam_jax.experiments.training import Trainer
@@ -33,29 +38,27 @@ from adam_jax.experiments.training import Trainer
 PAUSE = 60.0  # seconds from one checkpoint to the next, unless the config says steps
 
 
-def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+def prepare(options: TrainOptions) -> Callable[[], None]:
     """Build the trainer that the options describe, or that of the run to resume.
 
     Raises:
       ValueError: if one of them is wrong, or the run cannot be resumed.
     """
-    resume = options["resume"]
-    if resume is not None:
-        defaults = parser.get_defaults()
-        for key, value in options.items():
-            if key != "resume" and value != defaults[key]:
-                raise ValueError(
-                    f"{key} is set, but --resume goes on with the config of the run: "
-                    f"leave out --{key}"
-                )
-        return prepare_resumed(parser, Path(resume))
-    del options["resume"]
-    config, resolved = read_config(TrainConfig, parser, options)
-    trainer = Trainer(config)
-    return lambda: start_run(trainer, resolved)
+    if options.resume is None:
+        resolved, trainer = to_toml(options), Trainer(options)
+        return lambda: start_run(trainer, resolved)
+    default = TrainConfig()
+    for key, *_ in list_options(TrainConfig):
+        value = attrgetter(key)(options)
+        if not dataclasses.is_dataclass(value) and value != attrgetter(key)(default):
+            raise ValueError(
+                f"{key} is set, but --resume goes on with the config of the run: leave "
+                f"out --{key}"
+            )
+    return prepare_resumed(options.resume)
 
 
-def prepare_resumed(parser: ArgumentParser, path: Path) -> Callable[[], None]:
+def prepare_resumed(path: Path) -> Callable[[], None]:
     """Read a run, and build its trainer as it was at the last checkpoint.
 
     Raises:
@@ -64,13 +67,9 @@ def prepare_resumed(parser: ArgumentParser, path: Path) -> Callable[[], None]:
     """
     try:
         (path / CONFIG).read_bytes()
-        options = parser.parse_args([f"--config={path / CONFIG}"])
     except OSError as error:
         raise no_run(path / CONFIG, error) from error
-    except argparse.ArgumentError as error:
-        raise ValueError(in_one_sentence(str(error))) from error
-    del options["resume"]
-    config, _ = read_config(TrainConfig, parser, options)
+    config = make_config(TrainConfig, read_file(str(path / CONFIG)))
     try:
         folder = RunFolder(path)
     except OSError as error:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from adam_jax.experiments.options import ConfigsOptions
 
 
 def list_configs() -> dict[str, Path]:
@@ -15,7 +15,7 @@ def list_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+def prepare(options: ConfigsOptions) -> Callable[[], None]:
     """Read a config, or what all are about.
 
     Raises:

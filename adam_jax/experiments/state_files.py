@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jsonargparse import Namespace
 
 import adam_jax
-from adam_jax.experiments.options import SAME
+from adam_jax.experiments.options import ConvertOptions
 from adam_jax.states.foreign import Held
 from adam_jax.states.keras_variables import find_shapes
 from adam_jax.states.parts import own_fields
 from adam_jax.states.plain import find_plain_nodes
 from adam_jax.states.pytorch import TURNED, list_order
 
+SAME = ConvertOptions.to  # what is written unless it is told
 _WEIGHTS = "model.weights.h5"  # in an archive of Keras
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # of files before PyTorch 1.6
 # What an optimizer of Optax keeps; the arguments are those that shape its state.
@@ -48,7 +48,7 @@ class Read(NamedTuple):
     others: list[str]
 
 
-def read_file(path: Path, options: Namespace) -> Read:
+def read_file(path: Path, options: ConvertOptions) -> Read:
     """Read the file of a state.
 
     Raises:
@@ -113,7 +113,7 @@ def _restore(path: Path) -> Any:
             ) from error
 
 
-def _read_torch(path: Path, options: Namespace) -> list[Any]:
+def _read_torch(path: Path, options: ConvertOptions) -> list[Any]:
     state_dict = _load_torch(path)
     names = _read_names(state_dict, options)
     turns = _turns(options)
@@ -185,7 +185,7 @@ def _open_keras(path: Path) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"{path} is no model that Keras saved compiled") from error
 
 
-def _read_keras(path: Path, options: Namespace) -> list[Any]:
+def _read_keras(path: Path, options: ConvertOptions) -> list[Any]:
     file, optimizer = _open_keras(path)
     names = _read_file_of_names(options)
     with file:
@@ -194,9 +194,10 @@ def _read_keras(path: Path, options: Namespace) -> list[Any]:
     return list(adam_jax.read_keras(variables, shapes, names, optimizer))
 
 
-def _make_keras_writer(options: Namespace, old: Read) -> Callable[[Path], None]:
+def _make_keras_writer(
+    options: ConvertOptions, like: Path, old: Read
+) -> Callable[[Path], None]:
     """Give what writes the archive of --like with another state."""
-    like = Path(options.like)
     names = _read_file_of_names(options)
     file, optimizer = _open_keras(like)
     with file:
@@ -218,7 +219,7 @@ def _make_keras_writer(options: Namespace, old: Read) -> Callable[[Path], None]:
     return write
 
 
-def _read_names(state_dict: dict[str, Any], options: Namespace) -> list[str]:
+def _read_names(state_dict: dict[str, Any], options: ConvertOptions) -> list[str]:
     """Give the paths of the parameters of a PyTorch optimizer, in its order."""
     if options.names:
         return _read_file_of_names(options)
@@ -228,21 +229,23 @@ def _read_names(state_dict: dict[str, Any], options: Namespace) -> list[str]:
     raise ValueError("the PyTorch optimizer was given no names: pass --names")
 
 
-def _read_file_of_names(options: Namespace) -> list[str]:
+def _read_file_of_names(options: ConvertOptions) -> list[str]:
     if not options.names:
         raise ValueError("which parameter is which? Pass --names")
     try:
-        lines = Path(options.names).read_text("utf-8").splitlines()
+        lines = options.names.read_text("utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"--names {options.names}: {error.strerror}") from error
     return [line.strip() for line in lines if line.strip()]
 
 
-def _turns(options: Namespace) -> Callable[[str], bool]:
+def _turns(options: ConvertOptions) -> Callable[[str], bool]:
     return lambda name: bool(options.turned) and fnmatch.fnmatch(name, options.turned)
 
 
-def choose_writer(options: Namespace, old: Read, held: Held) -> Callable[[Path], None]:
+def choose_writer(
+    options: ConvertOptions, old: Read, held: Held
+) -> Callable[[Path], None]:
     """Choose what writes the new file.
 
     Raises:
@@ -263,22 +266,22 @@ def choose_writer(options: Namespace, old: Read, held: Held) -> Callable[[Path],
             path.write_bytes(data)
 
         return write
-    if options.to in ("torch", "keras") and options.like is None:
+    if options.to not in ("torch", "keras"):
+        expected = ", ".join((SAME, *adam_jax.FORMATS, "torch", "keras", "optax"))
+        raise ValueError(f"--to must be one of {expected}, got {options.to!r}")
+    if options.like is None:
         raise ValueError(f"--to {options.to} needs --like, a file of the new optimizer")
     if options.to == "keras":
-        return _make_keras_writer(options, old)
-    if options.to == "torch":
-        return _make_torch_writer(options, old, held)
-    expected = ", ".join((SAME, *adam_jax.FORMATS, "torch", "keras", "optax"))
-    raise ValueError(f"--to must be one of {expected}, got {options.to!r}")
+        return _make_keras_writer(options, options.like, old)
+    return _make_torch_writer(options, options.like, old, held)
 
 
 def _make_torch_writer(
-    options: Namespace, old: Read, held: Held
+    options: ConvertOptions, like: Path, old: Read, held: Held
 ) -> Callable[[Path], None]:
     """Give what writes the state_dict of --like with another state."""
     torch = _import("torch")
-    new = _load_torch(Path(options.like))
+    new = _load_torch(like)
     names, turns = _read_names(new, options), _turns(options)
     own, shapes = _list_shapes(held), []
     for name in names:

@@ -17,8 +17,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax.experiments.bench.arguments import FORMATS
-from adam_jax.experiments.bench.candidates import CANDIDATES
+from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.compiled import (
     count_local,
     find_devices,

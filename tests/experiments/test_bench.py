@@ -15,14 +15,14 @@ import optax
 import pytest
 
 from adam_jax.experiments.bench import compiled, plan, problems, steppers, timing
-from adam_jax.experiments.bench.arguments import FORMATS, BenchConfig
-from adam_jax.experiments.bench.candidates import CANDIDATES, WRAPPERS
+from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, WRAPPERS
 from adam_jax.experiments.bench.plan import make_plan, why_missing
 from adam_jax.experiments.bench.problems import Problem, parse_size
 from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import draw_grads
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.machine import PACKAGES
+from adam_jax.experiments.options import BenchOptions
 from adam_jax.fused.cpu import native
 
 BUILT = native.available()
@@ -46,7 +46,7 @@ MISTAKES = {
     ),
     "a base": ("--base=adam", r"base 'adam' is unknown: choose from optax, "),
     "one pair": ("--repeats=1", r"repeats is 1, but must be 2 or more"),
-    "a word": ("--repeats=x", r"repeats: expected int, got x"),
+    "a word": ("--repeats=x", r"repeats: .* a valid integer, got \"x\"$"),
     "a machine": (
         "--compiled=v4",
         r"compiled is 'v4', but must be one of v5e, v5p, v6e, h100, perhaps",
@@ -165,15 +165,15 @@ def test_ctrl_c_saves_what_is_measured(tmp_path, capfd, monkeypatch):
 
 
 def test_quick_measures_everything_but_wrappers(capfd):
-    plan = make_plan(BenchConfig(quick=True))
+    plan = make_plan(BenchOptions(quick=True))
     names = {cell.candidate for cell in plan.cells}
     assert names == set(CANDIDATES) - set(WRAPPERS) - set(plan.missing)
-    assert plan.repeats < make_plan(BenchConfig()).repeats
+    assert plan.repeats < make_plan(BenchOptions()).repeats
 
 
 def test_wrappers_are_measured_at_two_sizes_or_where_asked():
     def sizes(**options):
-        cells = make_plan(BenchConfig(**options)).cells
+        cells = make_plan(BenchOptions(**options)).cells
         return {c.problem.name for c in cells if c.candidate == "record_all"}
 
     assert sizes() == {"2^24", "150x2^17"}
@@ -220,7 +220,7 @@ def test_a_candidate_that_is_not_installed(capfd, monkeypatch):
     assert main(["bench", "--candidates=torch"]) == 2
     sentence = "torch cannot be measured here: torch is not installed"
     assert sentence in capfd.readouterr().err
-    assert make_plan(BenchConfig()).missing["torch"] == "torch is not installed"
+    assert make_plan(BenchOptions()).missing["torch"] == "torch is not installed"
 
 
 def test_no_candidate_is_left(capfd):
@@ -234,6 +234,12 @@ def test_help_has_an_example_and_every_candidate(capfd):
     out = capfd.readouterr().out
     assert "adam-jax bench --json bench.json --picture bench.png" in out
     assert all(f"  {name} " in out for name in CANDIDATES)
+    options = " ".join(out.partition("candidates:")[0].split())
+    assert f"By default {' '.join(plan.SIZES)}, if compiled 16384,8192." in options
+    assert f": {', '.join(FORMATS)}. By default the first 5" in options
+    assert len(plan.TIMED_FORMATS) == 5 and plan.REPEATS == 25
+    assert f"if compiled {', '.join(plan.COMPILED)}." in options
+    assert f"compile for {', '.join(compiled.CHIPS)}, none" in options
 
 
 def test_sizes():

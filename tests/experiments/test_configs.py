@@ -8,7 +8,6 @@ import jax
 import pytest
 
 from adam_jax.experiments import commands, training
-from adam_jax.experiments.arguments import parse
 from adam_jax.experiments.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -115,12 +114,15 @@ def test_they_are_listed_and_printed(tmp_path, monkeypatch, capfd):
 
 def test_a_config_is_taken_by_name(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    parser = commands.COMMANDS["train"].build_parser()
-    assert parse(parser, ["--config", "digits_cnn"]).model.name == "cnn"
+
+    def read(*options):
+        return commands.read_options(["train", *options])
+
+    assert read("--config", "digits_cnn").model.name == "cnn"
     Path("digits_cnn").mkdir()  # a folder is none
-    assert parse(parser, ["--config=digits_cnn"]).model.name == "cnn"
+    assert read("--config=digits_cnn").model.name == "cnn"
     Path("digits_mlp").write_text("seed = 7")  # a file is taken as it is
-    assert parse(parser, ["--config", "digits_mlp"]).seed == 7
+    assert read("--config", "digits_mlp").seed == 7
     assert main(["train", "--config", "digit_mlp"]) == 2
     error = capfd.readouterr().err
     assert "digit_mlp: No such file or directory (adam-jax configs lists" in error

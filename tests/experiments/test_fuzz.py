@@ -229,14 +229,11 @@ class SmallTrainer:
 
 @pytest.fixture
 def compile_nothing(monkeypatch):
-    """Leave out what takes long: data, models, compilation; and build parsers once."""
+    """Leave out what takes long: data, models, compilation."""
     monkeypatch.setattr(run, "Trainer", SmallTrainer)
     monkeypatch.setattr(study, "build_problem", build_small_problem)
     monkeypatch.setattr(Population, "_trace", lambda self: None)
     monkeypatch.setattr(paths, "_compile", lambda *args: args)
-    for name, command in commands.COMMANDS.items():
-        kept = command._replace(build_parser=functools.cache(command.build_parser))
-        monkeypatch.setitem(commands.COMMANDS, name, kept)
 
 
 @pytest.mark.parametrize("command", CONFIGS)

@@ -59,7 +59,7 @@ def test_a_broken_run_is_one_sentence(text, message, make_run, capfd):
     [
         (["nowhere"], r"nowhere is no run: nowhere.metrics.jsonl: No such file"),
         ([__file__], r"is no run: .*: Not a directory; adam-jax train makes one"),
-        ([], r"arguments are required: run \(see adam-jax --help\)"),
+        ([], r"arguments are required: run \(see adam-jax inspect --help\)"),
         (["a", "b"], r"unrecognized arguments: b"),
         (["--config=x", "a"], r"unrecognized arguments: --config=x"),
     ],

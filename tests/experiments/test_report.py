@@ -465,7 +465,7 @@ def test_folders_that_cannot_be_reported_together(write_run, write_study, capfd)
         ((run, run / ".." / "mine"), r"mine is named twice: name each run once"),
         ((run, "nowhere"), r"nowhere is no run: nowhere.config.toml: No such file"),
         (("x" * 300,), r"xx/config.toml: File name too long; adam-jax train makes one"),
-        ((), r"arguments are required: runs \(see adam-jax --help\)"),
+        ((), r"arguments are required: runs \(see adam-jax report --help\)"),
     ):
         assert main(["report", *map(str, folders)]) == 2
         assert re.search(message, only_error(capfd))

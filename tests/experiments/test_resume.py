@@ -542,7 +542,7 @@ def test_resume_takes_no_other_option(options, message, capfd):
         (None, r"is no run: .*config.toml: No such file .*; adam-jax train makes one$"),
         ("epochs = 0", r"epochs is 0, but must be from 1 to 100000$"),
         ("epochs = = 0", r"config.toml: .*Invalid value"),
-        ("epoch = 1", r"'epoch' is no option"),
+        ("epoch = 1", r"epoch is no option: did you mean epochs\?$"),
     ],
 )
 def test_what_is_no_run_is_one_sentence(config, message, tmp_path, capfd):

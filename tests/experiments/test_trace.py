@@ -16,9 +16,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from PIL import Image
 
-from adam_jax.experiments.arguments import parse
 from adam_jax.experiments.cli import main
-from adam_jax.experiments.commands import COMMANDS
+from adam_jax.experiments.commands import read_options
 from adam_jax.experiments.config import OptimizerConfig
 from adam_jax.experiments.drawing import COLORS
 from adam_jax.experiments.trace import command
@@ -57,7 +56,7 @@ MISTAKES = {
         '--optimizers=["adma"]',
         r"optimizers has 'adma', which must be one of acprop, .*, yogi, momentum",
     ),
-    "no list": ("--optimizers=adam", r"optimizers: expected a list, got adam"),
+    "no list": ("--optimizers=adam", r"optimizers: .* a valid array, got \"adam\"$"),
     "another's option": (
         "--settings.adam.momentum=0.9",
         r"settings.adam: momentum is set, but adam does not take it: it takes b1, b2",
@@ -68,13 +67,13 @@ MISTAKES = {
     ),
     "an option's type": (
         "--settings.adam.b1=x",
-        r"settings.adam: b1: expected float, got x",
+        r"settings.adam.b1: .* a valid number, got \"x\"$",
     ),
     "an option's null": (
         "--settings.adam.learning_rate=null",
-        r"settings.adam: learning_rate: expected a value, got null",
+        r"settings.adam.learning_rate: .* a valid number, got null$",
     ),
-    "no option": ("--settings.adam.lr=1", r"settings.adam: 'lr' is no option"),
+    "no option": ("--settings.adam.lr=1", r"settings.adam: .* argument 'lr'$"),
     "a name that cannot be drawn": (
         '--settings={"$": {"name": "adam"}}',
         r"settings is '\$', but must be up to 60 printable characters, without '\$'",
@@ -103,8 +102,11 @@ MISTAKES = {
         "--name=../x",
         r"name is '../x', but must be letters, digits",
     ),
-    "a kind of file": ("--animation=avi", r"expected one of 'gif', 'mp4', 'none', got"),
-    "an option": ("--sed=1", r"'sed' is no option|unrecognized arguments: --sed=1"),
+    "a kind of file": ("--animation=avi", r"animation: .* 'gif', 'mp4' or 'none', got"),
+    "an option": (
+        "--sed=1",
+        r"unrecognized arguments: --sed=1: did you mean --seed\? ",
+    ),
 }
 
 
@@ -394,8 +396,7 @@ def test_all_settings_that_are_given_are_kept(given, expected, tmp_path):
     files["FILE2"].write_text("[settings.adam]\nb1 = 0.2\nb2 = 0.4")
     given = [f"--config={files[x]}" if x in files else x for x in given]
     options = [f"--settings.{x}" if x[0].islower() else x for x in given]
-    parser = COMMANDS["trace"].build_parser()
-    settings = parse(parser, ["--settings.lion.b1=0.7", *options]).settings
+    settings = read_options(["trace", "--settings.lion.b1=0.7", *options]).settings
     assert settings["adam"] == expected
     assert settings["lion"] == {"b1": 0.7}
     assert ("sgd" in settings) == ("sgd.momentum=0.1" in given)

@@ -11,7 +11,6 @@ import optax
 
 import adam_jax
 from adam_jax import fused
-from adam_jax.experiments.bench.arguments import FORMATS, Format
 from adam_jax.experiments.bench.steppers import (
     LEARNING_RATE,
     BareLoop,
@@ -22,6 +21,27 @@ from adam_jax.experiments.bench.steppers import (
     TorchStepper,
     find_compiler,
 )
+
+
+class Format(NamedTuple):
+    """How the moments are stored, and the dtype of parameters and gradients."""
+
+    mu: Any
+    nu: Any
+    dtype: Any
+
+
+FORMATS = {
+    "float32": Format("float32", "float32", "float32"),
+    "bfloat16": Format("bfloat16", "bfloat16", "float32"),
+    "8bit": Format("8bit", "8bit", "float32"),
+    "pure_bfloat16": Format("bfloat16", "bfloat16", "bfloat16"),
+    "pure_8bit": Format("8bit", "8bit", "bfloat16"),
+    "mu_bfloat16": Format("bfloat16", "float32", "float32"),
+    "pure_float32": Format("float32", "float32", "bfloat16"),
+}
+# The others only if asked for: their times lie between those of these.
+TIMED_FORMATS = ("float32", "bfloat16", "8bit", "pure_bfloat16", "pure_8bit")
 
 
 class Candidate(NamedTuple):

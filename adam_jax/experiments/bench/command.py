@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jsonargparse import ArgumentParser, Namespace
 
 from adam_jax.experiments.arguments import shorten
-from adam_jax.experiments.bench.arguments import FORMATS, BenchConfig, read_config
-from adam_jax.experiments.bench.candidates import CANDIDATES
+from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.compiled import count_local, place, read_cost
 from adam_jax.experiments.bench.picture import draw_rows
 from adam_jax.experiments.bench.plan import Cell, Plan, make_plan
@@ -22,20 +20,20 @@ from adam_jax.experiments.bench.steppers import Stepper, compile_step, draw_grad
 from adam_jax.experiments.bench.timing import compare
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.machine import describe_machine
+from adam_jax.experiments.options import BenchOptions
 
 
-def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+def prepare(config: BenchOptions) -> Callable[[], None]:
     """Plan what the options say.
 
     Raises:
       ValueError: if one of them is unusable.
     """
-    config = read_config(options)
     plan = make_plan(config)
     return lambda: run_bench(config, plan)
 
 
-def run_bench(config: BenchConfig, plan: Plan) -> None:
+def run_bench(config: BenchOptions, plan: Plan) -> None:
     """Measure or compile what is planned; print a table, write JSON and the picture.
 
     Raises:

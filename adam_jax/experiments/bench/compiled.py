@@ -16,7 +16,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from adam_jax.experiments.bench.arguments import CHIPS
+# Of each kind, the 16 chips out of which one is compiled for.
+CHIPS = {"v5e": "4x4", "v5p": "2x2x4", "v6e": "4x4", "h100": "1x1x16"}
 
 _LIBTPU = "libtpu==0.0.52"
 _CUDA = "jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0}"

@@ -7,22 +7,28 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from adam_jax import fused
-from adam_jax.experiments.bench.arguments import (
-    COMPILED,
-    COMPILED_SIZES,
+from adam_jax.experiments.bench.candidates import (
+    CANDIDATES,
     FORMATS,
-    QUICK_FORMATS,
-    QUICK_REPEATS,
-    QUICK_SIZES,
-    REPEATS,
-    SIZES,
     TIMED_FORMATS,
-    WRAPPERS_SIZES,
-    BenchConfig,
+    WRAPPERS,
+    Candidate,
 )
-from adam_jax.experiments.bench.candidates import CANDIDATES, WRAPPERS, Candidate
 from adam_jax.experiments.bench.compiled import find_devices
 from adam_jax.experiments.bench.problems import Problem, parse_size
+from adam_jax.experiments.options import BenchOptions
+
+SIZES = (
+    *("2^12", "2^16", "2^20", "2^22", "2^24", "2^26"),
+    *("150x2^17", "300x4096", "1000x64", "gpt2"),
+)
+QUICK_SIZES, QUICK_FORMATS = ("2^12", "2^16"), ("float32", "8bit")
+WRAPPERS_SIZES = ("2^24", "150x2^17")
+# On TPU, leaves that are smaller lie in VMEM as a whole.
+COMPILED_SIZES = ("16384,8192",)
+COMPILED = ("optax", "adamw", "fused_step", "compensated")
+COMPILED += ("skip_nonfinite", "skip_spikes", "record_one", "record_default")
+REPEATS, QUICK_REPEATS = 25, 3
 
 
 class Cell(NamedTuple):
@@ -54,7 +60,7 @@ class Plan(NamedTuple):
     devices: list[Any]
 
 
-def make_plan(config: BenchConfig) -> Plan:
+def make_plan(config: BenchOptions) -> Plan:
     """Return the rows to measure; a base comes before the rows beside it.
 
     Raises:
@@ -82,7 +88,7 @@ def make_plan(config: BenchConfig) -> Plan:
         for name, candidate in CANDIDATES.items()
         if (why := why_missing(candidate, bool(config.compiled)))
     }
-    for name in (*(config.candidates or ()), *([forced] if forced else ())):
+    for name in (*config.candidates, *([forced] if forced else ())):
         if name in missing:
             raise ValueError(f"{name} cannot be measured here: {missing[name]}")
     everything = not (config.sizes or config.candidates or config.compiled)
@@ -107,13 +113,13 @@ def make_plan(config: BenchConfig) -> Plan:
     )
 
 
-def _sizes(config: BenchConfig) -> Sequence[str]:
+def _sizes(config: BenchOptions) -> Sequence[str]:
     if config.quick:
         return QUICK_SIZES
     return COMPILED_SIZES if config.compiled else SIZES
 
 
-def _formats(config: BenchConfig) -> Sequence[str]:
+def _formats(config: BenchOptions) -> Sequence[str]:
     if config.quick:
         return QUICK_FORMATS
     return tuple(FORMATS) if config.compiled else TIMED_FORMATS

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from adam_jax.experiments.options import ReportOptions
 from adam_jax.experiments.report.page import Page, write_html
 from adam_jax.experiments.report.pages import describe_runs, describe_study
 from adam_jax.experiments.report.reading import (
@@ -17,7 +17,7 @@ from adam_jax.experiments.report.reading import (
 from adam_jax.experiments.study.members import MEMBERS, read_members
 
 
-def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
+def prepare(options: ReportOptions) -> Callable[[], None]:
     """Read the runs or the study, and make the page.
 
     Raises:
@@ -25,7 +25,7 @@ def prepare(_parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
     """
     folders = [Path(run) for run in options.runs]
     page = make_page(folders)
-    path = Path(options.out) if options.out else choose_path(folders)
+    path = options.out or choose_path(folders)
     if os.path.isdir(path) or not os.path.isdir(path.parent):
         what = "a folder" if os.path.isdir(path) else "in no folder that exists"
         raise ValueError(f"the page would be {path}, but that is {what}; see --out")

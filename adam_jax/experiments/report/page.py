@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 from plotly.offline import get_plotlyjs
 
+import adam_jax
 from adam_jax.experiments import report
-from adam_jax.experiments.arguments import installed_version
 from adam_jax.experiments.report.charts import Chart
 
 Element = ElementTree.Element
@@ -73,7 +73,7 @@ def write_html(page: Page) -> str:
     ids = {id(chart): f"chart-{number}" for number, chart in enumerate(charts)}
     sections = [_write_section(section, ids) for section in page.sections]
     today = datetime.date.today().isoformat()
-    footer = element("footer", f"Made by adam-jax {installed_version()} on {today}.")
+    footer = element("footer", f"Made by adam-jax {adam_jax.__version__} on {today}.")
     here = files(report)
     return Template((here / "page.html").read_text("utf-8")).substitute(
         title=html.escape(page.title),

@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.table import Table
 
-from adam_jax.experiments.arguments import read_config
+from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.study.config import CompareConfig
 from adam_jax.experiments.study.curves import draw_curves
 from adam_jax.experiments.study.members import Member
@@ -22,13 +21,13 @@ from adam_jax.experiments.study.outcomes import (
 from adam_jax.experiments.study.study import prepare_study, run_study
 
 
-def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
-    """Build what the options describe.
+def prepare(config: CompareConfig) -> Callable[[], None]:
+    """Build what the config describes.
 
     Raises:
-      ValueError: if one of them is wrong.
+      ValueError: if a value in it is wrong.
     """
-    config, resolved = read_config(CompareConfig, parser, options)
+    resolved = to_toml(config)
     populations = prepare_study(config, [[{}]] * len(config.optimizers))
     labels = np.asarray(populations[0].problem.dataset.test.labels)
     commonest = np.unique(labels, return_counts=True)[1].max() / labels.size

@@ -186,10 +186,26 @@ class StudyConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class CompareConfig(StudyConfig):
-    """Describe a comparison.
+    """Train with several optimizers, each from several seeds; draw their curves.
 
     Attributes:
       target_loss: Count the epochs until the training loss is down to this.
+
+    Examples:
+      adam-jax compare --config compare_digits
+      adam-jax compare --config compare_digits --seeds 10 --epochs 5
+
+    A config names the optimizers:
+
+      [[optimizers]]
+      name = "adam"
+      learning_rate = 0.003
+
+      [[optimizers]]
+      name = "adam"
+      learning_rate = 0.003
+      b2 = 0.99
+      label = "adam, b2 = 0.99"
     """
 
     name: str = "compare"
@@ -198,7 +214,7 @@ class CompareConfig(StudyConfig):
 
 @dataclass(frozen=True)
 class SweepConfig(StudyConfig):
-    """Describe a sweep: a study of each optimizer under many settings.
+    """Train under every setting of a grid at once; find the best, and picture them all.
 
     Attributes:
       optimizers: As in a comparison; each may have a table [optimizers.grid] of its
@@ -212,6 +228,22 @@ class SweepConfig(StudyConfig):
       lines: Draw curves over the first hyperparameter of the grid, in a panel for each
         combination of the others; or else heat maps, one for each pair.
       epochs_shown: Draw these curves after each of these epochs; by default, the last.
+
+    Examples:
+      adam-jax sweep --config sweep_digits
+      adam-jax sweep --config sweep_digits --memory 500MB
+      adam-jax sweep --config sweep_digits --draws 64
+
+    A config names the optimizers, and the values of their hyperparameters:
+
+      [[optimizers]]
+      name = "adamw"
+
+      [grid]
+      learning_rate = {min = 1e-5, max = 1, count = 11}
+      weight_decay = [0, 0.01, 0.1, 1]
+
+    An optimizer may have values of its own, in a table [optimizers.grid] below it.
     """
 
     name: str = "sweep"

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.table import Table
 
-from adam_jax.experiments.arguments import read_config
+from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.drawing import name_values
 from adam_jax.experiments.study.compare import to_text
 from adam_jax.experiments.study.config import MEASURES, SweepConfig
@@ -24,13 +23,13 @@ from adam_jax.experiments.study.settings import list_settings
 from adam_jax.experiments.study.study import prepare_study, run_study
 
 
-def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
-    """Build what the options describe.
+def prepare(config: SweepConfig) -> Callable[[], None]:
+    """Build what the config describes.
 
     Raises:
-      ValueError: if one of them is wrong.
+      ValueError: if a value in it is wrong.
     """
-    config, resolved = read_config(SweepConfig, parser, options)
+    resolved = to_toml(config)
     settings = [list_settings(config, candidate) for candidate in config.optimizers]
     populations = prepare_study(config, settings)
 

@@ -5,9 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
-
-from adam_jax.experiments.arguments import read_config
+from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.folder import CONFIG, make_run_folder
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.trace.animation import choose_steps, write_animation
@@ -22,14 +20,13 @@ from adam_jax.experiments.trace.report import TraceReport
 from adam_jax.experiments.trace.surfaces import SURFACES, Surface
 
 
-def prepare(parser: ArgumentParser, options: Namespace) -> Callable[[], None]:
-    """Compile the paths that the options describe.
+def prepare(config: TraceConfig) -> Callable[[], None]:
+    """Compile the paths that the config describes.
 
     Raises:
-      ValueError: if one of them is wrong.
+      ValueError: if a value in it is wrong.
     """
-    config, resolved = read_config(TraceConfig, parser, options)
-    surface = place_surface(config)
+    resolved, surface = to_toml(config), place_surface(config)
     walks = compile_traces(config, surface)
     return lambda: run_trace(config, resolved, surface, walks)
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adam_jax.experiments.arguments import check_table
+from adam_jax.experiments.arguments import check_call
 from adam_jax.experiments.config import (
     OptimizerConfig,
     require,
@@ -21,7 +21,7 @@ Option = bool | int | float | str | None
 
 @dataclass(frozen=True)
 class TraceConfig:
-    """Say which paths are traced, on which surface.
+    """Trace the paths of optimizers on a surface: a picture and an animation.
 
     Attributes:
       surface: One of those listed below.
@@ -39,6 +39,14 @@ class TraceConfig:
       name: Name of the run's folder; null: the surface's.
       runs_dir: Folder in which the run gets a folder of its own: NAME, or the first
         free one of NAME-2, NAME-3, ...
+
+    Examples:
+      adam-jax trace --surface rosenbrock
+      adam-jax trace --surface counterexample --animation none
+      adam-jax trace --surface beale --optimizers '["adam", "lion"]'
+      adam-jax trace --surface ravine --settings.adam.b1 0.5 --settings.adam.b2 0.9
+      adam-jax trace --surface ravine --start "[-3, 1]" --animation none
+      adam-jax trace --config trace_saddle --steps 100
     """
 
     surface: str = "rosenbrock"
@@ -79,7 +87,7 @@ class TraceConfig:
             require_label("optimizers", label)
         for label, options in self.settings.items():
             require_label("settings", label)
-            check_table(OptimizerConfig, f"settings.{label}", options)
+            check_call(OptimizerConfig, options, f"settings.{label}")
         writable = self.animation != "mp4" or writers.is_available("ffmpeg")
         expected = "'gif' or 'none' where ffmpeg is not installed"
         require(writable, "animation", self.animation, expected)
