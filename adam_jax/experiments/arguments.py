@@ -253,8 +253,8 @@ def to_toml(config: Any) -> str:
     head = f"# adam-jax {adam_jax.__version__}, jax {version('jax')}"
     try:
         return f"{head}\n\n{tomli_w.dumps(_drop_nulls(dataclasses.asdict(config)))}"
-    except TypeError as error:  # null in a list
-        raise ValueError(f"TOML cannot hold this config: {error}") from error
+    except TypeError as error:
+        raise ValueError("a list holds null, which TOML cannot store") from error
 
 
 def _drop_nulls(value: Any) -> Any:

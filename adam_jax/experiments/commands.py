@@ -13,18 +13,7 @@ from typing import Any, NamedTuple
 import docstring_parser
 
 import adam_jax
-from adam_jax.experiments import options
-from adam_jax.experiments.arguments import (
-    Parser,
-    add_options,
-    list_options,
-    make_config,
-    merge,
-    read_file,
-    shorten,
-    suggest,
-    to_toml,
-)
+from adam_jax.experiments import arguments, options
 from adam_jax.experiments.study.config import CompareConfig, SweepConfig
 from adam_jax.experiments.trace.config import TraceConfig
 
@@ -110,12 +99,12 @@ def prepare(argv: Sequence[str] | None) -> Callable[[], None] | None:
         if told is None:
             return None
         if "--print_config" in argv:
-            text = to_toml(told)
+            text = arguments.to_toml(told)
             return lambda: print(text, end="")
         module = f"adam_jax.experiments.{COMMANDS[argv[0]].module}"
         return import_module(module).prepare(told)
     except ValueError as error:  # what it names may be long
-        raise ValueError(shorten(str(error))) from error
+        raise ValueError(arguments.shorten(str(error))) from error
     except OverflowError as error:
         raise ValueError("a number has more than 308 digits") from error
     except RecursionError as error:
@@ -137,19 +126,20 @@ def read_options(argv: Sequence[str]) -> Any:
     read, unknown = parser.parse_known_args(argv)
     config = COMMANDS[argv[0]].options
     if unknown:
-        known = [f"--{key}" for key, *_ in list_options(config)]
-        hint = suggest(unknown[0].partition("=")[0], known)
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    files = map(read_file, getattr(read, "config", ()))
-    table = reduce(merge, [*files, getattr(read, "table", {})], {})
-    return make_config(config, table)
+        known = [f"--{key}" for key, *_ in arguments.list_options(config)]
+        hint = arguments.suggest(unknown[0].partition("=")[0], known)
+        hint += f" (see adam-jax {argv[0]} --help)"
+        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    files = map(arguments.read_file, getattr(read, "config", ()))
+    table = reduce(arguments.merge, [*files, getattr(read, "table", {})], {})
+    return arguments.make_config(config, table)
 
 
-def _build_parser(argv: Sequence[str]) -> Parser:
+def _build_parser(argv: Sequence[str]) -> arguments.Parser:
     """Build the parser of all commands; only the one that is named has its options."""
     about = "Adam taken apart: train small models with any of its relatives."
     examples = _show_examples(options.TrainOptions)
-    parser = Parser(prog="adam-jax", description=about, epilog=examples)
+    parser = arguments.Parser(prog="adam-jax", description=about, epilog=examples)
     version = f"%(prog)s {adam_jax.__version__}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -157,7 +147,7 @@ def _build_parser(argv: Sequence[str]) -> Parser:
         about = docstring_parser.parse(command.options.__doc__ or "").short_description
         one = commands.add_parser(name, help=about, description=about)
         if name == next(iter(argv), None):
-            add_options(one, command.options, command.takes_files, argv)
+            arguments.add_options(one, command.options, command.takes_files, argv)
             if "-h" in argv or "--help" in argv:  # what it lists takes time
                 one.epilog = command.listed() + _show_examples(command.options)
     return parser

@@ -23,7 +23,7 @@ class TrainOptions(TrainConfig):
       adam-jax inspect runs/digits_mlp
     """
 
-    resume: Path | None = None
+    resume: str | None = None
 
 
 @dataclass(frozen=True)

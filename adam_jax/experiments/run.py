@@ -55,7 +55,7 @@ def prepare(options: TrainOptions) -> Callable[[], None]:
                 f"{key} is set, but --resume goes on with the config of the run: leave "
                 f"out --{key}"
             )
-    return prepare_resumed(options.resume)
+    return prepare_resumed(Path(options.resume))
 
 
 def prepare_resumed(path: Path) -> Callable[[], None]:

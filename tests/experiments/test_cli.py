@@ -7,14 +7,16 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adam_jax import OPTIMIZERS
 from adam_jax.experiments import cli, progress, training
-from adam_jax.experiments.arguments import check_call, to_toml
+from adam_jax.experiments.arguments import check_call, make_config, to_toml
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.commands import COMMANDS, read_options
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -233,6 +235,7 @@ def test_an_unwritable_folder(train, tmp_path, capfd):
 def test_a_missing_extra(monkeypatch, capfd):
     for module in ("commands", "arguments"):
         name = f"adam_jax.experiments.{module}"
+        monkeypatch.delattr(name, raising=False)
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "pydantic", None)
     assert main(["train"]) == 2
@@ -455,6 +458,23 @@ def test_a_printed_config_says_the_same(command, tmp_path, capfd):
     file = tmp_path / "printed.toml"
     file.write_text(capfd.readouterr().out)
     assert read_options([command, f"--config={file}"]) == read_options(options)
+
+
+@dataclasses.dataclass
+class Free:
+    """Stand in for a config with a table of any keys."""
+
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def test_a_table_of_any_keys_is_stored_without_nulls():
+    table = {"width": 3, "folder": None, "layers": [{"size": 1, "bias": None}]}
+    config = make_config(Free, {"arguments": table})
+    assert config.arguments == table
+    stored = tomllib.loads(to_toml(config))["arguments"]
+    assert stored == {"width": 3, "layers": [{"size": 1}]}
+    with pytest.raises(ValueError, match="a list holds null"):
+        to_toml(Free({"layers": [None]}))
 
 
 def make(width: int, shape: tuple[int, ...] = (1,), rate=0.1, *, name: str = "x"):
