@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import adam_jax
 
@@ -123,6 +123,8 @@ class OptimizerConfig:
         or compensated (with what was cut off kept as state).
       guard: Skip steps whose gradients are not finite, or those and spikes: steps
         whose gradient is more than 5 times as long as usual.
+      arguments: A table of other arguments of the optimizer, by their names: as in
+        {tolerance = 1e-3} for swats.
     """
 
     name: str = "adam"
@@ -144,6 +146,7 @@ class OptimizerConfig:
     nu_dtype: str | None = None
     rounding: Literal["nearest", "stochastic", "compensated"] = "nearest"
     guard: Literal["none", "nonfinite", "spikes"] = "none"
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values out of range; the optimizer itself checks the others."""

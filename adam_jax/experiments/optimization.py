@@ -79,8 +79,10 @@ def build_optimizer(
     l2, peak = options["l2"], options["learning_rate"]
     for ours in OURS:
         del options[ours]
+    others = options.pop("arguments")
     factory = OPTIMIZERS[config.name]
-    takes = [key for key in inspect.signature(factory).parameters if key in options]
+    parameters = inspect.signature(factory).parameters
+    takes = [key for key in parameters if key in options]
     if options["decay_per_step"] is not None and "weight_decay" in takes:
         options["weight_decay"] = options.pop("decay_per_step") / peak
     chosen = {key: value for key, value in options.items() if value is not None}
@@ -90,6 +92,14 @@ def build_optimizer(
                 f"optimizer.{key} is set, but {config.name} does not take it: "
                 f"it takes {', '.join(takes)}"
             )
+    free = [key for key in list(parameters)[1:] if key not in options]
+    for key in others:
+        if key not in free:
+            raise ValueError(
+                f"optimizer.arguments.{key} is set, but what {config.name} takes there "
+                f"is {', '.join(free) or 'nothing'}"
+            )
+    chosen |= others
     tx = factory(learning_rate, **chosen)
     if l2 is not None:
         tx = optax.chain(add_decayed_weights(l2), tx)
