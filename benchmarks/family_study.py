@@ -28,14 +28,15 @@ import numpy as np
 from study_page import LEFT_OUT, write_page
 
 from adam_jax import OPTIMIZERS, SwitchState
+from adam_jax.experiments.batches import count_rows
 from adam_jax.experiments.config import ModelConfig
 from adam_jax.experiments.machine import describe_machine
-from adam_jax.experiments.problems import build_problem
 from adam_jax.experiments.study.config import GridConfig, SweepConfig, SweptCandidate
 from adam_jax.experiments.study.members import to_json
 from adam_jax.experiments.study.outcomes import find_border, group_members
 from adam_jax.experiments.study.population import Population
 from adam_jax.experiments.study.sweep import find_best
+from adam_jax.experiments.tasks import build_task
 
 ROOT = pathlib.Path(__file__).parents[1]
 CHOOSING, REPORTED = 0, (1, 2, 3)  # seeds
@@ -47,7 +48,7 @@ TASK = {"label_smoothing": 0.0, "seeds": [CHOOSING], "memory": 1}
 PROBLEMS = {
     "topics": TASK
     | {
-        "data": "topics",
+        "problem": "topics",
         "context": 32,
         "epochs": 5,
         "epoch_steps": 60,
@@ -57,7 +58,7 @@ PROBLEMS = {
     },
     "mnist": TASK
     | {
-        "data": "mnist",
+        "problem": "mnist",
         "epochs": 10,
         "epoch_steps": 30,
         "batch_size": 50,
@@ -65,15 +66,19 @@ PROBLEMS = {
     },
     "words": TASK
     | {
-        "data": "words",
+        "problem": "words",
         "epochs": 8,
         "batch_size": 64,
         "model": ModelConfig(name="logistic", dropout=0.5),
     },
 }
 
-# Without momentum nobody trains by SGD what is compared with Adam.
-OPTIONS = {"sgd": {"momentum": 0.9}}
+# Without momentum nobody trains by SGD what is compared with Adam. At its default, the
+# paper's 1e-9, swats never switched in our trials: float32 has no such differences.
+OPTIONS = {
+    "sgd": {"momentum": 0.9},
+    "swats": {"arguments": {"tolerance": 1e-2}},
+}
 
 # The rate in the middle of the grid: 0.01, but for optimizers whose steps have another
 # scale than Adam's.
@@ -104,9 +109,9 @@ def describe_part(problem, optimizer):
 
 
 @functools.cache
-def load_problem(name):
-    """Build a problem, once in a process."""
-    return build_problem(describe_part(name, "adam"))
+def load_task(name):
+    """Build a task, once in a process."""
+    return build_task(describe_part(name, "adam"))
 
 
 def run_part(name, optimizer):
@@ -116,10 +121,10 @@ def run_part(name, optimizer):
       What is stored of it, ready for JSON.
     """
     began = time.process_time()
-    config, problem = describe_part(name, optimizer), load_problem(name)
+    config, task = describe_part(name, optimizer), load_task(name)
     (candidate,) = config.optimizers
     settings = [{"learning_rate": rate} for rate in list_rates(optimizer)]
-    population = Population(config, problem, candidate, settings)
+    population = Population(config, task, candidate, settings)
     tried, first_seconds, _, sizes = train(population)
     (best,) = find_best(group_members(tried))
     chosen, seconds, switched = [], [], []
@@ -132,7 +137,9 @@ def run_part(name, optimizer):
         "config": to_plain(config),
         "steps_per_epoch": population.steps_per_epoch,
         "parameters": sizes["parameters"],
-        "examples": [len(part.labels) for part in problem.dataset],
+        "examples": [
+            count_rows(part, "labels") for part in (task.batches.rows, task.examples)
+        ],
         "border": chosen and find_border(best.setting, config.list_axes(candidate)),
         "tried": [json.loads(to_json(member)) for member in tried],
         "chosen": [json.loads(to_json(member)) for member in chosen],
@@ -157,7 +164,7 @@ def train(population):
     began = time.process_time()
     for number, (_, done) in enumerate(population.train()):
         seconds.append(time.process_time() - began)
-        params, states = population.carry
+        params, states, _ = population.carry
         sizes = {"parameters": count(params), "state_bytes": count(states, "nbytes")}
         if number % epochs == 0:
             switched.append(None)
@@ -209,6 +216,7 @@ def make_parts(parts, jobs):
       How many failed.
     """
     if jobs == 1:
+        use_one_thread()
         return sum(tell(make_part(*part)) for part in parts)
     with ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=use_one_thread

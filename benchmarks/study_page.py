@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from adam_jax import OPTIMIZERS
 from adam_jax.experiments.drawing import COLORS, label_log
 from adam_jax.experiments.family import paragraph
+from adam_jax.experiments.metrics import ACCURACY
 from adam_jax.experiments.study.members import from_json
 from adam_jax.experiments.study.outcomes import Outcome, Spread
 from adam_jax.family.table import PARENTS
@@ -91,13 +92,14 @@ def describe(problems, parts):
         f"jax {part['machine']['versions']['jax']}"
         for part in parts.values()
     }
-    grids, momenta = {}, {}
+    grids, changed = {}, {}
     for (_, optimizer), part in parts.items():
         rates = part["config"]["grid"]["learning_rate"]
         grids.setdefault((rates[0], rates[-1]), set()).add(optimizer)
-        momentum = part["config"]["optimizers"][0]["momentum"]
-        if momentum is not None:
-            momenta[optimizer] = f"`{optimizer}` has a momentum of {momentum:g}"
+        (own,) = part["config"]["optimizers"]
+        for key, value in ({"momentum": own["momentum"]} | own["arguments"]).items():
+            if value is not None:
+                changed[optimizer] = f"`{optimizer}` has a {key} of {value:g}"
     usual = max(grids, key=lambda ends: len(grids[ends]))
     ranges = [f"{usual[0]:g} to {usual[1]:g}"]
     ranges += [
@@ -125,7 +127,7 @@ def describe(problems, parts):
             "grid the table says so, and the grid is not extended: there may be a "
             "better one.",
             "Everything else is the optimizer's default"
-            + "".join(f"; {words}" for words in momenta.values())
+            + "".join(f"; {words}" for words in changed.values())
             + ".",
             "The rate falls to zero along a cosine, without a warm-up, for all: at a "
             "constant rate the noise of the last steps would decide the order. Methods "
@@ -199,7 +201,7 @@ def tabulate(name, parts):
     rows, speed = [], own[BASE]["seconds_per_step"] if BASE in own else math.nan
     for who in order:
         part = own[who]
-        loss, accuracy = final(part), final(part, "test_accuracy")
+        loss, accuracy = final(part), final(part, ACCURACY)
         rows.append(
             [
                 f"`{who}`",

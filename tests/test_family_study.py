@@ -18,7 +18,7 @@ from adam_jax.experiments.config import ModelConfig
 from adam_jax.experiments.study.outcomes import Spread
 
 TINY = family_study.TASK | {
-    "data": "digits",
+    "problem": "digits",
     "epochs": 2,
     "epoch_steps": 1,
     "batch_size": 16,
@@ -35,7 +35,7 @@ def study(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(family_study, "PROBLEMS", {"mnist": TINY})
     patch.setattr(family_study, "list_rates", lambda optimizer: RATES)
-    family_study.load_problem.cache_clear()
+    family_study.load_task.cache_clear()
     folder = tmp_path_factory.mktemp("study")
 
     def run(*names):
@@ -46,7 +46,7 @@ def study(tmp_path_factory):
 
     yield run, folder, run(*NAMES)
     patch.undo()
-    family_study.load_problem.cache_clear()
+    family_study.load_task.cache_clear()
 
 
 def rows(page):

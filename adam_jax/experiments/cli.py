@@ -2,9 +2,10 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from adam_jax.experiments.interrupts import Diverged, Interrupted, on_interrupt
+from adam_jax.experiments.interrupts import Diverged, Faulty, Interrupted, on_interrupt
 
 # What shells report of a program that Ctrl-C has ended, or nobody reads any more.
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -32,6 +33,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         return _fail(2, f"{error}: pip install 'adam_jax[experiments]' brings it")
     except ValueError as error:
+        return _fail(2, str(error))
+    except Faulty as error:
+        traceback.print_exception(error.__cause__)
         return _fail(2, str(error))
     if run is None:
         return 2

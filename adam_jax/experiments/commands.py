@@ -80,6 +80,7 @@ COMMANDS = {
     "bench": Command("bench.command", options.BenchOptions, False, list_candidates),
     "trace": Command("trace.command", TraceConfig, True, list_surfaces),
     "family": Command("family", options.FamilyOptions),
+    "new": Command("new", options.NewOptions),
     "configs": Command("shipped", options.ConfigsOptions),
     "convert": Command("convert", options.ConvertOptions),
 }

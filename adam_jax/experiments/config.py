@@ -3,10 +3,13 @@
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import adam_jax
 
+BUILT_IN = ("digits", "mnist", "words", "topics", "wilson")
+MAKE = "make"  # the function of a problem's module
 # What is larger is a mistake, and would only fill the memory.
 MOST_EPOCHS = 100_000
 MOST_CONTEXT = 4096
@@ -173,13 +176,15 @@ class TaskConfig:
     """Describe what is trained, and for how long.
 
     Attributes:
-      name: Name of the run, and of its folder.
+      name: Name of the run, and of its folder; by default, that of the problem.
       runs_dir: Folder in which the run gets a folder of its own: NAME, or the
         first free one of NAME-2, NAME-3, ... so that no run is overwritten.
-      data: Handwritten digits, 8 by 8 pixels (digits) or 28 by 28 (mnist); which words
-        are in a docstring of SciPy, to tell its package (words); the characters of
-        Python's manual (topics); or the examples of which Wilson et al. show that
-        adaptive methods generalise worse on them (wilson).
+      problem: Handwritten digits, 8 by 8 pixels (digits) or 28 by 28 (mnist); which
+        words are in a docstring of SciPy, to tell its package (words); the characters
+        of Python's manual (topics); the examples of which Wilson et al. show that
+        adaptive methods generalise worse on them (wilson); or a problem of your own, as
+        package.module:make or path/to/file.py (see adam-jax new --help).
+      arguments: A table of what the function of your own problem is given.
       context: Characters in a window of topics; a window is one example.
       epochs: How often every training example is seen.
       epoch_steps: Steps in an epoch; null: as many as the examples fill.
@@ -193,9 +198,10 @@ class TaskConfig:
       model: The network.
     """
 
-    name: str = "digits"
+    name: str | None = None
     runs_dir: str = "runs"
-    data: Literal["digits", "mnist", "words", "topics", "wilson"] = "digits"
+    problem: str = "digits"
+    arguments: dict[str, Any] = field(default_factory=dict)
     context: int = 64
     epochs: int = 40
     epoch_steps: int | None = None
@@ -207,7 +213,8 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require_folder(self.runs_dir, self.name)
+        self._check_problem()
+        require_folder(self.runs_dir, self.run_name)
         bearable = 0 < self.epochs <= MOST_EPOCHS
         require(bearable, "epochs", self.epochs, f"from 1 to {MOST_EPOCHS}")
         require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
@@ -222,6 +229,46 @@ class TaskConfig:
         require(finite, "penalty", self.penalty, "0 or more, and finite")
         inside = 0 < self.test_share < 1
         require(inside, "test_share", self.test_share, "between 0 and 1")
+
+    def _check_problem(self) -> None:
+        if self.problem in BUILT_IN:
+            own = not self.arguments
+            expected = f"left out: {self.problem} takes none"
+            require(own, "arguments", self.arguments, expected)
+            return
+        source, _, function = self.problem.partition(":")
+        shown = self.problem.isprintable() and re.fullmatch(r"\w*", function)
+        known = source.endswith(".py") or re.fullmatch(r"\w+(\.\w+)*", source)
+        own = ":" in self.problem or source.endswith(".py")
+        expected = f"one of {', '.join(BUILT_IN)}, module:function or a file.py"
+        require(bool(shown and known and own), "problem", self.problem, expected)
+        for key in ("model", "context", "label_smoothing"):
+            default = getattr(TaskConfig, key, ModelConfig())
+            if getattr(self, key) != default:
+                raise ValueError(
+                    f"{key} is set, but only {', '.join(BUILT_IN)} take it: what a "
+                    "problem of your own takes are its arguments"
+                )
+
+    @property
+    def run_name(self) -> str:
+        """Give its name."""
+        if self.name is not None:
+            return self.name
+        source, _, _ = self.problem.partition(":")
+        return Path(source).stem.rpartition(".")[-1]
+
+    @property
+    def subject(self) -> str:
+        """Say in few words what is trained."""
+        if self.problem in BUILT_IN:
+            return f"{self.model.name} on {self.problem}"
+        return self.problem
+
+    @property
+    def loss_name(self) -> str:
+        """Name the loss, with its unit."""
+        return self.model.loss_name if self.problem in BUILT_IN else "loss"
 
 
 @dataclass(frozen=True)

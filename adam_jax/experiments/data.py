@@ -51,14 +51,14 @@ def load_dataset(config: TaskConfig) -> Dataset:
     Raises:
       ValueError: if a part would hold too few examples.
     """
-    if config.data == "topics":
+    if config.problem == "topics":
         return split_topics(config.test_share, config.context)
     split = {
         "digits": split_digits,
         "mnist": split_mnist,
         "words": split_words,
         "wilson": split_wilson,
-    }[config.data]
+    }[config.problem]
     return split(config.test_share)
 
 

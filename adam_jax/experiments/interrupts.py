@@ -9,6 +9,10 @@ class Diverged(RuntimeError):
     """Tell that a run cannot go on."""
 
 
+class Faulty(Exception):
+    """Tell that code of a problem of one's own raised an error, which is the cause."""
+
+
 class Interrupted(Exception):
     """Tell that a signal has ended the work, and how to go on.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 METRICS = "metrics.jsonl"
+LOSS, ACCURACY = "loss", "accuracy"  # what a problem's metrics may be known by
 
 
 class Epoch(NamedTuple):
@@ -19,8 +20,7 @@ class Epoch(NamedTuple):
       learning_rate: Learning rate of the last step that was not skipped.
       train_loss: Mean loss of the epoch's batches, each before its step.
       test_loss: Loss on the test examples after the epoch.
-      test_accuracy: Share of the test labels that are found, from 0 to 1; NaN where
-        there are none to be found.
+      metrics: What else the problem measures on them, by name.
       figures: The adam_jax.FIGURES of the step: of the whole tree by "name", of each
         parameter group by "name/path".
       moved: How far each parameter group is from where it started, by its path: the
@@ -33,7 +33,7 @@ class Epoch(NamedTuple):
     learning_rate: float
     train_loss: float
     test_loss: float
-    test_accuracy: float
+    metrics: dict[str, float]
     figures: dict[str, float]
     moved: dict[str, float]
 
@@ -44,12 +44,17 @@ def to_scalars(epoch: Epoch) -> dict[str, float]:
     return {
         "loss/train": epoch.train_loss,
         "loss/test": epoch.test_loss,
-        "accuracy": epoch.test_accuracy,
+        **epoch.metrics,
         "learning_rate": epoch.learning_rate,
         "skipped": epoch.skipped,
         **epoch.figures,
         **moved,
     }
+
+
+def write_metric(name: str, value: float, digits: str = ".2%") -> str:
+    """Write a metric for people: an accuracy in percent."""
+    return f"{value:{digits}}" if name == ACCURACY else f"{value:.4g}"
 
 
 def rank_moved(moved: Mapping[str, float]) -> tuple[list[str], list[str]]:
@@ -88,8 +93,10 @@ def from_json(line: str) -> Epoch:
         return {key: number(value) for key, value in values.items()}
 
     fields = json.loads(line)
-    figures, moved = (table(fields.pop(key)) for key in ("figures", "moved"))
-    return Epoch(**table(fields), figures=figures, moved=moved)
+    tables: dict[str, Any] = {
+        key: table(fields.pop(key)) for key in ("metrics", "figures", "moved")
+    }
+    return Epoch(**table(fields), **tables)
 
 
 def no_run(path: Path, error: OSError) -> ValueError:

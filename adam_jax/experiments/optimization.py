@@ -75,7 +75,7 @@ def build_optimizer(
       ValueError: if it does not take one of them, or refuses its value.
     """
     known = [field.name for field in dataclasses.fields(OptimizerConfig)]
-    options = {key: getattr(config, key) for key in known} | hyperparams
+    options: dict[str, Any] = {key: getattr(config, key) for key in known} | hyperparams
     l2, peak = options["l2"], options["learning_rate"]
     for ours in OURS:
         del options[ours]
@@ -100,7 +100,10 @@ def build_optimizer(
                 f"is {', '.join(free) or 'nothing'}"
             )
     chosen |= others
-    tx = factory(learning_rate, **chosen)
+    try:
+        tx = factory(learning_rate, **chosen)
+    except TypeError as error:  # of what stands under arguments, no type is known
+        raise ValueError(f"optimizer.arguments: {error}") from error
     if l2 is not None:
         tx = optax.chain(add_decayed_weights(l2), tx)
     wrap = {

@@ -8,7 +8,7 @@ from adam_jax.experiments.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainOptions(TrainConfig):
-    """Train a Flax NNX model on digits or English text, or go on with a run.
+    """Train a model on data that come along, or a problem of your own.
 
     Attributes:
       resume: Folder of a run that was killed or interrupted, to go on from its last
@@ -125,6 +125,27 @@ class FamilyOptions:
     """
 
     names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NewOptions:
+    """Write a Python file that makes a problem of your own: data, model, loss.
+
+    It trains as it is; put yours in their place.
+
+    Attributes:
+      file: The file to write, as in my_problem.py.
+
+    Examples:
+      adam-jax new my_problem.py
+      adam-jax train --problem my_problem.py --epochs 10
+      adam-jax sweep --config which_optimizer --problem my_problem.py
+      adam-jax train --problem my_package.my_module:make --arguments.width 64
+
+    docs/own_problem.md tells what such a file must give.
+    """
+
+    file: Path
 
 
 @dataclass(frozen=True)

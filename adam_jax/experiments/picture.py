@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from adam_jax import QUANTILES
 from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.drawing import choose_looks, label_log
-from adam_jax.experiments.metrics import Epoch, rank_moved
+from adam_jax.experiments.metrics import ACCURACY, Epoch, rank_moved
 
 BANDS = (("q05", "q95", 0.2, "5-95%"), ("q25", "q75", 0.35, "25-75%"))
 STEP, RATIO = "effective_step_quantiles", "signal_to_noise_quantiles/q50"
@@ -26,7 +26,7 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
     """
     numbers = [epoch.epoch for epoch in epochs]
     has_ratio = RATIO in epochs[-1].figures
-    has_accuracy = not all(math.isnan(epoch.test_accuracy) for epoch in epochs)
+    has_accuracy = ACCURACY in epochs[0].metrics
     figure = Figure(figsize=(11, 12), layout="constrained")
     panels = figure.subplot_mosaic(
         [
@@ -37,12 +37,12 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> Figure:
     )
     optimizer = config.optimizer
     figure.suptitle(
-        f"{config.name}: {config.model.name} trained by {optimizer.name}, learning "
+        f"{config.run_name}: {config.subject}, trained by {optimizer.name}, learning "
         f"rate {optimizer.learning_rate} ({optimizer.schedule}), seed {config.seed}",
         weight="bold",
     )
     _draw_loss(panels["loss"], numbers, epochs)
-    panels["loss"].set_ylabel(config.model.loss_name)
+    panels["loss"].set_ylabel(config.loss_name)
     if has_accuracy:
         _draw_accuracy(panels["accuracy"], numbers, epochs)
     panels["step"].set_title("Effective step: how far the parameters move")
@@ -87,7 +87,7 @@ def _draw_loss(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> None
 
 
 def _draw_accuracy(panel: Axes, numbers: list[int], epochs: Sequence[Epoch]) -> None:
-    accuracies = [epoch.test_accuracy for epoch in epochs]
+    accuracies = [epoch.metrics[ACCURACY] for epoch in epochs]
     panel.set(title=f"Test accuracy: {accuracies[-1]:.2%} at the end")
     panel.set(ylabel="test labels found")
     panel.plot(numbers, accuracies, ".-", color="C2")

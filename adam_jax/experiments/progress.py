@@ -1,6 +1,5 @@
 """What is shown while a run goes on and when it ends."""
 
-import math
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from adam_jax.experiments.metrics import Epoch, rank_moved
+from adam_jax.experiments.metrics import ACCURACY, Epoch, rank_moved, write_metric
 from adam_jax.experiments.training import Trainer
 
 
@@ -60,8 +59,8 @@ class Report:
     def show(self, epoch: Epoch) -> None:
         """Show a finished epoch."""
         tested = f"test loss {epoch.test_loss:.4f}"
-        if not math.isnan(epoch.test_accuracy):
-            tested = f"test accuracy {epoch.test_accuracy:.2%}"
+        for name in sorted(epoch.metrics, key=ACCURACY.__ne__)[:1]:
+            tested = f"test {name} {write_metric(name, epoch.metrics[name])}"
         state = f"loss {epoch.train_loss:.4f}, {tested}"
         self.bar.update(self.task, description=state)
         if self.bar.disable:
@@ -74,11 +73,11 @@ class Report:
         param_count = sum(leaf.size for leaf in jax.tree.leaves(params))
         optimizer_state = opt_state.inner_state  # the figures left out
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer_state))
-        table = Table(title=self.config.name, show_header=False)
-        if not math.isnan(last.test_accuracy):
-            table.add_row("test accuracy", f"{last.test_accuracy:.2%}")
-        name = self.config.model.loss_name
-        table.add_row("test loss", f"{last.test_loss:.4f} ({name})")
+        table = Table(title=self.config.run_name, show_header=False)
+        for name, value in last.metrics.items():
+            table.add_row(f"test {name}", write_metric(name, value))
+        unit = self.config.loss_name
+        table.add_row("test loss", f"{last.test_loss:.4f} ({unit})")
         table.add_row("epochs", f"{last.epoch} of {self.config.epochs}")
         table.add_row(
             "steps per second",

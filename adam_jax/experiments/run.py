@@ -107,7 +107,7 @@ def start_run(trainer: Trainer, resolved: str) -> None:
     Raises:
       OSError, Diverged, Interrupted: as run_training does.
     """
-    path = make_run_folder(Path(trainer.config.runs_dir), trainer.config.name)
+    path = make_run_folder(Path(trainer.config.runs_dir), trainer.config.run_name)
     try:
         replace_file(path / CONFIG, lambda file: file.write(resolved.encode()))
         record_environment(path)

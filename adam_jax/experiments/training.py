@@ -12,12 +12,11 @@ import optax
 from jax import Array
 
 from adam_jax import check_skips, named_figures
-from adam_jax.experiments.config import TaskConfig, TrainConfig
-from adam_jax.experiments.data import Dataset, Examples
+from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.interrupts import Diverged
 from adam_jax.experiments.metrics import Epoch
 from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
-from adam_jax.experiments.problems import Problem, build_problem
+from adam_jax.experiments.tasks import Task, build_task
 
 STUCK = 100  # steps that a guard skips in a row before the run is given up
 SEGMENT_SECONDS = 1.0  # after which a run can be stopped
@@ -38,7 +37,7 @@ class Carry(NamedTuple):
 
 
 class Trainer:
-    """Train the model of a config, segment by segment.
+    """Train on the problem of a config, segment by segment.
 
     A segment is some steps of one epoch. Where segments begin and end changes no bit of
     the result: these are arguments of one compiled program.
@@ -58,12 +57,11 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         """Load the data, draw the parameters, and compile the steps and the test."""
         self.config = config
-        self.problem = build_problem(config)
-        self.dataset = self.problem.dataset
-        self.steps_per_epoch = count_steps(config, self.dataset)
+        self.task = build_task(config)
+        self.steps_per_epoch = self.task.batches.steps
         self.steps = config.epochs * self.steps_per_epoch
         self.schedule = build_schedule(config.optimizer, self.steps)
-        self.start = self.problem.init(jax.random.key(config.seed))
+        self.start = self.task.init(jax.random.key(config.seed))
         # The last step of an epoch is the one that is measured.
         self.tx = watch(
             build_optimizer(config.optimizer, self.schedule),
@@ -80,14 +78,13 @@ class Trainer:
         self.taken = 0
         # Compiled here, once: what the optimizer refuses at its first trace is then
         # refused before anything is written, and no epoch's time includes it.
+        data, _ = self.task.batches.read(0, 0)
         self._advance = (
             jax.jit(self._take_steps, donate_argnums=0)
-            .lower(self.carry, self.dataset.train, self.key, 0, 0)
+            .lower(self.carry, data, self.key, 0, 0)
             .compile()
         )
-        self._test = (
-            jax.jit(self.problem.test).lower(params, self.dataset.test).compile()
-        )
+        self._test = jax.jit(self.task.test).lower(params, self.task.examples).compile()
 
     def segments(self, every: int | None = None) -> Iterator[Epoch | None]:
         """Train, and stop after each epoch, each `every` steps and each second or so.
@@ -97,12 +94,13 @@ class Trainer:
         length = 1
         while self.step < self.steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
-            stop = min(done + length, self.steps_per_epoch)
+            data, end = self.task.batches.read(epoch, done)
+            stop = min(done + length, end)
             if every is not None:
                 stop = min(stop, done + every - self.step % every)
             began = time.perf_counter()
             key = jax.random.fold_in(self.key, epoch + 1)
-            self.carry = self._advance(self.carry, self.dataset.train, key, done, stop)
+            self.carry = self._advance(self.carry, data, key, done, stop)
             jax.block_until_ready(self.carry)
             seconds = time.perf_counter() - began
             self.seconds += seconds
@@ -135,8 +133,7 @@ class Trainer:
     def _finish_epoch(self) -> Epoch:
         params, opt_state, loss_sum = self.carry
         began = time.perf_counter()
-        test_loss, test_accuracy = self._test(params, self.dataset.test)
-        test_loss, test_accuracy = test_loss.item(), test_accuracy.item()
+        test_loss, metrics = jax.device_get(self._test(params, self.task.examples))
         self.seconds += time.perf_counter() - began
         self.carry = Carry(params, opt_state, jnp.zeros([]))
         skipped = int(optax.tree.get(opt_state, "skipped", 0))
@@ -147,60 +144,40 @@ class Trainer:
             skipped=skipped,
             learning_rate=jnp.asarray(self.schedule(last)).item(),
             train_loss=(loss_sum / self.steps_per_epoch).item(),
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
+            test_loss=test_loss.item(),
+            metrics={name: value.item() for name, value in metrics.items()},
             figures=named_figures(opt_state, params),
             moved=measure_moved(self.start, params),
         )
 
     def _take_steps(
-        self, carry: Carry, train: Examples, key: Array, start: Any, stop: Any
+        self, carry: Carry, data: Any, key: Array, start: Any, stop: Any
     ) -> Carry:
-        size = self.config.batch_size
-        return take_steps(self.problem, self.tx, size, carry, train, key, start, stop)
+        return take_steps(self.task, self.tx, carry, data, key, start, stop)
 
 
 def take_steps(
-    problem: Problem,
+    task: Task,
     tx: optax.GradientTransformation,
-    batch_size: int,
     carry: Carry,
-    train: Examples,
+    data: Any,
     key: Array,
     start: Any,
     stop: Any,
 ) -> Carry:
-    """Take steps `start` up to `stop` of the epoch whose key is given."""
-    order = jax.random.permutation(key, len(train.labels))
+    """Take steps `start` up to `stop` of the epoch whose data and key are given."""
+    pick = task.batches.begin(data, key)
 
     def step(number: Array, carry: Carry) -> Carry:
         params, opt_state, loss_sum = carry
-        batch = jax.lax.dynamic_slice_in_dim(order, number * batch_size, batch_size)
-        examples = Examples(train.inputs[batch], train.labels[batch])
-        loss, grads = jax.value_and_grad(problem.loss)(
-            params, examples, jax.random.fold_in(key, number)
+        loss, grads = jax.value_and_grad(task.loss)(
+            params, pick(number), jax.random.fold_in(key, number)
         )
         updates, opt_state = tx.update(grads, opt_state, params)
-        return Carry(optax.apply_updates(params, updates), opt_state, loss_sum + loss)
+        loss_sum += loss.astype(loss_sum.dtype)
+        return Carry(optax.apply_updates(params, updates), opt_state, loss_sum)
 
     return jax.lax.fori_loop(start, stop, step, carry)
-
-
-def count_steps(config: TaskConfig, dataset: Dataset) -> int:
-    """Count the batches of an epoch.
-
-    Raises:
-      ValueError: if there are too few examples.
-    """
-    available = len(dataset.train.labels)
-    filled = available // config.batch_size
-    steps = config.epoch_steps or filled
-    if not 0 < steps <= filled:
-        raise ValueError(
-            f"batch_size is {config.batch_size} and epoch_steps {steps or 1}, but "
-            f"there are only {available} training examples"
-        )
-    return steps
 
 
 def measure_moved(start: Any, params: Any) -> dict[str, float]:

@@ -40,7 +40,7 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.toml").write_text(
-            f'name = "{name}"\ndata = "digits"\nepochs = 4\nseed = 0\n'
+            f'name = "{name}"\nproblem = "digits"\nepochs = 4\nseed = 0\n'
             '[model]\nname = "mlp"\nwidths = [8, 4]\n'
             '[optimizer]\nname = "adam"\nlearning_rate = 0.001\nschedule = "constant"\n'
         )
@@ -66,7 +66,15 @@ def make_epoch(number: int) -> Epoch:
     figures |= {"bias_correction_mu": 1 / number, "bias_correction_nu": 9 / number}
     loss, share = 2 / number, 1 - 0.5 / number
     return Epoch(
-        number, 10 * number, 0, 0.001, loss, 1.25 * loss, share, figures, moved
+        epoch=number,
+        step=10 * number,
+        skipped=0,
+        learning_rate=0.001,
+        train_loss=loss,
+        test_loss=1.25 * loss,
+        metrics={"accuracy": share},
+        figures=figures,
+        moved=moved,
     )
 
 
@@ -94,7 +102,7 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
                         "seed": seed,
                         "train_loss": [x and x / 2 for x in curve],
                         "test_loss": curve,
-                        "test_accuracy": [None] * 3,
+                        "metrics": {},
                     }
                     print(json.dumps(member), file=file)
         return folder

@@ -130,8 +130,8 @@ MISTAKES = {
         r"mu_dtype must be a dtype, a format or one of float32, bfloat16, 8bit, got",
     ),
     "another model's data": (
-        "--data=topics",
-        r"model.name is 'mlp', but data = 'topics' goes with 'transformer'",
+        "--problem=topics",
+        r"model.name is 'mlp', but problem = 'topics' goes with 'transformer'",
     ),
     "another data's model": (
         "--model.name=transformer",
@@ -139,7 +139,7 @@ MISTAKES = {
     ),
     "images for signs": (
         "--model.name=linear",
-        r"model.name is 'linear', but data = 'digits' goes with 'logistic' or 'mlp' or",
+        r"model.name is 'linear', but problem = 'digits' goes with 'logistic' or 'mlp'",
     ),
     "all dropped": (
         "--model.dropout=1",
@@ -253,7 +253,7 @@ def test_no_traceback_from_the_shell(tmp_path):
 def test_no_command_prints_the_help(capfd):
     assert main([]) == 2
     out, err = capfd.readouterr()
-    assert "Train a Flax NNX model" in out
+    assert "Train a model on data that come along" in out
     assert err == ""
 
 
@@ -427,7 +427,7 @@ def test_several_files_are_merged_key_by_key(tmp_path):
 VALUES = {
     "null": (["--optimizer.b1=null"], "optimizer.b1", None),
     "a number for text": (["--name=2026"], "name", "2026"),
-    "null for text": (["--name=null"], "name", "null"),
+    "null for text": (["--runs_dir=null"], "runs_dir", "null"),
     "JSON": (["--model.widths", "[8, 16]"], "model.widths", (8, 16)),
     "TOML": (["--seed=1_000"], "seed", 1000),
     "a table": (['--optimizer={"b1": 0.5}'], "optimizer.b1", 0.5),

@@ -16,16 +16,17 @@ import jax.numpy as jnp
 import pytest
 
 from adam_jax.experiments import commands, run
+from adam_jax.experiments.batches import Rows
+from adam_jax.experiments.built_in import FITTING
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
-from adam_jax.experiments.data import Dataset, Examples
+from adam_jax.experiments.data import Examples
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
-from adam_jax.experiments.problems import FITTING, Problem
 from adam_jax.experiments.study import study
 from adam_jax.experiments.study.config import CompareConfig, GridConfig, SweepConfig
 from adam_jax.experiments.study.population import Population
+from adam_jax.experiments.tasks import Task
 from adam_jax.experiments.trace import paths
 from adam_jax.experiments.trace.config import TraceConfig
-from adam_jax.experiments.training import count_steps
 
 TRIALS = 250  # of each command
 LONGEST = 400  # characters of a sentence
@@ -201,27 +202,28 @@ def write_command(seed, command, file):
 @functools.cache
 def make_data(count):
     """Make examples that are all alike."""
-    examples = Examples(jnp.zeros((count, 2)), jnp.zeros(count, jnp.int32))
-    return Dataset(examples, examples)
+    return Examples(jnp.zeros((count, 2)), jnp.zeros(count, jnp.int32))
 
 
-def build_small_problem(config):
-    """Stand in for `build_problem`: two parameters, and nothing to learn."""
-    if config.model.name not in FITTING[config.data]:
+def build_small_task(config):
+    """Stand in for `build_task`: two parameters, and nothing to learn."""
+    if config.problem not in FITTING:
+        raise ValueError("problem is none that comes along")
+    if config.model.name not in FITTING[config.problem]:
         raise ValueError("the model does not fit")
 
     def init(key):
         return {"w": jnp.zeros(2)}
 
-    return Problem(make_data(1437), init, loss=None, test=None)
+    rows = Rows(make_data(1437), config.batch_size, config.epoch_steps)
+    return Task(rows, None, init, None, None, ("accuracy",), {})
 
 
 class SmallTrainer:
     """Stand in for `Trainer`: refuse what it refuses before it compiles."""
 
     def __init__(self, config):
-        dataset = build_small_problem(config).dataset
-        steps = config.epochs * count_steps(config, dataset)
+        steps = config.epochs * build_small_task(config).batches.steps
         schedule = build_schedule(config.optimizer, steps)
         tx = build_optimizer(config.optimizer, schedule)
         jax.eval_shape(tx.init, {"w": jnp.zeros(2)})
@@ -231,7 +233,7 @@ class SmallTrainer:
 def compile_nothing(monkeypatch):
     """Leave out what takes long: data, models, compilation."""
     monkeypatch.setattr(run, "Trainer", SmallTrainer)
-    monkeypatch.setattr(study, "build_problem", build_small_problem)
+    monkeypatch.setattr(study, "build_task", build_small_task)
     monkeypatch.setattr(Population, "_trace", lambda self: None)
     monkeypatch.setattr(paths, "_compile", lambda *args: args)
 

@@ -11,7 +11,7 @@ from adam_jax.experiments.metrics import read_epochs
 
 GOOD = (
     '{"epoch": 1, "step": 2, "skipped": 0, "learning_rate": 0.001, "train_loss": 1.5, '
-    '"test_loss": null, "test_accuracy": 0.5, "figures": {"update_norm": 0.25, '
+    '"test_loss": null, "metrics": {"accuracy": 0.5}, "figures": {"update_norm": 0.25, '
     '"update_norm/b": 0.125, "swallowed": 0, "swallowed/b": 0}, '
     '"moved": {"b": 0.0625, "w": 0.03125}}\n'
 )

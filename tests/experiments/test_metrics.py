@@ -19,7 +19,7 @@ EPOCH = Epoch(
     learning_rate=1e-3,
     train_loss=math.inf,
     test_loss=0.5,
-    test_accuracy=0.9,
+    metrics={"accuracy": 0.9},
     figures={"update_norm": 0.1, "update_norm/w": math.nan},
     moved={"w": 0.2},
 )

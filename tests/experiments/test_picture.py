@@ -22,7 +22,7 @@ def epochs(steps, has_ratio=True, loss=0.5, ratio=0.01):
         figures[name] = 0.01
     moved = {group: n / 10 for n, group in enumerate(GROUPS)}
     return [
-        Epoch(n, 2 * n, 0, 1e-3, loss / n, loss / n, 0.9, figures, moved)
+        Epoch(n, 2 * n, 0, 1e-3, loss / n, loss / n, {"accuracy": 0.9}, figures, moved)
         for n in (1, 2, 3)
     ]
 
@@ -108,8 +108,8 @@ def test_a_flat_loss_and_accuracy_look_flat():
 
 
 def test_where_there_is_no_accuracy_the_loss_takes_its_place(tmp_path):
-    config = TrainConfig(data="mnist", model=ModelConfig(name="vae"))
-    without = [epoch._replace(test_accuracy=math.nan) for epoch in epochs(BAND)]
+    config = TrainConfig(problem="mnist", model=ModelConfig(name="vae"))
+    without = [epoch._replace(metrics={}) for epoch in epochs(BAND)]
     figure = draw_run(config, without)
     expected = ["Loss", "Effective step", "Signal-to-noise ratio"]
     assert titles(figure) == [*expected, "Relative update", "Gradient"]

@@ -9,18 +9,19 @@ from scipy.stats import bernoulli, norm
 
 import adam_jax
 from adam_jax.experiments import data
+from adam_jax.experiments.built_in import drop
 from adam_jax.experiments.config import ModelConfig, TaskConfig
 from adam_jax.experiments.data import Examples
 from adam_jax.experiments.models import build_model
-from adam_jax.experiments.problems import build_problem, drop
+from adam_jax.experiments.tasks import build_task
 
 KEY = jax.random.key(3)
 
 
-def problem(name, data="digits", **options):
+def problem(name, problem="digits", **options):
     """Build a problem of a small model, its functions compiled."""
     model = ModelConfig(name=name, widths=(7,), **options)
-    built = build_problem(TaskConfig(data=data, label_smoothing=0.0, model=model))
+    built = build_task(TaskConfig(problem=problem, label_smoothing=0.0, model=model))
     return built._replace(
         init=jax.jit(built.init), loss=jax.jit(built.loss), test=jax.jit(built.test)
     )
@@ -59,9 +60,9 @@ def decode(params, codes):
 def test_a_penalty_is_added_to_what_is_trained_only():
     model = ModelConfig(name="logistic")
     plain, penalized = (
-        build_problem(TaskConfig(model=model, penalty=penalty)) for penalty in (0, 0.3)
+        build_task(TaskConfig(model=model, penalty=penalty)) for penalty in (0, 0.3)
     )
-    params, examples = plain.init(KEY), plain.dataset.test
+    params, examples = plain.init(KEY), plain.examples
     squares = sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(params))
     expected = plain.loss(params, examples, KEY) + 0.15 * squares
     np.testing.assert_allclose(
@@ -72,8 +73,8 @@ def test_a_penalty_is_added_to_what_is_trained_only():
 
 def test_the_loss_of_the_vae_is_its_negative_elbo(vae):
     params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.05, vae.init(KEY))
-    images = np.asarray(vae.dataset.train.inputs[:5], np.float64).round()
-    examples = Examples(jnp.asarray(images, jnp.float32), vae.dataset.train.labels[:5])
+    images = np.asarray(vae.batches.rows.inputs[:5], np.float64).round()
+    examples = Examples(jnp.asarray(images, jnp.float32), vae.batches.rows.labels[:5])
     mean, log_variance = encode(params, images)
     # The divergence as an integral over each dimension, without its formula. Beyond
     # the grid there are five deviations or more.
@@ -108,9 +109,9 @@ def test_grey_pixels_count_as_a_share_of_both_ends(vae):
 
 
 def test_a_test_of_the_vae_has_its_own_key_and_no_accuracy(vae):
-    params, few = vae.init(KEY), Examples(*(x[:5] for x in vae.dataset.test))
-    loss, accuracy = vae.test(params, few)
-    assert np.isnan(accuracy)
+    params, few = vae.init(KEY), Examples(*(x[:5] for x in vae.examples))
+    loss, metrics = vae.test(params, few)
+    assert not metrics
     expected = vae.loss(params, few, jax.random.key(0))
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
@@ -118,7 +119,7 @@ def test_a_test_of_the_vae_has_its_own_key_and_no_accuracy(vae):
 def test_problems_can_be_mapped_over_seeds(vae):
     keys = jnp.stack([jax.random.key(0), KEY])
     params = jax.vmap(vae.init)(keys)
-    few = Examples(*(x[:5] for x in vae.dataset.test))
+    few = Examples(*(x[:5] for x in vae.examples))
     losses = jax.vmap(vae.loss, (0, None, 0))(params, few, keys)
     expected = vae.loss(vae.init(KEY), few, KEY)
     assert losses[1] == pytest.approx(expected.item(), rel=1e-5)
@@ -127,20 +128,20 @@ def test_problems_can_be_mapped_over_seeds(vae):
 
 def test_logistic_regression_is_a_softmax_of_one_layer():
     logistic = problem("logistic")
-    params, examples = logistic.init(KEY), logistic.dataset.test
+    params, examples = logistic.init(KEY), logistic.examples
     (layer,) = params["layers"].values()
     pixels = np.asarray(examples.inputs, np.float64).reshape(-1, 64)
     logits, labels = dense(layer, pixels), np.asarray(examples.labels)
     chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    loss, accuracy = logistic.test(params, examples)
+    loss, metrics = logistic.test(params, examples)
     found = chances[np.arange(len(labels)), labels]
     assert loss == pytest.approx(-np.log(found).mean(), rel=1e-5)
-    assert accuracy == pytest.approx((logits.argmax(-1) == labels).mean())
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == labels).mean())
 
 
 def test_dropout_is_in_training_only():
     plain, dropped = problem("logistic"), problem("logistic", dropout=0.5)
-    params, examples = plain.init(KEY), plain.dataset.test
+    params, examples = plain.init(KEY), plain.examples
     assert plain.test(params, examples) == dropped.test(params, examples)
     loss = dropped.loss(params, examples, KEY)
     inputs = drop(examples.inputs, 0.5, KEY)
@@ -173,7 +174,7 @@ def wilson():
     """Build Wilson's problem with 80 examples; of the 64 to learn from, 37 are 1."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "WILSON_EXAMPLES", 80)
-        return problem("linear", data="wilson")
+        return problem("linear", problem="wilson")
 
 
 def descend(problem, tx, steps):
@@ -181,22 +182,23 @@ def descend(problem, tx, steps):
 
     def step(carry, _):
         params, state = carry
-        grads = jax.grad(problem.loss)(params, problem.dataset.train, KEY)
+        grads = jax.grad(problem.loss)(params, problem.batches.rows, KEY)
         updates, state = tx.update(grads, state, params)
         return (jax.tree.map(jnp.add, params, updates), state), None
 
     params = problem.init(KEY)
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[0])
     params, _ = run((params, tx.init(params)))
-    seen, right = problem.test(params, problem.dataset.train)
-    return params, seen, right, problem.test(params, problem.dataset.test)[1]
+    seen, right = problem.test(params, problem.batches.rows)
+    _, found = problem.test(params, problem.examples)
+    return params, seen, right["accuracy"], found["accuracy"]
 
 
 def test_the_linear_model_starts_at_zero(wilson):
     (kernel,) = jax.tree.leaves(wilson.init(KEY))
     assert kernel.shape == (3 + 5 * 80, 1) and not kernel.any()
     # Half the square of an error of 1, and no sign is that of 0.
-    assert wilson.test(wilson.init(KEY), wilson.dataset.test) == (0.5, 0.0)
+    assert wilson.test(wilson.init(KEY), wilson.examples) == (0.5, {"accuracy": 0.0})
 
 
 def test_sgd_finds_what_holds_for_new_examples(wilson):
@@ -204,7 +206,7 @@ def test_sgd_finds_what_holds_for_new_examples(wilson):
     assert loss < 1e-5 and right == 1
     assert accuracy == 1
     # It is the solution of least norm.
-    features, labels = map(np.asarray, wilson.dataset.train)
+    features, labels = map(np.asarray, wilson.batches.rows)
     least = np.linalg.pinv(features.astype(np.float64)) @ labels
     (kernel,) = jax.tree.leaves(params)
     np.testing.assert_allclose(kernel[:, 0], least, atol=0.01)
@@ -227,10 +229,10 @@ def falling(count):
 def test_adaptive_methods_find_what_holds_for_the_training_only(wilson, tx):
     params, loss, right, accuracy = descend(wilson, tx, 300)
     assert loss < 1e-3 and right == 1
-    labels = wilson.dataset.test.labels
+    labels = wilson.examples.labels
     assert accuracy == pytest.approx((labels == 1).mean()) and accuracy < 1
     # It is sign(features^T labels) times 1/4 (Wilson et al., lemma 3.1).
-    features, labels = map(np.asarray, wilson.dataset.train)
+    features, labels = map(np.asarray, wilson.batches.rows)
     (kernel,) = jax.tree.leaves(params)
     expected = np.sign(features.T @ labels) / 4
     np.testing.assert_allclose(kernel[:, 0], expected, atol=0.02)
@@ -246,6 +248,6 @@ def test_adaptive_methods_find_what_holds_for_the_training_only(wilson, tx):
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(chosen, name, goes_with):
-    message = f"model.name is '{name}', but data = '{chosen}' goes with {goes_with}"
+    message = f"model.name is '{name}', but problem = '{chosen}' goes with {goes_with}"
     with pytest.raises(ValueError, match=message):
         problem(name, chosen)

@@ -82,7 +82,7 @@ def test_the_page_shows_what_the_run_has_recorded(write_run, capfd):
     assert charts["Loss"]["data"][0]["x"] == [1, 2, 3, 4]
     assert charts["Loss"]["layout"]["yaxis"]["type"] == "log"
     (accuracy,) = lines(charts["Accuracy"]).values()
-    assert accuracy == [epoch["test_accuracy"] for epoch in epochs]
+    assert accuracy == [epoch["metrics"]["accuracy"] for epoch in epochs]
     for title, figure in (
         ("How fast parameters change", "update_ratio"),
         ("What reaches the parameters", "gradient_norm"),
@@ -222,7 +222,7 @@ def test_train_records_what_report_shows(train, runs_dir):
     recorded = json.loads((runs_dir / "digits" / "environment.json").read_text())
     page, charts = report(runs_dir / "digits")
     assert {"Recorded when training began.", recorded["cpu"]} <= set(page.words)
-    assert "mlp trained by adam on digits" in " ".join(page.words)
+    assert "mlp on digits, trained by adam" in " ".join(page.words)
     assert len(lines(charts["What reaches the parameters"])) == 1 + 4
 
 
@@ -415,7 +415,7 @@ BROKEN = {
 }
 MEMBER = {
     **{"optimizer": "adam", "setting": {}, "seed": 0, "train_loss": [1.0]},
-    **{"test_loss": [1.0], "test_accuracy": [None]},
+    **{"test_loss": [1.0], "metrics": {"accuracy": [None]}},
 }
 BROKEN |= {
     f"a member's {key}": (
@@ -425,10 +425,10 @@ BROKEN |= {
     )
     for key, value in {
         **{"optimizer": 3, "setting": [], "train_loss": ["x"], "test_loss": []},
-        **{"test_accuracy": None, "unknown": 1},
+        **{"metrics": None, "unknown": 1},
     }.items()
 }
-TWO = MEMBER | {key: [1.0, 1.0] for key in ("train_loss", "test_loss", "test_accuracy")}
+TWO = MEMBER | {"train_loss": [1.0, 1.0], "test_loss": [1.0, 1.0], "metrics": {}}
 BROKEN["members of other lengths"] = (
     "members.jsonl",
     f"{json.dumps(MEMBER)}\n{json.dumps(TWO)}\n",

@@ -40,7 +40,7 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     assert (first["epoch"], first["step"]) == (1, 2)
     assert (second["epoch"], second["step"]) == (2, 4)
     assert second["train_loss"] < first["train_loss"]
-    assert 0 < second["test_accuracy"] < 1
+    assert 0 < second["metrics"]["accuracy"] < 1
     figures = second["figures"]
     quantiles = [figures[f"effective_step_quantiles/{key}"] for key in QUANTILES]
     assert quantiles == sorted(quantiles)
@@ -52,7 +52,7 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     out, err = capfd.readouterr()
     assert err == ""
     assert out.startswith(f"epoch 1/2: loss {first['train_loss']:.4f}, test accuracy ")
-    assert f"{second['test_accuracy']:.2%}" in out
+    assert f"{second['metrics']['accuracy']:.2%}" in out
     # Two moments of 610 float32, and a few scalars.
     state_bytes = int(out.split("optimizer state")[1].split()[1].replace(",", ""))
     assert 0 <= state_bytes - 2 * 610 * 4 < 64
@@ -167,9 +167,9 @@ def test_a_guard_skips_and_is_counted(train, runs_dir, capfd):
 
 def test_a_run_that_only_skips_is_given_up(train, runs_dir, capfd, monkeypatch):
     monkeypatch.setattr(training, "STUCK", 1)
-    build = training.build_problem
+    build = training.build_task
     monkeypatch.setattr(
-        training, "build_problem", lambda config: build(config)._replace(loss=no_slope)
+        training, "build_task", lambda config: build(config)._replace(loss=no_slope)
     )
     assert train("--optimizer.guard=spikes") == 1
     assert "error: training is stuck: 2 steps in a row" in capfd.readouterr().err
@@ -212,4 +212,4 @@ def test_without_labels_no_accuracy_is_shown(train, runs_dir, capfd):
     loss = f"{json.loads(last)['test_loss']:.4f}"
     assert f", test loss {loss}\n" in out
     assert f"{loss} (negative ELBO in nats)" in out
-    assert json.loads(last)["test_accuracy"] is None
+    assert json.loads(last)["metrics"] == {}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import pytest
 import adam_jax
 from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
-from adam_jax.experiments.problems import build_problem
 from adam_jax.experiments.study import population
 from adam_jax.experiments.study.config import (
     Candidate,
@@ -22,11 +22,12 @@ from adam_jax.experiments.study.config import (
     SweepConfig,
     SweptCandidate,
 )
-from adam_jax.experiments.study.members import CURVES
 from adam_jax.experiments.study.population import Population
 from adam_jax.experiments.study.settings import list_settings
+from adam_jax.experiments.tasks import build_task
 from adam_jax.experiments.training import Trainer
 
+CURVES = ("train_loss", "test_loss", "accuracy")
 ADAMW = Candidate(name="adamw", schedule="cosine", warmup_steps=2, eps=1e-6)
 TASK = {"batch_size": 359, "epochs": 3, "model": ModelConfig(widths=(8,))}
 STUDY = StudyConfig(**TASK, seeds=[5, 0], optimizers=(ADAMW,))
@@ -37,7 +38,7 @@ SETTINGS = [
 
 
 def build(settings=SETTINGS, config=STUDY):
-    return Population(config, build_problem(config), ADAMW, settings)
+    return Population(config, build_task(config), ADAMW, settings)
 
 
 def train(population):
@@ -45,17 +46,24 @@ def train(population):
 
 
 def curves(members):
-    return np.array(
-        [[getattr(member, curve) for curve in CURVES] for member in members]
-    )
+    return np.array([[member.curve(curve) for curve in CURVES] for member in members])
 
 
 def loops(population, chunk):
-    """Return how often the outermost loops of a population go round."""
+    """Return how often a loop over members goes round."""
     hyperparams, keys = population._select(range(chunk))
     carry = population._init(hyperparams, keys)
     program = jax.make_jaxpr(population._run_epoch)
-    jaxpr = program(hyperparams, carry, keys, 1, population.problem.dataset)
+    jaxpr = program(
+        hyperparams,
+        carry,
+        keys,
+        1,
+        population.task.batches.rows,
+        population.task.examples,
+        0,
+        4,
+    )
     return [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
 
 
@@ -76,9 +84,9 @@ def test_a_member_is_the_run_of_its_setting_and_seed(whole):
     trainer = Trainer(TrainConfig(**TASK, seed=5, optimizer=optimizer))
     epochs = [epoch for epoch in trainer.segments() if epoch]
     for curve in CURVES:
-        alone = [getattr(epoch, curve) for epoch in epochs]
+        alone = [(epoch._asdict() | epoch.metrics)[curve] for epoch in epochs]
         # Twelve steps, each of which rounds a few sums of 359 terms otherwise.
-        np.testing.assert_allclose(getattr(member, curve), alone, rtol=1e-5)
+        np.testing.assert_allclose(member.curve(curve), alone, rtol=1e-5)
 
 
 def test_members_are_settings_times_seeds_and_all_differ(whole):
@@ -98,16 +106,16 @@ def test_a_diverged_member_leaves_its_neighbours_alone(whole):
 def test_chunks_fit_the_memory_and_share_one_program(whole, monkeypatch):
     needed = whole[0].bytes_needed
     config = dataclasses.replace(STUDY, seeds=[5, 0, 1], memory=needed)
-    problem = build_problem(config)
-    chunked = Population(config, problem, ADAMW, SETTINGS)
+    task = build_task(config)
+    chunked = Population(config, task, ADAMW, SETTINGS)
     traces = []
-    run = Population._run_member
+    run = Population._run_epoch
 
     def count(self, *args):
         traces.append(args)
         return run(self, *args)
 
-    monkeypatch.setattr(Population, "_run_member", count)
+    monkeypatch.setattr(Population, "_run_epoch", count)
     steps = [(working, len(done)) for working, done in chunked.train()]
     assert chunked.chunk in (4, 5)
     assert chunked.bytes_needed <= needed
@@ -145,9 +153,9 @@ def test_a_state_may_hold_the_first_parameters(monkeypatch):
     monkeypatch.setitem(adam_jax.OPTIMIZERS, "keeper", keeper)
     candidate = Candidate(name="keeper")
     config = dataclasses.replace(STUDY, epochs=1, optimizers=(candidate,))
-    problem = build_problem(config)
-    population = Population(config, problem, candidate, [{"learning_rate": 1.0}])
-    first = problem.init(jax.random.key(5))
+    task = build_task(config)
+    population = Population(config, task, candidate, [{"learning_rate": 1.0}])
+    first = task.init(jax.random.key(5))
     next(population.train())
     for kept in population.carry[1]:
         jax.tree.map(
@@ -156,7 +164,7 @@ def test_a_state_may_hold_the_first_parameters(monkeypatch):
 
 
 def test_side_by_side_there_is_no_loop_over_members(whole):
-    assert loops(whole[0], 3) == [4]  # steps
+    assert loops(whole[0], 3) == []
 
 
 def test_without_memory_members_are_trained_in_turn(whole):
@@ -167,11 +175,11 @@ def test_without_memory_members_are_trained_in_turn(whole):
     assert single.bytes_needed > 1
 
 
-def test_sequential_models_give_the_same(whole, monkeypatch):
-    monkeypatch.setattr(population, "SEQUENTIAL", ("mlp",))
-    sequential = build()
-    assert loops(sequential, 3) == [3]
-    np.testing.assert_allclose(curves(train(sequential)), curves(whole[1]), rtol=1e-5)
+def test_members_that_are_trained_alone_come_to_the_same(whole, monkeypatch):
+    monkeypatch.setattr(population, "ALONE", re.compile("while"))
+    alone = build()
+    assert alone.chunk == 1
+    np.testing.assert_allclose(curves(train(alone)), curves(whole[1]), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

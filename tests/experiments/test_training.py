@@ -98,7 +98,7 @@ def test_batches_are_drawn_anew_in_each_epoch(trainer):
     losses = []
     for seed in (0, 1):
         carry = restart(trainer).carry
-        args = (trainer.dataset.train, jax.random.key(seed), 0, 14)
+        args = (trainer.task.batches.rows, jax.random.key(seed), 0, 14)
         losses.append(trainer._advance(carry, *args).loss_sum)
     assert losses[0] != losses[1]
 
@@ -110,7 +110,7 @@ def test_an_epoch_sees_no_example_twice(trainer, monkeypatch):
         jax.debug.callback(seen.extend, examples.inputs)
         return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, params))
 
-    monkeypatch.setattr(trainer, "problem", trainer.problem._replace(loss=loss))
+    monkeypatch.setattr(trainer, "task", trainer.task._replace(loss=loss))
     monkeypatch.setattr(trainer, "tx", optax.sgd(1.0))
     numbers = jnp.arange(1437)
     carry = Carry({"w": jnp.ones(2)}, trainer.tx.init({"w": jnp.ones(2)}), 0.0)
@@ -198,8 +198,8 @@ def test_the_training_loss_is_the_mean_of_the_batches(trainer):
     assert len(losses) == 13
     # The first batch meets the parameters that were drawn.
     order = jax.random.permutation(jax.random.fold_in(trainer.key, 1), 1437)[:100]
-    batch = Examples(*(x[order] for x in trainer.dataset.train))
-    first = trainer.problem.loss(trainer.start, batch, trainer.key)
+    batch = Examples(*(x[order] for x in trainer.task.batches.rows))
+    first = trainer.task.loss(trainer.start, batch, trainer.key)
     assert losses[0] == pytest.approx(float(first), rel=1e-5)
     assert min(losses) < 14 * epoch.train_loss - total < max(losses)
 

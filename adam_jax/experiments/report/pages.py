@@ -1,15 +1,17 @@
 """What the pages say: of one run, of several side by side, of a study."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adam_jax.experiments.config import BUILT_IN
 from adam_jax.experiments.machine import describe_machine
+from adam_jax.experiments.metrics import write_metric
 from adam_jax.experiments.report.page import Element, Page, Section, element
 from adam_jax.experiments.report.reading import Run, flatten
 from adam_jax.experiments.report.run_charts import chart_figures, chart_learning
 from adam_jax.experiments.report.study import (
-    CURVES,
+    LOSSES,
     Member,
     Trial,
     describe_setting,
@@ -93,8 +95,10 @@ def _describe_run(run: Run) -> str:
     def of(key: str) -> Any:
         return run.config.get(key, "?")
 
+    problem = of("problem")
+    subject = f"{of('model.name')} on {problem}" if problem in BUILT_IN else problem
     return (
-        f"{of('model.name')} trained by {of('optimizer.name')} on {of('data')}, "
+        f"{subject}, trained by {of('optimizer.name')}, "
         f"learning rate {of('optimizer.learning_rate')} ({of('optimizer.schedule')}), "
         f"seed {of('seed')}"
     )
@@ -103,8 +107,8 @@ def _describe_run(run: Run) -> str:
 def _tile_run(run: Run) -> dict[str, str]:
     last = run.epochs[-1]
     tiles = {}
-    if math.isfinite(last.test_accuracy):
-        tiles["Test accuracy"] = _share(last.test_accuracy)
+    for name, value in last.metrics.items():
+        tiles[f"Test {name}"] = write_metric(name, value)
     tiles |= {
         "Test loss": _number(last.test_loss),
         "Training loss": _number(last.train_loss),
@@ -129,38 +133,38 @@ def _tile_trial(trials: Sequence[Trial]) -> dict[str, str]:
     if not math.isfinite(best.final("test_loss")):
         return ALL_DIVERGED
     tiles = {"Best": label(best, trials), "Test loss": _number(best.final("test_loss"))}
-    if math.isfinite(best.final("test_accuracy")):
-        tiles["Test accuracy"] = _share(best.final("test_accuracy"))
+    for name in best.metrics:
+        tiles[f"Test {name}"] = write_metric(name, best.final(name))
     return tiles | {"Training loss": _number(best.final("train_loss"))}
 
 
 def _tabulate_results(runs: Sequence[Run]) -> Element:
     heads = ["run", "optimizer", "learning rate", "seed", "epochs"]
-    heads += ["training loss", "test loss", "accuracy"]
+    metrics = list(dict.fromkeys(x for run in runs for x in run.epochs[-1].metrics))
+    heads += ["training loss", "test loss", *metrics]
     rows = []
     for run in runs:
         keys = ("optimizer.name", "optimizer.learning_rate", "seed")
         settings = [str(run.config.get(key, "-")) for key in keys]
         last = run.epochs[-1]
         losses = (_number(last.train_loss), _number(last.test_loss))
-        accuracy = _share(last.test_accuracy)
-        rows.append([run.name, *settings, _epochs(run), *losses, accuracy])
+        others = [
+            write_metric(name, last.metrics[name]) if name in last.metrics else "-"
+            for name in metrics
+        ]
+        rows.append([run.name, *settings, _epochs(run), *losses, *others])
     return tabulate(heads, rows, texts=2)
 
 
 def _tabulate_trials(trials: Sequence[Trial]) -> Element:
     heads = ["optimizer", "setting", "seeds", *("training loss", "test loss")]
-    curves = CURVES[:2]
-    if any(math.isfinite(trial.final(CURVES[2])) for trial in trials):
-        curves, heads = CURVES, [*heads, "accuracy"]
+    curves = [*LOSSES, *trials[0].metrics]
+    heads += trials[0].metrics
     rows = []
     for trial in trials[:SHOWN]:
         setting = describe_setting(trial, trials, trial.setting)
-        results = [
-            _spread(trial, curve, _share if curve == CURVES[2] else _number)
-            for curve in curves
-        ]
-        seeds = len(trial.curves[CURVES[0]])
+        results = [_spread(trial, curve) for curve in curves]
+        seeds = len(trial.curves["test_loss"])
         rows.append([trial.optimizer, setting, str(seeds), *results])
     return tabulate(heads, rows, texts=2)
 
@@ -171,15 +175,16 @@ def _rank_words(trials: Sequence[Trial]) -> str:
     return f"{which} by test loss at the end: the mean (lowest to highest seed)."
 
 
-def _spread(trial: Trial, curve: str, write: Callable[[float], str]) -> str:
+def _spread(trial: Trial, curve: str) -> str:
     ends = trial.curves[curve][:, -1]
     mean = trial.final(curve)
     if not math.isfinite(mean):
         lost = sum(not math.isfinite(end) for end in ends)
         return f"{lost} of {len(ends)} diverged"
     if len(ends) == 1:
-        return write(mean)
-    return f"{write(mean)} ({write(min(ends))} to {write(max(ends))})"
+        return write_metric(curve, mean)
+    low, high = (write_metric(curve, end) for end in (min(ends), max(ends)))
+    return f"{write_metric(curve, mean)} ({low} to {high})"
 
 
 def _group_tables(runs: Sequence[Run]) -> list[Element]:
@@ -211,10 +216,6 @@ def _epochs(run: Run) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "diverged"
-
-
-def _share(value: float) -> str:
-    return f"{value:.2%}" if math.isfinite(value) else "-"
 
 
 def _count(number: int, thing: str) -> str:

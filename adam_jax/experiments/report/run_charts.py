@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from adam_jax.experiments.metrics import Epoch, rank_moved
+from adam_jax.experiments.metrics import ACCURACY, Epoch, rank_moved
 from adam_jax.experiments.picture import BANDS, RATIO, STEP
 from adam_jax.experiments.report.charts import (
     COLOURS,
@@ -114,7 +114,9 @@ def chart_learning(runs: Sequence[Run]) -> list[Chart]:
             draw_lines(losses, "epoch", "loss"),
         )
     ]
-    accuracies = _lines(runs, lambda epoch: epoch.test_accuracy, COLOURS[2])
+    accuracies = _lines(
+        runs, lambda epoch: epoch.metrics.get(ACCURACY, math.nan), COLOURS[2]
+    )
     if any(map(_has_values, accuracies)):
         figure = draw_shares(accuracies, "epoch")
         charts.append(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adam_jax.experiments.drawing import name_values
-from adam_jax.experiments.study.members import CURVES, Member
+from adam_jax.experiments.study.members import LOSSES, Member
 from adam_jax.experiments.study.outcomes import group_members
 
 
@@ -17,12 +17,17 @@ class Trial(NamedTuple):
     Attributes:
       optimizer: Their label.
       setting: Their hyperparameters.
-      curves: For each name of CURVES the values, (seeds, epochs).
+      curves: Of each loss and metric, the values, (seeds, epochs).
     """
 
     optimizer: str
     setting: dict[str, Any]
     curves: dict[str, np.ndarray]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Name the metrics."""
+        return [name for name in self.curves if name not in LOSSES]
 
     def final(self, curve: str) -> float:
         """Give the mean over the seeds at the end: NaN where one of them diverged."""
@@ -39,8 +44,8 @@ def gather(members: Sequence[Member]) -> list[Trial]:
             group.optimizer,
             group.setting,
             {
-                curve: np.array([getattr(member, curve) for member in group.members])
-                for curve in CURVES
+                curve: np.array([member.curve(curve) for member in group.members])
+                for curve in (*LOSSES, *group.members[0].metrics)
             },
         )
         for group in group_members(members)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from adam_jax.experiments.metrics import ACCURACY
 from adam_jax.experiments.report.charts import (
     COLOURS,
     Chart,
@@ -44,9 +45,9 @@ def chart_curves(trials: Sequence[Trial]) -> list[Chart]:
             ("Test loss", "test_loss"),
         )
     ]
-    if any(np.isfinite(trial.curves["test_accuracy"]).any() for trial in shown):
+    if ACCURACY in shown[0].curves:
         caption = f"The share of the test labels that are found. {SEEDS}{words}"
-        figure = draw_shares(lines("test_accuracy"), "epoch")
+        figure = draw_shares(lines(ACCURACY), "epoch")
         charts.append(Chart("Accuracy", caption, figure))
     return charts
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.table import Table
 
 from adam_jax.experiments.arguments import to_toml
+from adam_jax.experiments.metrics import write_metric
 from adam_jax.experiments.study.config import CompareConfig
 from adam_jax.experiments.study.curves import draw_curves
 from adam_jax.experiments.study.members import Member
@@ -16,7 +16,6 @@ from adam_jax.experiments.study.outcomes import (
     Outcome,
     Spread,
     group_members,
-    has_accuracy,
 )
 from adam_jax.experiments.study.study import prepare_study, run_study
 
@@ -29,11 +28,10 @@ def prepare(config: CompareConfig) -> Callable[[], None]:
     """
     resolved = to_toml(config)
     populations = prepare_study(config, [[{}]] * len(config.optimizers))
-    labels = np.asarray(populations[0].problem.dataset.test.labels)
-    commonest = np.unique(labels, return_counts=True)[1].max() / labels.size
+    baselines = populations[0].task.baselines
 
     def view(members: Sequence[Member]) -> tuple[Figure, list[RenderableType]]:
-        return draw_curves(config, members, commonest), [tabulate(config, members)]
+        return draw_curves(config, members, baselines), [tabulate(config, members)]
 
     return lambda: run_study(populations, resolved, "compare.png", view)
 
@@ -41,33 +39,32 @@ def prepare(config: CompareConfig) -> Callable[[], None]:
 def tabulate(config: CompareConfig, members: Sequence[Member]) -> Table:
     """Make the table of the optimizers, best first."""
     outcomes = sorted(group_members(members), key=lambda outcome: outcome.score)
-    accuracy = has_accuracy(members)
+    metrics = list(members[0].metrics)
     table = Table(
-        title=f"{config.name}: after {config.epochs} epochs, mean (min to max) over "
-        f"{len(config.seed_list)} seeds",
+        title=f"{config.run_name}: after {config.epochs} epochs, mean (min to max) "
+        f"over {len(config.seed_list)} seeds",
         caption_justify="left",
     )
     table.add_column("optimizer")
-    heads = ["training loss", "test loss", *(["test accuracy"] if accuracy else [])]
+    heads = ["training loss", "test loss", *(f"test {name}" for name in metrics)]
     if config.target_loss is not None:
         heads += [f"epochs to training loss {config.target_loss:g}"]
     for head in [*heads, "diverged"]:
         table.add_column(head, justify="right")
     for outcome in outcomes:
         cells = [to_text(outcome.final(key)) for key in ("train_loss", "test_loss")]
-        if accuracy:
-            cells += [to_text(outcome.final("test_accuracy"), percent=True)]
+        cells += [to_text(outcome.final(name), name) for name in metrics]
         if config.target_loss is not None:
             cells += [count_epochs(outcome, config.target_loss)]
         table.add_row(outcome.optimizer, *cells, str(outcome.diverged or ""))
     return table
 
 
-def to_text(spread: Spread, percent: bool = False) -> str:
-    """Give a figure over seeds in words."""
+def to_text(spread: Spread, name: str = "") -> str:
+    """Give a loss, or a metric by its name, over seeds in words."""
     if math.isnan(spread.mean):
         return "-"
-    mean, low, high = (f"{x:.2%}" if percent else f"{x:.4g}" for x in spread)
+    mean, low, high = (write_metric(name, x) for x in spread)
     return f"{mean} ({low} to {high})" if spread.low < spread.high else mean
 
 

@@ -137,7 +137,7 @@ class StudyConfig(TaskConfig):
     Attributes:
       seeds: Train from the seeds 0, 1, ... up to this number, or from those listed.
       optimizers: A table [[optimizers]] for each: its name, options and label.
-      title: What its picture is called; by default, its name, the model and the data.
+      title: What its picture is called; by default, its name and the problem.
       memory: What is trained at once is cut into chunks that need no more than this:
         bytes, or as in 500MB or 2GB.
     """
@@ -169,8 +169,7 @@ class StudyConfig(TaskConfig):
     @property
     def heading(self) -> str:
         """Give its title."""
-        named = f"{self.name}: {self.model.name} on {self.data}"
-        return named if self.title is None else self.title
+        return f"{self.name}: {self.subject}" if self.title is None else self.title
 
     @property
     def seed_list(self) -> list[int]:
@@ -224,7 +223,7 @@ class SweepConfig(StudyConfig):
         as likely as the others.
       draw_seed: Seed of these draws.
       measure: What the best setting has least of, and the picture shows; an error is a
-        share of the test labels.
+        share of the test labels, for problems with a metric "accuracy".
       lines: Draw curves over the first hyperparameter of the grid, in a panel for each
         combination of the others; or else heat maps, one for each pair.
       epochs_shown: Draw these curves after each of these epochs; by default, the last.
@@ -264,8 +263,6 @@ class SweepConfig(StudyConfig):
                 "the grid is empty: add a table [grid], as in "
                 "learning_rate = {min = 1e-5, max = 1, count = 11}"
             )
-        labels = self.measure != "test_error" or self.model.name != "vae"
-        require(labels, "measure", self.measure, "a loss: a vae finds no labels")
         drawn = self.draws is None or not self.lines
         require(drawn, "lines", self.lines, "false for random draws")
         shared = bool(self.grid.axes) or not self.lines

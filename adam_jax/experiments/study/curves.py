@@ -1,7 +1,8 @@
 """The picture of a comparison: curves over epochs, with a band over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from adam_jax.experiments.drawing import choose_looks, label_log
+from adam_jax.experiments.metrics import ACCURACY
 from adam_jax.experiments.study.config import CompareConfig
 from adam_jax.experiments.study.members import Member
-from adam_jax.experiments.study.outcomes import Outcome, group_members, has_accuracy
+from adam_jax.experiments.study.outcomes import Outcome, group_members
 
 MARKERS = "os^DvP*X"
 MARKED = 8  # markers along a curve
@@ -21,17 +23,19 @@ LOSSES = {"train_loss": "Training loss", "test_loss": "Test loss"}
 
 
 def draw_curves(
-    config: CompareConfig, members: Sequence[Member], commonest: float = 0.0
+    config: CompareConfig,
+    members: Sequence[Member],
+    baselines: Mapping[str, float] = MappingProxyType({}),
 ) -> Figure:
     """Draw the losses and the test accuracy: means, in bands from min to max.
 
     Args:
       config: The study.
       members: What was trained.
-      commonest: Share of the commonest test label; it is drawn if a curve comes near.
+      baselines: Of a problem; they are drawn if a curve comes near.
     """
     outcomes = group_members(members)
-    names = [*LOSSES, *(["test_accuracy"] if has_accuracy(members) else [])]
+    names = [*LOSSES, *([ACCURACY] if ACCURACY in members[0].metrics else [])]
     figure = Figure(figsize=(5.2 * len(names), 5.2), layout="constrained")
     panels = dict(zip(names, figure.subplots(1, len(names)), strict=True))
     seeds = len(config.seed_list)
@@ -45,14 +49,14 @@ def draw_curves(
     for name, title in LOSSES.items():
         panels[name].set(title=title, ylabel="loss")
         _scale_loss(panels[name], outcomes, name)
-    if "test_accuracy" in panels:
-        panels["test_accuracy"].set(title="Test accuracy", ylabel="test labels found")
-        panels["test_accuracy"].yaxis.set_major_formatter(PercentFormatter(1))
-        if panels["test_accuracy"].get_ylim()[0] <= commonest:
+    if ACCURACY in panels:
+        panels[ACCURACY].set(title="Test accuracy", ylabel="test labels found")
+        panels[ACCURACY].yaxis.set_major_formatter(PercentFormatter(1))
+        if panels[ACCURACY].get_ylim()[0] <= baselines.get(ACCURACY, 0.0):
             label = "share of the commonest label"
             style = {"color": "k", "ls": ":", "lw": 2.5, "zorder": 3}
             panels["train_loss"].plot([], [], **style, label=label)
-            panels["test_accuracy"].axhline(commonest, **style)
+            panels[ACCURACY].axhline(baselines[ACCURACY], **style)
     for panel in panels.values():
         panel.grid(alpha=0.3)
         panel.set(xlabel="epoch", xlim=(0.5, config.epochs + 0.5))
@@ -65,7 +69,7 @@ def draw_curves(
 def _draw_band(
     panel: Axes, outcome: Outcome, name: str, look: dict[str, Any], shift: float
 ) -> None:
-    curves = np.array([getattr(member, name) for member in outcome.members])
+    curves = np.array([member.curve(name) for member in outcome.members])
     epochs = np.arange(1, curves.shape[1] + 1)
     every = max(1, round(len(epochs) / MARKED))
     diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
@@ -84,7 +88,7 @@ def _draw_band(
 
 def _scale_loss(panel: Axes, outcomes: Sequence[Outcome], name: str) -> None:
     """Use a log scale, on which a run that explodes leaves room for the others."""
-    means = [np.mean([getattr(m, name) for m in o.members], axis=0) for o in outcomes]
+    means = [np.mean([m.curve(name) for m in o.members], axis=0) for o in outcomes]
     shown = [x for mean in means for x in mean.tolist() if 0 < x < math.inf]
     if not shown:
         return

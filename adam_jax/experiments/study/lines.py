@@ -27,8 +27,9 @@ def draw_lines(config: SweepConfig, members: Sequence[Member], title: str) -> Fi
     Each combination of the others has its panel, after each of the epochs shown. An
     optimizer that has a grid of its own is drawn at the best of its settings.
     """
-    key, *others = config.grid.axes
-    values = [sorted(list_values(config.grid.axes[other])) for other in others]
+    axes = config.grid.axes or config.list_axes(config.optimizers[0])
+    key, *others = axes
+    values = [sorted(list_values(axes[other])) for other in others]
     names = dict(zip(others, map(name_values, values), strict=True))
     combinations = [
         dict(zip(others, chosen, strict=True)) for chosen in itertools.product(*values)
@@ -50,7 +51,7 @@ def draw_lines(config: SweepConfig, members: Sequence[Member], title: str) -> Fi
     settings = sorted({x.setting[key] for outcomes in shown for x in outcomes})
     is_log = settings[0] > 0 and settings[-1] > 10 * settings[0]
     places = dict(zip(settings, settings, strict=True))
-    is_listed = isinstance(config.grid.axes[key], list) and not is_log
+    is_listed = isinstance(axes[key], list) and not is_log
     if is_listed:  # evenly spaced, 0.999 and 0.9999 are told apart
         places = {value: place for place, value in enumerate(settings)}
     low, high = find_limits([x.score for outcomes in shown for x in outcomes])

@@ -39,7 +39,9 @@ def draw_sweep(config: SweepConfig, members: Sequence[Member]) -> Figure:
     if not config.epochs_shown:
         title += f" after {config.epochs} epochs"
     axes = [config.list_axes(candidate) for candidate in config.optimizers]
-    if config.lines or all(len(own) == 1 and own == axes[0] for own in axes):
+    if config.lines or all(
+        len(own) == 1 and own.keys() == axes[0].keys() for own in axes
+    ):
         return draw_lines(config, members, title + over)
     return _draw_pairs(config, group_members(members, config.measure), title + over)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adam_jax.experiments.metrics import read_lines
+from adam_jax.experiments.metrics import ACCURACY, read_lines
 
 MEMBERS = "members.jsonl"
 
@@ -20,8 +20,7 @@ class Member(NamedTuple):
       seed: Of its first parameters and of the order of its batches.
       train_loss: Mean loss of the batches of each epoch.
       test_loss: Loss on the test examples after each epoch.
-      test_accuracy: Share of the test labels that are found, after each epoch; NaN for
-        a problem without labels.
+      metrics: What else the problem measures on them after each epoch, by name.
     """
 
     optimizer: str
@@ -29,26 +28,38 @@ class Member(NamedTuple):
     seed: int
     train_loss: list[float]
     test_loss: list[float]
-    test_accuracy: list[float]
+    metrics: dict[str, list[float]]
 
-    @property
-    def test_error(self) -> list[float]:
-        """Give the share of the test labels that are missed, after each epoch."""
-        return [1 - x for x in self.test_accuracy]
+    def curve(self, name: str) -> list[float]:
+        """Give what was measured after each epoch.
+
+        Args:
+          name: train_loss, test_loss, test_error (the share of the test labels that
+            are missed), or the name of a metric.
+        """
+        if name == "test_error":
+            return [1 - x for x in self.metrics[ACCURACY]]
+        return getattr(self, name) if name in LOSSES else self.metrics[name]
 
     def until(self, epoch: int) -> "Member":
         """Give what was measured up to an epoch."""
-        return self._replace(**{key: getattr(self, key)[:epoch] for key in CURVES})
+        losses = {key: self.curve(key)[:epoch] for key in LOSSES}
+        metrics = {key: curve[:epoch] for key, curve in self.metrics.items()}
+        return self._replace(**losses, metrics=metrics)
 
 
-CURVES = ("train_loss", "test_loss", "test_accuracy")
+LOSSES = ("train_loss", "test_loss")
 
 
 def to_json(member: Member) -> str:
     """Write a member as one line of JSON, with null for what is not finite."""
+
+    def finite(curve: list[float]) -> list[float | None]:
+        return [x if math.isfinite(x) else None for x in curve]
+
     fields = member._asdict()
-    for key in CURVES:
-        fields[key] = [x if math.isfinite(x) else None for x in fields[key]]
+    fields |= {key: finite(fields[key]) for key in LOSSES}
+    fields["metrics"] = {key: finite(x) for key, x in member.metrics.items()}
     return json.dumps(fields, allow_nan=False)
 
 
@@ -58,13 +69,17 @@ def from_json(line: str) -> Member:
     Raises:
       ValueError, TypeError, LookupError, AttributeError: if the line holds none.
     """
+
+    def number(curve: list[float | None]) -> list[float]:
+        return [math.nan if x is None else x + 0.0 for x in curve]
+
     fields: dict[str, Any] = json.loads(line)
-    for curve in CURVES:
-        fields[curve] = [math.nan if x is None else x + 0.0 for x in fields[curve]]
+    fields |= {key: number(fields[key]) for key in LOSSES}
+    fields["metrics"] = {key: number(x) for key, x in fields["metrics"].items()}
     member = Member(**fields)
     if not isinstance(member.optimizer, str) or not isinstance(member.setting, dict):
         raise TypeError
-    lengths = {len(fields[curve]) for curve in CURVES}
+    lengths = {len(member.curve(key)) for key in (*LOSSES, *member.metrics)}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError
     return member

@@ -40,9 +40,9 @@ class Outcome(NamedTuple):
         """Give the mean and the ends of a curve's last values; NaN if one is infinite.
 
         Args:
-          curve: One of CURVES, or test_error.
+          curve: As in Member.curve.
         """
-        last = [getattr(member, curve)[-1] for member in self.members]
+        last = [member.curve(curve)[-1] for member in self.members]
         if not all(map(math.isfinite, last)):
             return Spread(math.nan, math.nan, math.nan)
         return Spread(float(np.mean(last)), min(last), max(last))
@@ -81,11 +81,6 @@ def split_by_optimizer(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     for outcome in outcomes:
         groups.setdefault(outcome.optimizer, []).append(outcome)
     return groups
-
-
-def has_accuracy(members: Sequence[Member]) -> bool:
-    """Tell whether the problem has labels to be found."""
-    return any(math.isfinite(x) for member in members for x in member.test_accuracy)
 
 
 def find_border(

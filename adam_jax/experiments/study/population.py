@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -12,16 +13,19 @@ import numpy as np
 import optax
 from jax import Array
 
-from adam_jax.experiments.data import Dataset
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
-from adam_jax.experiments.problems import Problem
 from adam_jax.experiments.study.config import Candidate, StudyConfig, set_options
-from adam_jax.experiments.study.members import CURVES, Member
-from adam_jax.experiments.training import Carry, count_steps, take_steps
+from adam_jax.experiments.study.members import Member
+from adam_jax.experiments.tasks import Task
+from adam_jax.experiments.training import Carry, take_steps
 
-# Members one after the other, not side by side: XLA on CPU runs the grouped convolution
-# that vmap makes of theirs 3.6 times slower (16 members of digits_cnn, a step each).
-SEQUENTIAL = ("cnn",)
+# Programs of one member at a time. XLA on CPU runs the grouped convolution that vmap
+# makes of theirs 3.6 times slower (16 members of digits_cnn, a step each). And it may
+# wait for ever in decompositions of a batch or in a loop over members (seen with soap
+# and 14 members: jax 0.10.2, two cores).
+ALONE = re.compile(
+    r"= (conv_general_dilated|cholesky|eigh?|geqrf|householder_product|lu|qr|svd)\["
+)
 
 
 class Population:
@@ -38,8 +42,8 @@ class Population:
         same hyperparameters may take their place: the program is not compiled again.
       chunk: How many are trained at once, as it looks before compilation.
       bytes_needed: What a chunk needs, once it is compiled.
-      carry: The parameters and the optimizer's states of the chunk at work, a row for
-        each member, after the epoch that was last reported; None after training.
+      carry: What goes from step to step of the chunk at work, a row for each member,
+        after the epoch that was last reported; None after training.
 
     Raises:
       ValueError: if the data or the optimizer refuses a setting.
@@ -48,13 +52,13 @@ class Population:
     def __init__(
         self,
         config: StudyConfig,
-        problem: Problem,
+        task: Task,
         candidate: Candidate,
         settings: Sequence[dict[str, float]],
     ):
         """Check every setting, and trace the program."""
-        self.config, self.problem, self.candidate = config, problem, candidate
-        self.steps_per_epoch = count_steps(config, problem.dataset)
+        self.config, self.task, self.candidate = config, task, candidate
+        self.steps_per_epoch = task.batches.steps
         self.steps = config.epochs * self.steps_per_epoch
         for setting in settings:
             checked = dataclasses.replace(candidate, **setting)
@@ -88,17 +92,44 @@ class Population:
             self.carry = self._init(hyperparams, keys)
             history = []
             for epoch in range(1, self.config.epochs + 1):
-                self.carry, measured = self._compiled(
-                    hyperparams, self.carry, keys, epoch, self.problem.dataset
-                )
-                history.append(jax.device_get(measured))
+                history.append(self._train_epoch(hyperparams, keys, epoch))
                 if epoch < self.config.epochs:
                     yield len(working), []
-            curves: np.ndarray = np.asarray(history, np.float64).transpose(2, 1, 0)
             # Copies that fill up the last chunk are left out.
-            done = map(self._report, working, curves)
-            yield len(working), list(done)
+            yield (
+                len(working),
+                [
+                    self._report(
+                        member,
+                        jax.tree.map(
+                            lambda *epochs, row=row: [float(x[row]) for x in epochs],
+                            *history,
+                        ),
+                    )
+                    for row, member in enumerate(working)
+                ],
+            )
         self.carry = None
+
+    def _train_epoch(
+        self, hyperparams: dict[str, Array], keys: Array, epoch: int
+    ) -> dict[str, np.ndarray]:
+        """Train the chunk for an epoch, and give what was measured of each member."""
+        start, measured = 0, {}
+        while start < self.steps_per_epoch:
+            data, stop = self.task.batches.read(epoch - 1, start)
+            self.carry, measured = self._compiled(
+                hyperparams,
+                self.carry,
+                keys,
+                epoch,
+                data,
+                self.task.examples,
+                start,
+                stop,
+            )
+            start = stop
+        return jax.device_get(measured)
 
     def _compile(self) -> Any:
         """Compile for as many members at once as the memory holds: one, if need be."""
@@ -114,7 +145,7 @@ class Population:
             allowed = self.config.memory_bytes
             if self.bytes_needed <= allowed or self.chunk == 1:
                 return compiled
-            shared = _count_bytes(self.problem.dataset)
+            shared = _count_bytes((self.task.batches.read(0, 0)[0], self.task.examples))
             each = (self.bytes_needed - shared) / self.chunk
             fitting = int((allowed - shared) / each)
             self.chunk = max(1, min(self.chunk - 1, fitting))
@@ -124,7 +155,13 @@ class Population:
         hyperparams, keys = self._select(range(self.chunk))
         carry = jax.eval_shape(self._init, hyperparams, keys)
         jitted = jax.jit(self._run_epoch, donate_argnums=1)
-        return jitted.trace(hyperparams, carry, keys, 1, self.problem.dataset)
+        data, _ = self.task.batches.read(0, 0)
+        read = 1, data, self.task.examples, 0, 0
+        traced = jitted.trace(hyperparams, carry, keys, *read)
+        if self.chunk > 1 and ALONE.search(str(traced.jaxpr)):
+            self.chunk = 1
+            return self._trace()
+        return traced
 
     def _select(self, chosen: Sequence[int]) -> tuple[dict[str, Array], Array]:
         """Give the hyperparameters and the keys of some members, a row each."""
@@ -142,8 +179,10 @@ class Population:
         return build_optimizer(self.candidate, schedule, **hyperparams)
 
     def _init(self, hyperparams: dict[str, Array], keys: Array) -> Any:
-        params = _draw(self.problem.init, keys)
-        return params, self._start_states(hyperparams, params)
+        params = _draw(self.task.init, keys)
+        return Carry(
+            params, self._start_states(hyperparams, params), jnp.zeros(len(keys))
+        )
 
     def _init_state(self, hyperparams: dict[str, Array], params: Any) -> Any:
         return self._build(hyperparams).init(params)
@@ -151,38 +190,52 @@ class Population:
     def _run_epoch(
         self,
         hyperparams: dict[str, Array],
-        carry: Any,
+        carry: Carry,
         keys: Array,
         epoch: int,
-        dataset: Dataset,
-    ) -> Any:
-        def run(hyperparams: dict[str, Array], carry: Any, key: Array) -> Any:
+        data: Any,
+        examples: Any,
+        start: int,
+        stop: int,
+    ) -> tuple[Carry, dict[str, Array]]:
+        """Take steps of an epoch; after its last one, test.
+
+        Returns:
+          What goes on, and what was measured: zeros before the end of an epoch.
+        """
+
+        def run(hyperparams: dict[str, Array], carry: Carry, key: Array) -> Any:
             key = jax.random.fold_in(key, epoch)
-            return self._run_member(hyperparams, carry, key, dataset)
+            tx = self._build(hyperparams)
+            return take_steps(self.task, tx, carry, data, key, start, stop)
 
-        # What vmap makes of a cond takes both branches, which one member need not do.
-        if self.chunk == 1 or self.config.model.name in SEQUENTIAL:
-            members = (hyperparams, carry, keys)
-            return jax.lax.map(lambda member: run(*member), members)
-        return jax.vmap(run)(hyperparams, carry, keys)
+        def test(carry: Carry) -> tuple[Carry, dict[str, Array]]:
+            test_loss, metrics = self.task.test(carry.params, examples)
+            mean = carry.loss_sum / self.steps_per_epoch
+            measured = {"train_loss": mean, "test_loss": test_loss, "metrics": metrics}
+            return carry._replace(loss_sum=jnp.zeros([])), measured
 
-    def _run_member(
-        self, hyperparams: dict[str, Array], carry: Any, key: Array, dataset: Dataset
-    ) -> Any:
-        tx, size = self._build(hyperparams), self.config.batch_size
-        count, train = self.steps_per_epoch, dataset.train
-        params, opt_state = carry
-        begun = Carry(params, opt_state, jnp.zeros([]))
-        params, opt_state, loss_sum = take_steps(
-            self.problem, tx, size, begun, train, key, 0, count
+        def map_members(function: Callable[..., Any], *members: Any) -> Any:
+            # What vmap makes of a cond takes both branches, which one need not do.
+            if self.chunk == 1:
+                return jax.lax.map(lambda member: function(*member), members)
+            return jax.vmap(function)(*members)
+
+        carry = map_members(run, hyperparams, carry, keys)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(lambda carry: map_members(test, carry)[1], carry),
         )
-        test_loss, test_accuracy = self.problem.test(params, dataset.test)
-        return (params, opt_state), (loss_sum / count, test_loss, test_accuracy)
+        return jax.lax.cond(
+            stop == self.steps_per_epoch,
+            lambda carry: map_members(test, carry),
+            lambda carry: (carry, zeros),
+            carry,
+        )
 
-    def _report(self, number: int, curves: np.ndarray) -> Member:
+    def _report(self, number: int, curves: dict[str, Any]) -> Member:
         options, seed = self.members[number]
-        values = dict(zip(CURVES, curves.tolist(), strict=True))
-        return Member(self.candidate.title, options, seed, **values)
+        return Member(self.candidate.title, options, seed, **curves)
 
 
 # Not a method: it is compiled once for all populations of a problem.

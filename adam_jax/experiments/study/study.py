@@ -10,11 +10,11 @@ from rich.console import Console, RenderableType
 from adam_jax.experiments.folder import CONFIG, make_run_folder
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.machine import record_environment
-from adam_jax.experiments.problems import build_problem
 from adam_jax.experiments.study.config import StudyConfig
 from adam_jax.experiments.study.members import MEMBERS, Member, append_members
 from adam_jax.experiments.study.population import Population
 from adam_jax.experiments.study.report import StudyReport
+from adam_jax.experiments.tasks import build_task
 
 View = Callable[[Sequence[Member]], tuple[Figure, list[RenderableType]]]
 """From what is trained to its picture, and to what is printed of it."""
@@ -32,9 +32,9 @@ def prepare_study(
     Raises:
       ValueError: if the data, the model or an optimizer refuses the config.
     """
-    problem = build_problem(config)
+    task = build_task(config)
     return [
-        Population(config, problem, candidate, own)
+        Population(config, task, candidate, own)
         for candidate, own in zip(config.optimizers, settings, strict=True)
     ]
 
@@ -58,7 +58,7 @@ def run_study(
       KeyboardInterrupt: after Ctrl-C, at the end of an epoch.
     """
     config = populations[0].config
-    folder = make_run_folder(Path(config.runs_dir), config.name)
+    folder = make_run_folder(Path(config.runs_dir), config.run_name)
     (folder / CONFIG).write_text(resolved, "utf-8")
     record_environment(folder)
     (folder / MEMBERS).touch()

@@ -7,7 +7,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from adam_jax.experiments.arguments import to_toml
+from adam_jax.experiments.config import require
 from adam_jax.experiments.drawing import name_values
+from adam_jax.experiments.metrics import ACCURACY
 from adam_jax.experiments.study.compare import to_text
 from adam_jax.experiments.study.config import MEASURES, SweepConfig
 from adam_jax.experiments.study.maps import draw_sweep
@@ -16,7 +18,6 @@ from adam_jax.experiments.study.outcomes import (
     Outcome,
     find_border,
     group_members,
-    has_accuracy,
     split_by_optimizer,
 )
 from adam_jax.experiments.study.settings import list_settings
@@ -32,6 +33,11 @@ def prepare(config: SweepConfig) -> Callable[[], None]:
     resolved = to_toml(config)
     settings = [list_settings(config, candidate) for candidate in config.optimizers]
     populations = prepare_study(config, settings)
+    labelled = ACCURACY in populations[0].task.metrics
+    expected = "a loss: the problem has no accuracy"
+    require(
+        config.measure != "test_error" or labelled, "measure", config.measure, expected
+    )
 
     def view(members: Sequence[Member]) -> tuple[Figure, list[RenderableType]]:
         outcomes = group_members(members, config.measure)
@@ -51,18 +57,18 @@ def find_best(outcomes: Sequence[Outcome]) -> list[Outcome]:
 def tabulate(config: SweepConfig, members: Sequence[Member]) -> Table:
     """Make the table of each optimizer's best setting."""
     outcomes = group_members(members, config.measure)
-    accuracy = has_accuracy(members)
+    metrics = list(members[0].metrics)
     seeds = len(config.seed_list)
     over = f", mean (min to max) over {seeds} seeds" if seeds > 1 else ""
     what = MEASURES[config.measure]
     table = Table(
-        title=f"{config.name}: smallest {what} after {config.epochs} epochs{over}"
+        title=f"{config.run_name}: smallest {what} after {config.epochs} epochs{over}"
     )
     table.add_column("optimizer")
     axes = [config.list_axes(candidate) for candidate in config.optimizers]
     keys = list(dict.fromkeys(key for own in axes for key in own))
     heads = [*keys, *(["training loss"] if config.measure == "train_loss" else [])]
-    heads += ["test loss", *(["test accuracy"] if accuracy else [])]
+    heads += ["test loss", *(f"test {name}" for name in metrics)]
     for head in [*heads, "diverged"]:
         table.add_column(head, justify="right")
     words = {
@@ -80,7 +86,7 @@ def tabulate(config: SweepConfig, members: Sequence[Member]) -> Table:
         if config.measure == "train_loss":
             cells += [to_text(best.final("train_loss"))]
         cells += [to_text(best.final("test_loss"))]
-        cells += [to_text(best.final("test_accuracy"), True)] if accuracy else []
+        cells += [to_text(best.final(name), name) for name in metrics]
         runs = sum(len(outcome.members) for outcome in own)
         table.add_row(best.optimizer, *cells, f"{lost} of {runs}")
     return table

@@ -1,0 +1,223 @@
+"""The batches of a run: drawn from arrays, or read from what gives them one by one."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+CHUNK_BYTES = 2**25  # of the batches that are read ahead
+
+
+def holds_rows(data: Any) -> bool:
+    """Tell whether data are arrays of examples, and not what gives batches."""
+    if isinstance(data, (list, Iterator)):
+        return False
+    leaves = jax.tree.leaves(data)
+    arrays = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+    return bool(arrays) and all(arrays)
+
+
+def count_rows(rows: Any, name: str) -> int:
+    """Count the examples in arrays that hold one in each row.
+
+    Raises:
+      ValueError: if the arrays differ in that, or one has no rows.
+    """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(rows)]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+        raise ValueError(
+            f"the arrays of {name} have the shapes {', '.join(map(str, shapes))}, but "
+            "each must hold an example in each row, and as many as the others"
+        )
+    return shapes[0][0]
+
+
+def read_rows(data: Any, name: str) -> Any:
+    """Give arrays of examples as they are, and batches joined to such arrays.
+
+    Raises:
+      ValueError: if there is no batch.
+    """
+    if not holds_rows(data):
+        batches = [jax.tree.map(_to_array, batch) for batch in _iterate(data, name)]
+        if not batches:
+            raise ValueError(f"{name} gives no batches")
+        data = jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+    return jax.tree.map(lambda x: jnp.asarray(_to_array(x)), data)
+
+
+def _iterate(data: Any, name: str) -> Iterator[Any]:
+    """Begin to read batches anew.
+
+    Raises:
+      ValueError: if that cannot be done, or only once.
+    """
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"{name} is an iterator, which can be read only once: give what it comes "
+            "from, or a function that gives one"
+        )
+    given = data() if callable(data) else data
+    if not isinstance(given, Iterable):
+        raise ValueError(
+            f"{name} is a {type(given).__name__}, but must be arrays with an example "
+            "in each row, or something that gives batches"
+        )
+    return iter(given)
+
+
+def _to_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+class Rows:
+    """Draw the batches of each epoch from arrays that hold an example in each row.
+
+    Attributes:
+      rows: The arrays.
+      steps: Batches in an epoch. What does not fill one is left out: other rows each
+        time.
+      batch: Shapes and dtypes of a batch.
+
+    Raises:
+      ValueError: if there are too few rows.
+    """
+
+    def __init__(self, rows: Any, batch_size: int, epoch_steps: int | None):
+        """Take the arrays."""
+        self.rows = rows
+        available = count_rows(rows, "train")
+        filled = available // batch_size
+        self.steps = epoch_steps or filled
+        if not 0 < self.steps <= filled:
+            raise ValueError(
+                f"batch_size is {batch_size} and epoch_steps {self.steps or 1}, but "
+                f"there are only {available} training examples"
+            )
+        self._size = batch_size
+        self.batch = jax.eval_shape(
+            lambda rows: jax.tree.map(lambda x: x[:batch_size], rows), rows
+        )
+
+    def read(self, _epoch: int, _start: int) -> tuple[Any, int]:
+        """Give what the batches of an epoch are picked from, and how far it goes.
+
+        Args:
+          _epoch: Its number, from 0.
+          _start: The first step that is taken.
+
+        Returns:
+          The data; and the step of the epoch before which they end.
+        """
+        return self.rows, self.steps
+
+    def begin(self, rows: Any, key: Array) -> Callable[[Array], Any]:
+        """Give what picks a batch from the data by its number; an epoch has a key."""
+        order = jax.random.permutation(key, count_rows(rows, "train"))
+
+        def pick(number: Array) -> Any:
+            size = self._size
+            chosen = jax.lax.dynamic_slice_in_dim(order, number * size, size)
+            return jax.tree.map(lambda x: x[chosen], rows)
+
+        return pick
+
+
+class Chunk(NamedTuple):
+    """Hold some batches of an epoch, one after the other.
+
+    Attributes:
+      batches: Their arrays, stacked along a new first axis.
+      first: Number of the first of them in the epoch.
+    """
+
+    batches: Any
+    first: Array
+
+
+class Stream:
+    """Read batches in their order, one pass after the other.
+
+    Attributes:
+      steps: Batches in an epoch: `epoch_steps`, or the length of what gives them.
+      batch: Shapes and dtypes of a batch: those of the first one.
+
+    Raises:
+      ValueError: if it gives no batches, or has no length and `epoch_steps` is None.
+    """
+
+    def __init__(self, source: Any, epoch_steps: int | None):
+        """Read the first batch."""
+        self._source = source
+        self._first: Any = None
+        self._restart()
+        self._first = next(self._batches)
+        self._restart()
+        self.batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, self._first))
+        has_length = hasattr(source, "__len__")
+        self.steps = epoch_steps or (len(source) if has_length else 0)
+        if not self.steps:
+            raise ValueError(
+                "train does not tell how many batches it has: set --epoch_steps to how "
+                "many make an epoch"
+            )
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
+        self._length = max(1, min(self.steps, CHUNK_BYTES // max(1, size)))
+
+    def read(self, epoch: int, start: int) -> tuple[Chunk, int]:
+        """Give batches of an epoch, as `Rows` does; `Chunk`s have all the same shapes.
+
+        Raises:
+          ValueError: if a batch has other shapes than the first one.
+        """
+        begun = epoch * self.steps
+        if not self._begin <= begun + start < self._end:
+            begin = begun + start
+            end = min(begin + self._length, begun + self.steps)
+            if self._taken > begin:
+                self._restart()
+            batches = [
+                *itertools.islice(self._batches, begin - self._taken, end - self._taken)
+            ]
+            self._taken = end
+            batches += batches[-1:] * (self._length - len(batches))
+            stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *batches)
+            self._chunk = Chunk(stacked, jnp.asarray(start))
+            self._begin, self._end = begin, end
+        return self._chunk, self._end - begun
+
+    def begin(self, chunk: Chunk, _key: Array) -> Callable[[Array], Any]:
+        """Give what picks a batch from a chunk by its number in the epoch."""
+        return lambda number: jax.tree.map(
+            lambda x: x[number - chunk.first], chunk.batches
+        )
+
+    def _restart(self) -> None:
+        self._batches, self._taken = self._read_passes(), 0
+        self._begin, self._end = 0, 0  # of the chunk, in batches since the first pass
+
+    def _read_passes(self) -> Iterator[Any]:
+        while True:
+            given = False
+            for number, batch in enumerate(_iterate(self._source, "train"), start=1):
+                batch = jax.tree.map(np.asarray, batch)
+                first = batch if self._first is None else self._first
+                if count_rows(batch, "a batch of train") < count_rows(first, "train"):
+                    continue
+                if _describe(batch) != _describe(first):
+                    raise ValueError(
+                        f"batch {number} of train is {_describe(batch)}, but the first "
+                        f"one is {_describe(first)}: all must be alike"
+                    )
+                given = True
+                yield batch
+            if not given:
+                raise ValueError("train gives no batches")
+
+
+def _describe(batch: Any) -> str:
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", batch))

@@ -1,0 +1,263 @@
+"""From the problem that a config names to what is trained and tested, checked."""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from adam_jax.experiments.arguments import check_call
+from adam_jax.experiments.batches import (
+    Rows,
+    Stream,
+    count_rows,
+    holds_rows,
+    read_rows,
+)
+from adam_jax.experiments.built_in import build_problem
+from adam_jax.experiments.config import BUILT_IN, MAKE, TaskConfig, require_label
+from adam_jax.experiments.interrupts import Faulty
+from adam_jax.experiments.metrics import LOSS
+from adam_jax.experiments.problems import TEST_SEED, Problem
+
+SPLIT_SEED = 0  # not the run's seed: runs compare on the same test examples only
+TESTED_AT_ONCE = 4096  # examples
+
+
+class Task(NamedTuple):
+    """Hold a problem ready to be trained.
+
+    Attributes:
+      batches: What is learned from.
+      examples: What is tested on, an example in each row.
+      init: As in `Problem`.
+      loss: As in `Problem`, with the penalty of the config.
+      test: Map (params, examples) to the test loss, and to the other metrics by name.
+      metrics: Their names.
+      baselines: As in `Problem`.
+    """
+
+    batches: Rows | Stream
+    examples: Any
+    init: Callable[[Array], Any]
+    loss: Callable[[Any, Any, Array], Array]
+    test: Callable[[Any, Any], tuple[Array, dict[str, Array]]]
+    metrics: tuple[str, ...]
+    baselines: Mapping[str, float]
+
+
+def build_task(config: TaskConfig) -> Task:
+    """Load the problem of a config, and check what it gives.
+
+    Raises:
+      ValueError: if the problem or its data refuse the config, or are of no use.
+      Faulty: if code of the problem raises an error.
+    """
+    if config.problem in BUILT_IN:
+        problem = build_problem(config)
+    else:
+        problem = load_problem(config.problem, config.arguments)
+    batches, examples = _read_data(problem, config)
+    params = _check_functions(problem, batches.batch, config.problem)
+
+    def loss(params: Any, batch: Any, key: Array) -> Array:
+        found = problem.loss(params, batch, key)
+        if config.penalty:
+            found += config.penalty / 2 * optax.tree.norm(params, squared=True)
+        return found
+
+    def test(params: Any, examples: Any) -> tuple[Array, dict[str, Array]]:
+        measured = _average(lambda batch: _measure(problem, params, batch), examples)
+        return measured.pop(LOSS), measured
+
+    with _theirs(f"metrics of {config.problem}"):
+        _, metrics = jax.eval_shape(test, params, examples)
+    for name, value in metrics.items():
+        require_label("a name among metrics", name)
+        if value.shape:
+            raise ValueError(
+                f"metrics of {config.problem} gives {name!r} the shape {value.shape}, "
+                "but it must be a scalar"
+            )
+    return Task(
+        batches, examples, problem.init, loss, test, tuple(metrics), problem.baselines
+    )
+
+
+def load_problem(place: str, arguments: dict[str, Any]) -> Problem:
+    """Import the function that a config names, and call it.
+
+    Args:
+      place: `package.module:function` or `path/to/file.py:function`; without a
+        function, it is `make`.
+      arguments: What it is given.
+
+    Raises:
+      ValueError: if there is no such function, it refuses the arguments, or does not
+        give a `Problem`.
+      Faulty: if it raises another error.
+    """
+    source, _, name = place.partition(":")
+    spec = _find(source)
+    with _theirs(source):
+        module = _load(spec)
+    make = getattr(module, name or MAKE, None)
+    if not callable(make):
+        raise ValueError(f"problem is {place!r}, but {source} has no {name or MAKE}()")
+    checked = check_call(make, arguments, "arguments")
+    with _theirs(place):
+        problem = make(**checked)
+    if not isinstance(problem, Problem):
+        raise ValueError(
+            f"{place} gives a {type(problem).__name__}, but must give an "
+            "adam_jax.experiments.Problem"
+        )
+    return problem
+
+
+def _find(source: str) -> ModuleSpec:
+    """Find a module by its name, or a file.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    path = Path(source)
+    if path.suffix == ".py":
+        sys.path.insert(0, str(path.parent.absolute()))  # as python does
+        name = f"problem_{path.stem}"
+        found = path.is_file() and importlib.util.spec_from_file_location(name, path)
+    else:
+        sys.path.insert(0, "")  # as python -m does
+        try:
+            found = importlib.util.find_spec(source)
+        except ModuleNotFoundError:
+            found = None
+    if not found:
+        what = "file" if path.suffix == ".py" else "module"
+        raise ValueError(f"problem is {source!r}, but there is no such {what}")
+    return found
+
+
+def _load(spec: ModuleSpec) -> Any:
+    """Run a module that is not yet there."""
+    if spec.name not in sys.modules or spec.name.startswith("problem_"):
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        assert spec.loader
+        spec.loader.exec_module(module)
+    return sys.modules[spec.name]
+
+
+def _read_data(problem: Problem, config: TaskConfig) -> tuple[Rows | Stream, Any]:
+    """Give what is learned from, and what is tested on."""
+    train, test = problem.train, problem.test
+    if not holds_rows(train):
+        if test is None:
+            raise ValueError(
+                "train gives batches, of which none are kept for testing: the problem "
+                "must give test, too"
+            )
+        batches: Rows | Stream = Stream(train, config.epoch_steps)
+    else:
+        train = read_rows(train, "train")
+        if test is None:
+            train, test = _split(train, config.test_share)
+        batches = Rows(train, config.batch_size, config.epoch_steps)
+    examples = read_rows(test, "test")
+    if not count_rows(examples, "test"):
+        raise ValueError("test holds no examples")
+    kinds = [
+        jax.tree.map(lambda x: f"{x.dtype}{[..., *x.shape[1:]]}", rows)
+        for rows in (batches.batch, examples)
+    ]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"batches of train are {kinds[0]}, but test is {kinds[1]}: they must be "
+            "alike"
+        )
+    return batches, examples
+
+
+def _split(rows: Any, share: float) -> tuple[Any, Any]:
+    """Keep a share of the examples for testing, always the same ones."""
+    count = count_rows(rows, "train")
+    kept = round(count * share)
+    if not 0 < kept < count:
+        raise ValueError(
+            f"test_share is {share}, but must leave training and test one or more of "
+            f"{count} examples each"
+        )
+    order = np.random.default_rng(SPLIT_SEED).permutation(count)
+    parts = np.sort(order[kept:]), np.sort(order[:kept])
+    return tuple(jax.tree.map(lambda x, part=part: x[part], rows) for part in parts)
+
+
+def _check_functions(problem: Problem, batch: Any, name: str) -> Any:
+    """Check what `init` and `loss` give, and give the shapes of the parameters."""
+    key = jax.random.key(0)
+    with _theirs(f"init of {name}"):
+        params = jax.eval_shape(problem.init, key)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(f"init of {name} gives no parameters")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"init of {name} gives {where!r} the dtype {leaf.dtype}, but parameters"
+                " must be floating: what is not trained belongs into loss itself"
+            )
+    with _theirs(f"loss of {name}"):
+        loss = jax.eval_shape(problem.loss, params, batch, key)
+    if getattr(loss, "shape", None) != () or not jnp.issubdtype(
+        loss.dtype, jnp.floating
+    ):
+        given = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", loss)
+        raise ValueError(
+            f"loss of {name} gives {given}, but must give a floating scalar, as the "
+            "mean over the batch"
+        )
+    return params
+
+
+def _measure(problem: Problem, params: Any, batch: Any) -> dict[str, Array]:
+    """Give the test loss of a batch, and its other metrics, in float32."""
+    found = dict(problem.metrics(params, batch)) if problem.metrics else {}
+    if LOSS not in found:
+        found[LOSS] = problem.loss(params, batch, jax.random.key(TEST_SEED))
+    return {key: jnp.asarray(value, jnp.float32) for key, value in found.items()}
+
+
+def _average(measure: Callable[[Any], Any], examples: Any) -> Any:
+    """Give the mean of what is measured of examples, not too many of them at once."""
+    count = count_rows(examples, "test")
+    if count <= TESTED_AT_ONCE:
+        return measure(examples)
+    blocks = count // TESTED_AT_ONCE
+    cut = blocks * TESTED_AT_ONCE
+    stacked = jax.tree.map(
+        lambda x: x[:cut].reshape(blocks, TESTED_AT_ONCE, *x.shape[1:]), examples
+    )
+    sums = jax.tree.map(
+        lambda x: TESTED_AT_ONCE * x.sum(0), jax.lax.map(measure, stacked)
+    )
+    if cut < count:
+        rest = measure(jax.tree.map(lambda x: x[cut:], examples))
+        sums = jax.tree.map(lambda a, b: a + (count - cut) * b, sums, rest)
+    return jax.tree.map(lambda x: x / count, sums)
+
+
+@contextlib.contextmanager
+def _theirs(what: str) -> Iterator[None]:
+    """Say whose code it was that raised an error."""
+    try:
+        yield
+    except Exception as error:
+        raise Faulty(f"{what}: {type(error).__name__}: {error}") from error
