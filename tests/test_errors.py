@@ -80,6 +80,32 @@ def test_negative_or_not_finite(name, make, value):
         make(value)
 
 
+# Storage is looked at only where something is stored.
+STORES = {name: {"momentum": 0.9} for name in ("sgd", "adafactor")}
+
+
+@pytest.mark.parametrize("value", [math.nan, "x", -1.0, lambda count: math.nan])
+@pytest.mark.parametrize("name", adam_jax.OPTIMIZERS)
+def test_a_refusal_names_the_argument_of_the_optimizer(name, value):
+    """And not that of a stage inside of it."""
+    make, params = adam_jax.OPTIMIZERS[name], {"w": jnp.ones((4, 6)), "b": jnp.ones(3)}
+    asked, must_refuse = 0, value != -1.0
+    for argument in inspect.signature(make).parameters.values():
+        if argument.annotation is bool or "mask" in argument.name:
+            continue
+        options = {"learning_rate": 1e-2} | STORES.get(name, {})
+        refusal = None
+        try:
+            tx = make(**options | {argument.name: value})
+            jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p), params)
+        except (TypeError, ValueError) as error:
+            refusal = str(error)
+            asked += 1
+        assert refusal is None or refusal.split()[0] == argument.name, refusal
+        assert refusal or not must_refuse, f"{argument.name}={value} is accepted"
+    assert asked > 0
+
+
 @pytest.mark.parametrize("value", ["0.9", None, True, [0.9]])
 def test_not_a_number(value):
     with pytest.raises(TypeError, match="eps must be a number, a 0-d array or a sched"):

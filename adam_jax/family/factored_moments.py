@@ -10,6 +10,8 @@ from adam_jax.hyperparams import (
     at,
     check_decay,
     check_non_negative,
+    check_number,
+    check_whole,
     exact,
 )
 from adam_jax.moments.sharing import factored as by_factors
@@ -100,20 +102,43 @@ def adafactor(
         "adafactor",
         scale_by_moments(
             b1=None,
-            b2=floored_average(rising_decay(decay_rate, decay_offset), eps),
-            nu_dtype=by_factors(min_dim_size_to_factor) if factored else None,
+            b2=floored_average(
+                rising_decay(
+                    check_non_negative("decay_rate", decay_rate),
+                    check_number("decay_offset", decay_offset),
+                ),
+                check_non_negative("eps", eps),
+            ),
+            nu_dtype=by_factors(
+                check_whole("min_dim_size_to_factor", min_dim_size_to_factor)
+            )
+            if factored
+            else None,
         ),
         precondition(eps=0.0),
         *([clip_rms(clipping_threshold)] if clipping_threshold is not None else []),
         optax.scale_by_schedule(schedule),
         *([scale_by_param_rms()] if multiply_by_parameter_scale else []),
         *(
-            [average_updates(check_decay("momentum", momentum), dtype_momentum)]
+            [
+                average_updates(
+                    check_decay("momentum", momentum),
+                    dtype_momentum,
+                    argument="dtype_momentum",
+                )
+            ]
             if momentum is not None
             else []
         ),
         *(
-            [add_decayed_weights(weight_decay_rate, weight_decay_mask)]
+            [
+                add_decayed_weights(
+                    check_non_negative(
+                        "weight_decay_rate", weight_decay_rate, half_precision=True
+                    ),
+                    weight_decay_mask,
+                )
+            ]
             if weight_decay_rate is not None
             else []
         ),
@@ -188,14 +213,20 @@ def came(
         "came",
         scale_by_moments(
             b1=None,
-            b2=floored_average(check_decay("b2", b2), eps),
-            nu_dtype=by_factors(min_dim_size_to_factor),
+            b2=floored_average(check_decay("b2", b2), check_non_negative("eps", eps)),
+            nu_dtype=by_factors(
+                check_whole("min_dim_size_to_factor", min_dim_size_to_factor)
+            ),
         ),
         precondition(eps=0.0),
         clip_rms(clipping_threshold),
         scale_by_moments(
             b1=check_decay("b1", b1),
-            b2=floored_average(check_decay("b3", b3), eps_confidence, residual=True),
+            b2=floored_average(
+                check_decay("b3", b3),
+                check_non_negative("eps_confidence", eps_confidence),
+                residual=True,
+            ),
             mu_dtype=mu_dtype,
             nu_dtype=by_factors(min_dim_size_to_factor),
         ),

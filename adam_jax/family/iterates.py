@@ -12,6 +12,7 @@ from adam_jax.hyperparams import (
     at,
     check_decay,
     check_non_negative,
+    check_whole,
     derived,
     exact,
 )
@@ -54,7 +55,8 @@ def schedule_free_adamw(
         of the step count, 0 at the first step). The other numbers may be any of these.
         It may rise, but need not fall.
       warmup_steps: the number of steps over which the learning rate rises from 0, an
-        integer; None means none.
+        integer >= 1; None means none. A static int: name it in the `static_args` of
+        `optax.inject_hyperparams`.
       b1: how near to x the parameters are, in (0, 1): it stands for momentum.
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root of nu, >= 0, in units of the gradient.
@@ -93,7 +95,7 @@ def schedule_free_adamw(
     """
     rate = check_non_negative("learning_rate", learning_rate, half_precision=True)
     if warmup_steps is not None:
-        steps = warmup_steps
+        steps = check_whole("warmup_steps", warmup_steps)
         rate = derived(
             operator.mul,
             rate,

@@ -297,6 +297,7 @@ def optimistic_adam(
 
     Differs from Optax as `adam` does, and takes schedules.
     """
+    learning_rate = check_non_negative("learning_rate", learning_rate)
     return chain(
         "optimistic_adam",
         scale_by_moments(
@@ -311,10 +312,10 @@ def optimistic_adam(
             "optimistic_adam",
             mixture(
                 difference(),
-                moment=check_non_negative(
-                    "optimism", learning_rate if optimism is None else optimism
-                ),
-                gradient=check_non_negative("learning_rate", learning_rate),
+                moment=learning_rate
+                if optimism is None
+                else check_non_negative("optimism", optimism),
+                gradient=learning_rate,
             ),
             dtype=mu_dtype,
         ),

@@ -194,7 +194,10 @@ def rmsprop(
         precondition(eps=outside, eps_root=inside),
         scale_by_lr(learning_rate),
         *(
-            [scale_by_trace(momentum, nesterov, mu_dtype), cast_to_params()]
+            [
+                scale_by_trace(momentum, nesterov, mu_dtype, argument="mu_dtype"),
+                cast_to_params(),
+            ]
             if momentum is not None
             else []
         ),

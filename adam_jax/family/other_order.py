@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.family.chaining import chain
-from adam_jax.hyperparams import Hyperparam, check_decay, exact
+from adam_jax.hyperparams import Hyperparam, check_decay, check_non_negative, exact
 from adam_jax.moments.accumulators import ema, residual_variance
 from adam_jax.moments.storage import Storage
 from adam_jax.moments.variations import average_from_first, delayed, mixture
@@ -151,7 +151,11 @@ def adopt(
         ),
         floor_nu(eps),
         precondition(eps=0.0),
-        *([clip_elements(clip_value_fn)] if use_clipping else []),
+        *(
+            [clip_elements(check_non_negative("clip_value_fn", clip_value_fn))]
+            if use_clipping
+            else []
+        ),
         hold("adopt", ema(check_decay("b1", b1), nesterov=nesterov), dtype=mu_dtype),
         scale_by_lr(learning_rate),
     )

@@ -178,7 +178,9 @@ def sm3(
         "sm3",
         scale_by_moments(b1=None, b2=total(), nu_dtype=axis_maxima()),
         precondition(eps=0.0, eps_root=1e-8),
-        average_updates(check_decay("momentum", momentum), mu_dtype),
+        average_updates(
+            check_decay("momentum", momentum), mu_dtype, argument="mu_dtype"
+        ),
         scale_by_lr(learning_rate),
     )
 
@@ -236,6 +238,8 @@ def novograd(
         ),
         precondition(eps=eps, eps_root=eps_root),
         add_decayed_weights(weight_decay),
-        scale_by_trace(check_decay("b1", b1), accumulator_dtype=mu_dtype),
+        scale_by_trace(
+            check_decay("b1", b1), accumulator_dtype=mu_dtype, argument="mu_dtype"
+        ),
         scale_by_lr(learning_rate),
     )

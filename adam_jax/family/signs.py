@@ -4,7 +4,7 @@ import optax
 
 from adam_jax.family.chaining import chain
 from adam_jax.hyperparams import Hyperparam, check_decay, exact
-from adam_jax.moments.storage import Storage
+from adam_jax.moments.storage import Storage, as_format
 from adam_jax.stages.division import precondition
 from adam_jax.stages.gathering import scale_by_moments
 from adam_jax.stages.updates import Mask, add_decayed_weights, scale_by_lr
@@ -48,6 +48,7 @@ def signum(
 
     Differs from Optax in the dtypes of moments and hyperparameters, as `adam` does.
     """
+    accumulator_dtype = as_format("accumulator_dtype", accumulator_dtype)
     return chain(
         "signum",
         scale_by_moments(

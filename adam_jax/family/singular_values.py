@@ -7,7 +7,13 @@ import optax
 
 from adam_jax.family.both_moments import adamw
 from adam_jax.family.chaining import chain
-from adam_jax.hyperparams import Hyperparam, check_decay, derived, exact
+from adam_jax.hyperparams import (
+    Hyperparam,
+    check_decay,
+    check_non_negative,
+    derived,
+    exact,
+)
 from adam_jax.moments.accumulators import Accumulator, ema, lion_average
 from adam_jax.moments.sharing import mean_over
 from adam_jax.moments.storage import Storage
@@ -108,6 +114,14 @@ def muon(
     Differs from Optax, which has other norms than Frobenius' (`preconditioning`), and
     takes leaves of more axes for matrices by `muon_weight_dimension_numbers`.
     """
+    if adam_learning_rate is not None:
+        adam_learning_rate = check_non_negative(
+            "adam_learning_rate", adam_learning_rate, half_precision=True
+        )
+    adam_eps_root = check_non_negative("adam_eps_root", adam_eps_root)
+    adam_weight_decay = check_non_negative(
+        "adam_weight_decay", adam_weight_decay, half_precision=True
+    )
     return chain(
         "muon",
         on_matrices(
@@ -118,19 +132,14 @@ def muon(
             ),
             bias_correct(),
             precondition(),
-            orthogonalize(
-                ns_coeffs,
-                ns_steps,
-                eps,
-                adaptive=adaptive,
-            ),
+            orthogonalize(ns_coeffs, ns_steps, eps, adaptive=adaptive),
             scale_by_shape(consistent_rms),
             add_decayed_weights(weight_decay, weight_decay_mask),
             scale_by_lr(learning_rate),
             others=adamw(
                 learning_rate if adam_learning_rate is None else adam_learning_rate,
-                b1=adam_b1,
-                b2=adam_b2,
+                b1=check_decay("adam_b1", adam_b1),
+                b2=check_decay("adam_b2", adam_b2),
                 eps=eps,
                 eps_root=adam_eps_root,
                 mu_dtype=mu_dtype,

@@ -1,10 +1,18 @@
 """Optimizers that find a step size of their own: SWATS, Prodigy."""
 
+from typing import Any
+
 import optax
 from jax.typing import ArrayLike
 
 from adam_jax.family.chaining import chain
-from adam_jax.hyperparams import Hyperparam, check_decay, exact
+from adam_jax.hyperparams import (
+    Hyperparam,
+    check_decay,
+    check_non_negative,
+    exact,
+    shown,
+)
 from adam_jax.moments.storage import Storage
 from adam_jax.stages.correction import bias_correct
 from adam_jax.stages.distance import scale_by_distance
@@ -151,17 +159,19 @@ def prodigy(
     first steps are then several times as long, and d grows sooner.
     Differs from Optax as `adam` does.
     """
+    b1, b2 = _pair(betas)
     if beta3 is not None:
         beta3 = check_decay("beta3", beta3)
     return chain(
         "prodigy",
         scale_by_distance(
             learning_rate,
-            *betas,
+            b1,
+            b2,
             beta3,
             eps,
-            estim_lr0,
-            estim_lr_coef,
+            check_non_negative("estim_lr0", estim_lr0),
+            check_non_negative("estim_lr_coef", estim_lr_coef),
             weight_decay,
             safeguard_warmup=safeguard_warmup,
             mu_dtype=mu_dtype,
@@ -169,3 +179,13 @@ def prodigy(
         ),
         scale_by_lr(learning_rate),
     )
+
+
+def _pair(betas: Any) -> list[Any]:
+    """Return the two decay rates, checked."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(
+            "betas must be a pair of decay rates, as in betas=(0.9, 0.999), got "
+            f"{shown(betas)}."
+        )
+    return [check_decay("betas", beta) for beta in betas]

@@ -191,7 +191,9 @@ class _AtDefaults(ast.NodeTransformer):
         node.keywords = [
             ast.keyword(x.arg, self.visit(self._default_of(x)))
             for x in node.keywords
-            if not ast.unparse(x.value).endswith("_dtype") and self._is_on(x, function)
+            if x.arg != "argument"
+            and not ast.unparse(x.value).endswith("_dtype")
+            and self._is_on(x, function)
         ]
         if function == "ema" and len(node.args) == 1 and not node.keywords:
             return node.args[0]

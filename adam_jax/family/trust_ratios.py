@@ -151,6 +151,8 @@ def lars(
         add_decayed_weights(weight_decay, weight_decay_mask),
         optax.masked(scale_by_trust_ratio(trust_coefficient, eps), trust_ratio_mask),
         scale_by_lr(learning_rate),
-        scale_by_trace(check_decay("momentum", momentum), nesterov, mu_dtype),
+        scale_by_trace(
+            check_decay("momentum", momentum), nesterov, mu_dtype, argument="mu_dtype"
+        ),
         cast_to_params(),
     )

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from adam_jax import numerics, placement
+from adam_jax.hyperparams import check_whole
 from adam_jax.measures import mean
 from adam_jax.moments.formats import Format, Noise, Stored
 
@@ -120,9 +121,7 @@ def factored(min_size: int = 128) -> Format:
     Reference: Shazeer & Stern 2018 (Adafactor), Algorithm 4; axes are chosen as in
     `optax.scale_by_factored_rms`.
     """
-    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
-        raise ValueError(f"min_size must be a positive integer, got {min_size!r}.")
-    return FactoredFormat(min_size=min_size)
+    return FactoredFormat(min_size=check_whole("min_size", min_size))
 
 
 class MeanOver(NamedTuple):

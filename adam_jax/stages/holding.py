@@ -133,6 +133,8 @@ def scale_by_trace(
     decay: Hyperparam,
     nesterov: bool = False,
     accumulator_dtype: Storage = None,
+    *,
+    argument: str = "accumulator_dtype",
 ) -> optax.GradientTransformation:
     """Add up updates with decay (heavy-ball momentum): `trace <- decay * trace + u`.
 
@@ -140,6 +142,7 @@ def scale_by_trace(
       decay: in [0, 1).
       nesterov: emit `decay * trace + u` instead of the trace.
       accumulator_dtype: how the trace is stored, like `mu_dtype` in `scale_by_moments`.
+      argument: what the optimizer calls accumulator_dtype, for messages.
 
     Raises:
       ValueError: if decay is out of range; at the first trace, if the state was made
@@ -164,7 +167,7 @@ def scale_by_trace(
         "scale_by_trace",
         trace(decay, nesterov=nesterov),
         dtype=accumulator_dtype,
-        argument="accumulator_dtype",
+        argument=argument,
     )
 
 
@@ -266,7 +269,10 @@ def scale_by_past_updates(
 
 
 def average_updates(
-    decay: Hyperparam, accumulator_dtype: Storage = None
+    decay: Hyperparam,
+    accumulator_dtype: Storage = None,
+    *,
+    argument: str = "accumulator_dtype",
 ) -> optax.GradientTransformation:
     """Average updates, without bias correction: `avg <- decay * avg + (1 - decay) * u`.
 
@@ -274,6 +280,7 @@ def average_updates(
       decay: in [0, 1).
       accumulator_dtype: how the average is stored, like `mu_dtype` in
         `scale_by_moments`.
+      argument: what the optimizer calls accumulator_dtype, for messages.
 
     Raises:
       ValueError: if decay is out of range; at the first trace, if the state was made
@@ -296,5 +303,5 @@ def average_updates(
         "average_updates",
         ema(decay),
         dtype=accumulator_dtype,
-        argument="accumulator_dtype",
+        argument=argument,
     )
