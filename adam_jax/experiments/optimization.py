@@ -21,6 +21,7 @@ from adam_jax import (
     step_bound,
 )
 from adam_jax.experiments.config import OptimizerConfig
+from adam_jax.recipes.notes import collecting
 
 # Options of the run, not of one of OPTIMIZERS.
 OURS = ("name", "learning_rate", "schedule", "warmup_steps", "l2", "rounding", "guard")
@@ -129,22 +130,36 @@ def watch(
 
     It stands around the guard: of a skipped step, too, the gradients are seen.
     """
-    b1, b2 = (_get_decay(config, key) for key in ("b1", "b2"))
-    bound = step_bound(b1, b2) if b1 and b2 else 1.0
     state = jax.eval_shape(record(tx, learning_rate=learning_rate).init, params)
-    figures = set(state.figures)
-    if not (b1 and b2):
+    figures, bound = set(state.figures), 1.0
+    if _takes_steps_of_adam(tx, params):
+        bound = step_bound(_get_decay(config, "b1"), _get_decay(config, "b2"))
+    else:
         figures.discard("at_step_bound")
-    if config.name.startswith("adamax"):  # nu is no average of squares
-        figures -= {"signal_to_noise", "at_step_bound"}
     chosen = [name for name in FIGURES if name.removesuffix("_quantiles") in figures]
     return record(tx, chosen, learning_rate=learning_rate, bound=bound, every=every)
 
 
-def _get_decay(config: OptimizerConfig, key: str) -> float | None:
-    """Give b1 or b2, be it the optimizer's default; None if it takes none."""
+def _takes_steps_of_adam(tx: optax.GradientTransformation, params: Any) -> bool:
+    """Tell whether updates are a rate times Adam's ratio of two averages."""
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
+    recipes: list[Any] = []
+
+    def step(grads, state, params):
+        with collecting() as notes:
+            updates, _ = tx.update(grads, state, params)
+        recipes.extend(map(notes.recipes.get, jax.tree.leaves(updates)))
+        return ()
+
+    jax.eval_shape(step, like, jax.eval_shape(tx.init, like), like)
+    return all(
+        recipe and recipe.is_known and recipe.origin.first.accumulator.read is None
+        for recipe in recipes
+    )
+
+
+def _get_decay(config: OptimizerConfig, key: str) -> float:
+    """Give b1 or b2, be it the optimizer's default."""
     value = getattr(config, key)
-    parameters = inspect.signature(OPTIMIZERS[config.name]).parameters
-    if value is None and key in parameters:
-        value = float(parameters[key].default)
-    return value
+    default = inspect.signature(OPTIMIZERS[config.name]).parameters[key].default
+    return float(default) if value is None else value

@@ -28,7 +28,8 @@ class Step(NamedTuple):
       grads: the gradients.
       moments: for each `scale_by_moments` in the optimizer, its state after the step,
         as `read_moments` returns it. Leaves have the paths that they have in the other
-        trees.
+        trees. One that has both moments is taken to keep averages of gradients and of
+        their squares; leave one of the moments out if it does not.
       updates: what the optimizer adds to the parameters.
       params: the parameters before the step.
       learning_rate: scalar.
@@ -51,6 +52,7 @@ class Leaf:
       grad: its gradient.
       mu, nu: its moments, before bias correction.
       mu_weight, nu_weight: scalars; bias correction divides the moments by them.
+      paired: scalar: 1 if one stage keeps both moments of this leaf, else 0.
       update: what the optimizer adds to the parameter.
       param: the parameter before the step.
       landed: the parameter after the step, as `optax.apply_updates` rounds it.
@@ -67,6 +69,7 @@ class Leaf:
     nu: jax.Array
     mu_weight: jax.Array
     nu_weight: jax.Array
+    paired: jax.Array
     update: jax.Array
     param: jax.Array
     landed: jax.Array
@@ -98,6 +101,8 @@ _CURES = {
     "mu_weight": f"a first {_KEEPS}",
     "nu": f"a second {_KEEPS}",
     "nu_weight": f"a second {_KEEPS}",
+    "paired": "averages of gradients and of their squares, kept by one stage, and this "
+    "optimizer keeps none",
     "bound": "the bound: give it to record()",
 }
 
@@ -211,12 +216,14 @@ def step_size(leaf: Leaf) -> jax.Array:
 def signal_to_noise(leaf: Leaf) -> jax.Array:
     """Return |mu_hat| / sqrt(nu_hat) for each element, and 0 where nu is 0.
 
+    In a leaf whose moments are kept by different stages, it is 0.
+
     Args:
       leaf: a leaf with its moments and their weights.
     """
     ratio = numerics.divide_or_zero(jnp.abs(leaf.mu), numerics.sqrt(leaf.nu))
     factor = numerics.divide_or_zero(jnp.sqrt(leaf.nu_weight), leaf.mu_weight)
-    return ratio * factor.astype(ratio.dtype)
+    return ratio * (leaf.paired * factor).astype(ratio.dtype)
 
 
 def correction(weight: str) -> Figure:
@@ -306,7 +313,9 @@ FIGURES: dict[str, Figure] = {
     "effective_step": Figure(lambda leaf: (step_size(leaf),), mean),
     "effective_step_quantiles": quantiles(step_size),
     "at_step_bound": Figure(lambda leaf: (step_size(leaf) >= 0.99 * leaf.bound,), mean),
-    "signal_to_noise": Figure(lambda leaf: (signal_to_noise(leaf), leaf.nu > 0), ratio),
+    "signal_to_noise": Figure(
+        lambda leaf: (signal_to_noise(leaf), (leaf.nu > 0) & (leaf.paired > 0)), ratio
+    ),
     "signal_to_noise_quantiles": quantiles(signal_to_noise),
     "bias_correction_mu": correction("mu_weight"),
     "bias_correction_nu": correction("nu_weight"),
@@ -331,8 +340,8 @@ FIGURES: dict[str, Figure] = {
   at_step_bound: the share of elements whose step is at least 99% of the bound.
   signal_to_noise: the mean of |mu_hat| / sqrt(nu_hat), over the elements whose nu is
     not 0. It is 1 where gradients agree, 0 where they cancel, and 0.18 for pure noise
-    at b1 = 0.9 (Kingma & Ba 2014, section 2.1). It means nothing for adamax, whose nu
-    is not an average of squares.
+    at b1 = 0.9 (Kingma & Ba 2014, section 2.1). Only leaves count for which one stage
+    keeps an average of gradients and an average of their squares, as in Adam.
   signal_to_noise_quantiles: `QUANTILES` of |mu_hat| / sqrt(nu_hat), where it is > 0.
   bias_correction_mu, bias_correction_nu: the current factor, 1 / (1 - b^t). It is 0 as
     long as no step was taken, because a guard skipped it or MultiSteps is gathering.

@@ -223,8 +223,9 @@ def _leaves(step: Step) -> tuple[list[dict[str, Any]], list[Any]]:
         if not shapes[first].items() <= own.items():
             check_like(given[name], given[first], f"{name}s", f"{first}s")
     moments = {}
+    pairs = [m for m in step.moments if m.mu is not None and m.nu is not None]
     for name in ("mu", "nu"):
-        kept = [m for m in step.moments if getattr(m, name) is not None]
+        kept = [m for m in (*step.moments, *pairs) if getattr(m, name) is not None]
         if kept:
             moments[name] = {
                 path: {name: x, f"{name}_weight": _weight(m, name)}
@@ -232,7 +233,12 @@ def _leaves(step: Step) -> tuple[list[dict[str, Any]], list[Any]]:
                 for path, x in _by_path(getattr(m, name)).items()
             }
     paths = list(next(iter((trees | moments).values()), ()))
-    return [_leaf(path, trees, moments) for path in paths or [None]], paths
+    leaves = [_leaf(path, trees, moments) for path in paths or [None]]
+    paired = {path for pair in pairs for path in _by_path(pair.nu)}
+    if paired or (pairs and not paths):
+        for leaf, path in zip(leaves, paths or [None], strict=True):
+            leaf["paired"] = jnp.float32(path in paired)
+    return leaves, paths
 
 
 def _weight(state: MomentsState, moment: str) -> jax.Array:

@@ -125,11 +125,15 @@ class Accumulator:
         object.__setattr__(self, "initial", check_initial("initial", self.initial))
 
     @property
+    def averages_values(self) -> bool:
+        """Whether it is an average of g or |g|^2 themselves, however it is read."""
+        return self.averages and self.measure is None and self.power == 2
+
+    @property
     def is_ema(self) -> bool:
         """Whether it averages g or |g|^2 as `ema` does; it may be read otherwise."""
-        plain = self.measure is None and self.power == 2 and self.first is None
-        plain = plain and self.restart_every is None
-        return plain and self.averages and self.add is average
+        plain = self.first is None and self.restart_every is None
+        return plain and self.averages_values and self.add is average
 
 
 def check_initial(name: str, value: Any) -> Any:

@@ -56,6 +56,7 @@ class Notes:
       recipes: notes on updates, each a `Recipe`.
       moments: notes on moments between stages, each a `Flowing`.
       choices: notes on new arrays of a state, each a `Choice`.
+      averages: notes on the weights of a state, each True or False.
       trace: the trace in which they are taken.
     """
 
@@ -65,6 +66,7 @@ class Notes:
         self.recipes: ByArray = ByArray()
         self.moments: ByArray = ByArray()
         self.choices: ByArray = ByArray()
+        self.averages: ByArray = ByArray()
 
 
 _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
@@ -85,6 +87,18 @@ def _current() -> Notes | None:
     """Return the notes that are taken in the current trace, if any are."""
     notes = _notes.get()
     return notes if notes and notes.trace == get_opaque_trace_state() else None
+
+
+def note_averages(weights: Any, averages: bool) -> None:
+    """Note whether a state keeps averages of gradients and of their squares.
+
+    Args:
+      weights: the weights of the new state.
+      averages: whether it does.
+    """
+    notes = _current()
+    if notes is not None:
+        notes.averages[weights] = averages
 
 
 def note_moments(origin: Origin) -> None:

@@ -17,7 +17,7 @@ from adam_jax.moments.moment import Gathered, Moment
 from adam_jax.moments.starts import resumed
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.placement import cut_at
-from adam_jax.recipes.notes import note_moments
+from adam_jax.recipes.notes import note_averages, note_moments
 from adam_jax.recipes.recipe import Origin
 from adam_jax.stages.flow import (
     Moments,
@@ -101,8 +101,9 @@ def scale_by_moments(
     cannot overflow, and keeps a real nu for complex parameters.
     """
     first, second = as_accumulator("b1", b1), as_accumulator("b2", b2)
-    plain = one_rate = False
+    averages = plain = one_rate = False
     if first and second:
+        averages = first.averages_values and second.averages_values
         plain = all(a.is_ema and a.read is None for a in (first, second))
         decays = (a.hyperparams.get("decay") for a in (first, second))
         one_rate = is_same(*decays)
@@ -121,6 +122,7 @@ def scale_by_moments(
                 for m in (mu_moment, nu_moment)
             ]
             weights = jnp.stack(seen).astype(weights.dtype)
+        note_averages(weights, averages)
         return _state(jnp.zeros([], jnp.int32), mu, nu, weights)
 
     def update_fn(updates, state, params=None):

@@ -10,6 +10,7 @@ from adam_jax.coordinates.changing import WithinState
 from adam_jax.hyperparams import a_type
 from adam_jax.moments.formats import Dense, Stored
 from adam_jax.moments.trees import decode
+from adam_jax.recipes.notes import collecting
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.states.buffers import Place, unpack
 
@@ -88,6 +89,37 @@ def read_moments(state: Any, like: Any = None) -> list[MomentsState]:
     return read_nodes(unpack(state), like)
 
 
+def read_averages(init: Any, state: Any, like: Any) -> list[MomentsState]:
+    """Return the moments of a state, together only where both are averages.
+
+    Args:
+      init: the function that makes such a state.
+      state: the state.
+      like: a pytree like the parameters.
+
+    Returns:
+      What `read_moments` returns, but mu and nu of one stage come apart unless they are
+      an average of gradients and one of their squares. Stages in `within`, whose
+      moments are elsewhere, are left out.
+    """
+    noted: list[bool | None] = []
+
+    def start(like):
+        with collecting() as notes:
+            nodes = read_moments(_leave_out_turned(init(like)), like)
+        noted.extend(notes.averages.get(node.weights) for node in nodes)
+
+    jax.eval_shape(start, like)
+    found = []
+    nodes = read_moments(_leave_out_turned(state), like)
+    for node, averages in zip(nodes, noted, strict=True):
+        if averages is False and node.mu is not None and node.nu is not None:
+            found += [node._replace(nu=None), node._replace(mu=None)]
+        else:
+            found.append(node)
+    return found
+
+
 def is_of_numbers(node: MomentsState, like: Any) -> bool:
     """Return whether moments are of a number a leaf, as those in `adjust_leaves`.
 
@@ -104,12 +136,8 @@ def is_of_numbers(node: MomentsState, like: Any) -> bool:
     return numbers and any(np.shape(x) != () for x in likes)
 
 
-def leave_out_turned(state: Any) -> Any:
-    """Return a state without the stages in `within`, whose moments are elsewhere.
-
-    Args:
-      state: an optimizer state, or anything that holds one.
-    """
+def _leave_out_turned(state: Any) -> Any:
+    """Return a state without the stages in `within`, whose moments are elsewhere."""
     return jax.tree.map(
         lambda node: () if _turns(node) else node, state, is_leaf=_turns
     )

@@ -40,7 +40,7 @@ from adam_jax.stages.flow import (
 )
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.states.parts import drop_boxes
-from adam_jax.states.reading import find_nodes, leave_out_turned, read_moments
+from adam_jax.states.reading import find_nodes, read_averages
 
 
 class RecordState(NamedTuple):
@@ -133,7 +133,7 @@ def record(
             rate = jnp.asarray(at(learning_rate, past, float))
         step = Step(
             grads=None if tx is None else grads,
-            moments=read_moments(leave_out_turned(after), updates),
+            moments=read_averages(inner.init, after, updates),
             updates=updates,
             params=params,
             learning_rate=rate,
