@@ -132,8 +132,9 @@ class Moment:
                 raise ValueError(
                     f"{self.name}{keystr(path)} is stored in the state in another "
                     f"format ({found}) than by this optimizer ({self.format}): give it "
-                    f"the {self.argument} that the state was made with, or convert the "
-                    "state with adam_jax.convert_state."
+                    f"the {self.argument} that the state was made with, or go on from "
+                    "adam_jax.adopt_state(tx, state, params).state, which stores it as "
+                    "this optimizer does."
                 )
             leaves.append(placement.at_leaf(path, one.decode, leaf))
         moment = structure.unflatten(leaves)

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 from adam_jax import numerics, placement
 from adam_jax.coordinates.changing import WithinState
 from adam_jax.moments.formats import Format, Stored, is_elementwise
+from adam_jax.moments.maxima import AxisMaxima
+from adam_jax.moments.sharing import Factored, MeanOver
 from adam_jax.moments.storage import Storage, as_format
 from adam_jax.moments.trees import decode, store
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.stages.holding import NuTraceState, TraceState
 from adam_jax.states.buffers import Packed, PackedState, pack, part
-from adam_jax.states.reading import cut_to, expect_shapes, is_of_numbers
+from adam_jax.states.reading import cut_to, expect_shapes, find_nodes, is_of_numbers
 
+_SHARED = (Factored, MeanOver, AxisMaxima)
 _HELD = MomentsState | TraceState | NuTraceState
 
 
@@ -32,10 +35,11 @@ def convert_state(
     stays packed, except for leaves that the new format does not store element by
     element.
 
-    An optimizer that keeps some moments in a format of its own, as normuon its means
-    over rows, refuses the converted ones: continue its state with `adopt_state`, which
-    stores each moment as the new optimizer does. (Those of a number a leaf, as in
-    stable_spam, stay as they are if you pass params.)
+    An optimizer that keeps second moments in a format of its own, as adafactor does,
+    refuses the converted ones. If it keeps others beside them, as normuon does, its
+    state is not converted. `adopt_state` goes on from both: it stores each moment as
+    the new optimizer does. (Those of a number a leaf, as in stable_spam, stay as they
+    are if you pass params.)
 
     Args:
       state: an optimizer state, or anything that holds one, such as a TrainState.
@@ -50,7 +54,8 @@ def convert_state(
 
     Raises:
       ValueError: for an unknown format, a state without adam_jax's moments, or params
-        that are missing or do not fit.
+        that are missing or do not fit; for a nu_dtype, if elements share some of the
+        second moments and others not.
       TypeError: for complex moments in a real format.
 
     Example:
@@ -66,6 +71,8 @@ def convert_state(
     mu_format = None if mu_dtype is None else as_format("mu_dtype", mu_dtype)
     nu_format = None if nu_dtype is None else as_format("nu_dtype", nu_dtype)
     found = False
+    if nu_format is not None:
+        _expect_one_kind(state)
 
     def convert(values, format, to, signed, params):
         if values is None or (to is None and params is None):
@@ -141,6 +148,19 @@ def convert_state(
             "optimizer, or anything that holds one."
         )
     return state
+
+
+def _expect_one_kind(state: Any) -> None:
+    """Refuse second moments that no one nu_dtype makes: of elements and shared ones."""
+    nodes = [x for x in find_nodes(state, MomentsState) if x.nu is not None]
+    shared = [x for x in nodes if isinstance(x.nu_format, _SHARED)]
+    if shared and len(shared) < len(nodes):
+        raise ValueError(
+            "convert_state() cannot store all second moments in one format: elements "
+            f"share some ({type(shared[0].nu_format).__name__}), as in normuon(), and "
+            "others not. Go on from adopt_state(tx, state, params).state, which stores "
+            "each as the new optimizer does."
+        )
 
 
 def _is_by_element(format: Format | None, shape: tuple[int, ...], signed: bool) -> bool:

@@ -584,7 +584,7 @@ def test_a_state_in_another_format_is_refused(source, target):
     params = jnp.ones((64, 64))
     state = adam_jax.adam(1e-3, mu_dtype=source, nu_dtype=source).init(params)
     tx = adam_jax.adam(1e-3, mu_dtype=target, nu_dtype=target)
-    with pytest.raises(ValueError, match=r"another format .* adam_jax\.convert_state"):
+    with pytest.raises(ValueError, match=r"another format .* adam_jax\.adopt_state"):
         jax.jit(tx.update)(params, state)
 
 
