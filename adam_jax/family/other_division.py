@@ -170,7 +170,8 @@ def adam_atan2(
         update = a * atan2(mu_hat, b * sqrt(nu_hat))
         params <- params - learning_rate * (update + weight_decay * params)
 
-    Its steps do not depend on the scale of the gradients, however small they are.
+    Its steps do not depend on the scale of the gradients, however small they are. (In
+    float32, elements whose gradients stay below 3e-18 step by the sign of mu.)
 
     Args:
       learning_rate: the step size, >= 0: a float, a 0-d array or a schedule (a function

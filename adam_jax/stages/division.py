@@ -87,7 +87,9 @@ def atan2_precondition(
         updates = a * atan2(mu, b * sqrt(nu))
 
     Updates are at most a * pi / 2, and where mu is 0, they are 0. A complex mu keeps
-    its direction: its size is mapped.
+    its direction: its size is mapped. Where nu is 0 and mu is not, the squares were too
+    small for nu's dtype (in float32, those of gradients below 3e-18 at b2 = 0.999): mu
+    is then taken to be as large as the root, so updates have the size a * atan2(1, b).
 
     Args:
       a: the factor, >= 0. By default an update for mu = sqrt(nu) has size 1.
@@ -116,10 +118,12 @@ def atan2_precondition(
 
         def divide_leaf(mu, nu):
             # jnp.arctan2 has a derivative of 0/0 at the origin.
-            root = at(b, past, nu.dtype) * numerics.sqrt(nu)
+            scale = jnp.asarray(at(b, past, nu.dtype), nu.dtype)
+            root = scale * numerics.sqrt(nu)
             size = jnp.abs(mu) if jnp.iscomplexobj(mu) else mu
             angle = jnp.arctan(numerics.divide_or_zero(size, root))
-            angle = jnp.where(root == 0, jnp.sign(size) * (math.pi / 2), angle)
+            steepest = jnp.where(nu == 0, jnp.arctan2(1, scale), math.pi / 2)
+            angle = jnp.where(root == 0, jnp.sign(size) * steepest, angle)
             if jnp.iscomplexobj(mu):
                 angle = angle.astype(mu.dtype) * numerics.divide_or_zero(mu, size)
             return at(a, past, mu.dtype) * angle

@@ -75,7 +75,7 @@ def test_what_temper_refuses():
         tx.update(GRADS, tx.init(GRADS))
 
 
-@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+@pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-19, 1e-15, 1.0, 1e15])
 def test_atan2_knows_no_scale(scale):
     divided = first(scale * GRADS, atan2_precondition(a=2.0, b=0.5))
     size = 2 * np.arctan2(1, 0.5)
