@@ -5,6 +5,8 @@ import math
 import os
 import re
 import signal
+import sys
+import types
 from pathlib import Path
 
 import jax
@@ -14,7 +16,14 @@ import numpy as np
 import optax
 import pytest
 
-from adam_jax.experiments.bench import compiled, plan, problems, steppers, timing
+from adam_jax.experiments.bench import (
+    candidates,
+    compiled,
+    plan,
+    problems,
+    steppers,
+    timing,
+)
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, WRAPPERS
 from adam_jax.experiments.bench.plan import make_plan, why_missing
 from adam_jax.experiments.bench.problems import Problem, parse_size
@@ -26,6 +35,7 @@ from adam_jax.experiments.options import BenchOptions
 from adam_jax.fused.cpu import native
 
 BUILT = native.available()
+PEERS = ("torch", "bitsandbytes", "rollfast")
 NATIVE = ("bare_loop", "fused_step") if BUILT else ()
 NAMES = ("adamw", "record_one_every_100", *NATIVE)
 TINY = ("bench", "--sizes", "64", "4096", "3x2^5", "--repeats=2")
@@ -221,6 +231,32 @@ def test_a_candidate_that_is_not_installed(capfd, monkeypatch):
     sentence = "torch cannot be measured here: torch is not installed"
     assert sentence in capfd.readouterr().err
     assert make_plan(BenchOptions()).missing["torch"] == "torch is not installed"
+
+
+@pytest.fixture
+def only_peers(monkeypatch):
+    """Leave only Optax and others' packages, none of which is installed."""
+    few = {name: CANDIDATES[name] for name in ("optax", *PEERS)}
+    monkeypatch.setattr(plan, "CANDIDATES", few)
+    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "rollfast", None)
+
+
+def test_peers_that_are_missing_are_listed_with_what_installs_them(only_peers, capfd):
+    assert main(["bench", "--sizes=64", "--repeats=2"]) == 0
+    out = capfd.readouterr().out
+    for name in PEERS:
+        assert re.search(rf"without {name}: to measure it, run .*{name}", out)
+
+
+def test_a_peer_is_measured_where_it_is_installed(only_peers, capfd, monkeypatch):
+    peer = types.ModuleType("rollfast")
+    monkeypatch.setitem(sys.modules, "rollfast", peer)
+    assert "rollfast" in make_plan(BenchOptions()).missing  # an old one has no 8 bits
+    peer.adamw8 = optax.adamw
+    assert main(["bench", "--sizes=64", "--repeats=2", "--formats=8bit"]) == 0
+    out = capfd.readouterr().out
+    assert "64 rollfast, 8bit: " in out and "without rollfast" not in out
 
 
 def test_no_candidate_is_left(capfd):

@@ -98,9 +98,9 @@ def _packed(format: Format) -> Any:
 
 
 def _rollfast(format: Format) -> Any:
-    import rollfast  # pyright: ignore[reportMissingImports] (no dependency)
+    from rollfast import adamw8  # pyright: ignore[reportMissingImports]
 
-    return rollfast.adamw8(LEARNING_RATE)
+    return adamw8(LEARNING_RATE)
 
 
 def _record(format: Format, figures: list[str] | None, every: int) -> Any:
@@ -174,9 +174,26 @@ def _why_not_compiled() -> str | None:
     return None if found else "there is no C++ compiler to build it with"
 
 
-def _why_not_installed(package: str) -> str | None:
-    found = importlib.util.find_spec(package)
-    return None if found else f"{package} is not installed"
+def _why_no_torch() -> str | None:
+    if importlib.util.find_spec("torch"):
+        return None
+    index = "https://download.pytorch.org/whl/cpu"
+    return f"to measure it, run pip install torch --index-url {index}"
+
+
+def _why_no_bitsandbytes() -> str | None:
+    if why := _why_no_torch():
+        return f"{why} and pip install bitsandbytes"
+    found = importlib.util.find_spec("bitsandbytes")
+    return None if found else "to measure it, run pip install bitsandbytes"
+
+
+def _why_no_rollfast() -> str | None:
+    try:
+        from rollfast import adamw8  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:  # older ones have none
+        return "to measure it, run pip install 'rollfast>=1.0' (Python 3.12 or newer)"
+    return None
 
 
 CANDIDATES = {
@@ -220,20 +237,20 @@ CANDIDATES = {
         program=None,
         stepper=TorchStepper,
         formats=("float32",),
-        why_missing=functools.partial(_why_not_installed, "torch"),
+        why_missing=_why_no_torch,
     ),
     "bitsandbytes": Candidate(
         "bitsandbytes.optim.AdamW8bit, where it is installed",
         program=None,
         stepper=BitsandbytesStepper,
         formats=("8bit",),
-        why_missing=functools.partial(_why_not_installed, "bitsandbytes"),
+        why_missing=_why_no_bitsandbytes,
     ),
     "rollfast": Candidate(
         "rollfast.adamw8, where it is installed",
         _stepping(_rollfast),
         formats=("8bit",),
-        why_missing=functools.partial(_why_not_installed, "rollfast"),
+        why_missing=_why_no_rollfast,
     ),
     "optax_grads": Candidate(
         "optax, with gradients made inside the jitted step; the base of the next",
