@@ -114,55 +114,36 @@ def _compensated(format: Format) -> Any:
 
 
 def _stepping(
-    make_tx: Callable[[Format], Any], grads_inside: bool = False
+    make_tx: Callable[[Format], Any], *, fuse: bool = False, grads_inside: bool = False
 ) -> Callable[[Format], Program]:
-    """Return a `Candidate.program` of update and apply_updates."""
+    """Return a `Candidate.program` of update and apply_updates, or the fused step."""
 
     def make(format: Format) -> Program:
         tx = make_tx(format)
 
-        def step(params, state, grads):
+        def update_and_apply(params, grads, state):
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        return Program(tx.init, _inside(step) if grads_inside else step)
-
-    return make
-
-
-def _stepping_in_place(
-    make_tx: Callable[[Format], Any], grads_inside: bool = False
-) -> Callable[[Format], Program]:
-    """Return a `Candidate.program` of the fused step."""
-
-    def make(format: Format) -> Program:
-        tx = make_tx(format)
-        take = fused.step(tx)
+        take = fused.step(tx) if fuse else update_and_apply
 
         def step(params, state, grads):
+            if grads_inside:
+                grads = jax.grad(_loss)(params, grads)
             return take(params, grads, state)
 
-        return Program(tx.init, _inside(step) if grads_inside else step)
+        return Program(tx.init, step)
 
     return make
 
 
-def _inside(step: Any) -> Any:
-    """Let the step make its gradients: of half the squared distance to a target.
+def _loss(params, targets):
+    """Return half the squared distance to a target, for gradients inside of the step.
 
     The hardest case for a native call: XLA can fuse these gradients into its own loops.
     """
-
-    def loss(params, targets):
-        return sum(
-            0.5 * jnp.sum((param - target) ** 2)
-            for param, target in zip(params, targets, strict=True)
-        )
-
-    def with_grads(params, state, targets):
-        return step(params, state, jax.grad(loss)(params, targets))
-
-    return with_grads
+    pairs = zip(params, targets, strict=True)
+    return sum(0.5 * jnp.sum((param - target) ** 2) for param, target in pairs)
 
 
 def _clipped(format: Format) -> Any:
@@ -211,18 +192,18 @@ CANDIDATES = {
     ),
     "fused_step": Candidate(
         "fused.step(adamw), in place",
-        _stepping_in_place(_ours),
+        _stepping(_ours, fuse=True),
         needs_kernel=True,
     ),
     "fused_clipped": Candidate(
         "fused_step behind optax.clip_by_global_norm",
-        _stepping_in_place(_clipped),
+        _stepping(_clipped, fuse=True),
         base="clipped",
         needs_kernel=True,
     ),
     "fused_packed": Candidate(
         "fused.step(packed(adamw)): small leaves share their moments' buffers",
-        _stepping_in_place(_packed),
+        _stepping(_packed, fuse=True),
         needs_kernel=True,
     ),
     "clipped": Candidate(
@@ -260,7 +241,7 @@ CANDIDATES = {
     ),
     "fused_step_grads": Candidate(
         "fused_step, with gradients made inside",
-        _stepping_in_place(_ours, grads_inside=True),
+        _stepping(_ours, fuse=True, grads_inside=True),
         formats=("float32", "bfloat16", "8bit"),
         base="optax_grads",
         needs_kernel=True,

@@ -11,15 +11,33 @@ from rich.table import Table
 from adam_jax.experiments.bench.plan import Cell
 
 TABLE_WIDTH = 132  # narrower, names and numbers would be cut
-COLUMNS = (
-    *("step of", "format", "ms", "ns/param", "speed", "quartiles", "beside"),
-    *("of limit", "state B", "peak B", "compile s"),
-)
-COMPILED_COLUMNS = (
-    *("step of", "format", "moved B", "beside", "its B", "temporary B"),
-    *("not in place B", "fusions", "copies", "collectives", "compile s"),
-)
-TEXTS = ("step of", "format", "beside", "collectives")
+# Under each heading, a key of the row and its format; text stands on the left.
+TIMED = {
+    "step of": ("candidate", ""),
+    "format": ("format", ""),
+    "ms": ("milliseconds", "#.3g"),
+    "ns/param": ("nanoseconds_per_parameter", "#.3g"),
+    "speed": ("speed", ".2f"),
+    "quartiles": ("quartiles", ">"),
+    "beside": ("base", ""),
+    "of limit": ("of_limit", ".2f"),
+    "state B": ("state_bytes_per_parameter", ".2f"),
+    "peak B": ("peak_bytes_per_parameter", ".1f"),
+    "compile s": ("compile_seconds", ".2f"),
+}
+COMPILED = {
+    "step of": ("candidate", ""),
+    "format": ("format", ""),
+    "moved B": ("moved", ">"),
+    "beside": ("base", ""),
+    "its B": ("base_moved_bytes_per_parameter", ".2f"),
+    "temporary B": ("temporary_bytes_per_parameter", ".2f"),
+    "not in place B": ("not_in_place_bytes_per_parameter", ".2f"),
+    "fusions": ("fusions", "d"),
+    "copies": ("copies", "d"),
+    "collectives": ("collectives", ""),
+    "compile s": ("compile_seconds", ".2f"),
+}
 
 
 class BenchReport:
@@ -84,8 +102,7 @@ class BenchReport:
         self.console.width = max(self.console.width, TABLE_WIDTH)
         for size in dict.fromkeys(row["size"] for row in rows):
             of_size = [row for row in rows if row["size"] == size]
-            table = _make_table if "speed" in rows[0] else _make_compiled_table
-            self.console.print(table(size, of_size))
+            self.console.print(_make_table(of_size))
         self.console.print(
             "speed: how many times as fast as the step it is measured beside, median "
             "and quartiles of the pairs; of limit: the bare loop's time over this one's"
@@ -98,59 +115,38 @@ class BenchReport:
         self.console.print(line, soft_wrap=True)
 
 
-def _new_table(title: str, columns: Sequence[str]) -> Table:
+def _make_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of one size."""
+    is_timed, first = "speed" in rows[0], rows[0]
+    columns = TIMED if is_timed else COMPILED
+    title = f"{first['size']}: {first['parameters']:,} parameters"
+    title += "" if is_timed else f", for {first['compiled_for']}"
     table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    for name in columns:
-        is_text = name in TEXTS
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-    return table
-
-
-def _make_compiled_table(size: str, rows: Sequence[dict[str, Any]]) -> Table:
-    title = f"{size}: {rows[0]['parameters']:,} parameters"
-    table = _new_table(f"{title}, for {rows[0]['compiled_for']}", COMPILED_COLUMNS)
-    for row in rows:
-        collectives = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
-        table.add_row(
-            row["candidate"],
-            row["format"],
-            f"{row['moved_bytes_per_parameter']:.2f}" + "+" * bool(row["branches"]),
-            row["base"],
-            f"{row['base_moved_bytes_per_parameter']:.2f}",
-            f"{row['temporary_bytes_per_parameter']:.2f}",
-            f"{row['not_in_place_bytes_per_parameter']:.2f}",
-            str(row["fusions"]),
-            str(row["copies"]),
-            collectives or "none",
-            f"{row['compile_seconds']:.2f}",
-        )
-    return table
-
-
-def _make_table(size: str, rows: Sequence[dict[str, Any]]) -> Table:
-    limits = [r["speed"] for r in rows if r["candidate"] == "bare_loop"]
-    limit = limits[0] if limits else None
-    beside = next((r["base"] for r in rows if r["candidate"] == "bare_loop"), None)
-    table = _new_table(f"{size}: {rows[0]['parameters']:,} parameters", COLUMNS)
-    for previous, row in zip([None, *rows], rows, strict=False):
-        if previous and previous["base"] != row["base"]:
+    for name, (_, spec) in columns.items():
+        table.add_column(name, justify="right" if spec else "left", no_wrap=True)
+    limit = next((row for row in rows if row["candidate"] == "bare_loop"), None)
+    for previous, row in zip([first, *rows], rows, strict=False):
+        if previous["base"] != row["base"]:
             table.add_section()
-        # Ratios of ratios hold only beside the same base.
-        share = row["speed"] / limit if limit and row["base"] == beside else None
-        low, high = row["speed_quartiles"]
-        table.add_row(
-            row["candidate"],
-            row["format"],
-            f"{row['milliseconds']:#.3g}",
-            f"{row['nanoseconds_per_parameter']:#.3g}",
-            f"{row['speed']:.2f}",
-            f"{low:.2f} {high:.2f}",
-            row["base"],
-            "" if share is None else f"{share:.2f}",
-            f"{row['state_bytes_per_parameter']:.2f}",
-            f"{row['peak_bytes_per_parameter']:.1f}",
-            "" if row["compile_seconds"] is None else f"{row['compile_seconds']:.2f}",
-        )
+        cells = row | (_in_words(row) if not is_timed else _with_limit(row, limit))
+        found = [(cells[key], spec) for key, spec in columns.values()]
+        table.add_row(*("" if x is None else f"{x:{spec}}" for x, spec in found))
     return table
+
+
+def _with_limit(row: dict[str, Any], limit: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the quartiles in words, and the share of the limit's speed."""
+    low, high = row["speed_quartiles"]
+    # Ratios of ratios hold only beside the same base.
+    is_alike = limit is not None and limit["base"] == row["base"]
+    share = row["speed"] / limit["speed"] if limit and is_alike else None
+    return {"quartiles": f"{low:.2f} {high:.2f}", "of_limit": share}
+
+
+def _in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the bytes that are moved and the collectives in words."""
+    collectives = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
+    moved = f"{row['moved_bytes_per_parameter']:.2f}" + "+" * bool(row["branches"])
+    return {"moved": moved, "collectives": collectives or "none"}
