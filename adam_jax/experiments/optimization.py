@@ -121,27 +121,25 @@ def build_optimizer(
 
 def watch(
     tx: optax.GradientTransformation,
-    config: OptimizerConfig,
     learning_rate: optax.ScalarOrSchedule,
     params: Any,
     every: int,
 ) -> optax.GradientTransformationExtraArgs:
-    """Record every figure that the optimizer of a config has, once in `every` steps.
+    """Record every figure that the optimizer has, once in `every` steps.
 
     It stands around the guard: of a skipped step, too, the gradients are seen.
     """
     state = jax.eval_shape(record(tx, learning_rate=learning_rate).init, params)
-    figures, bound = set(state.figures), 1.0
-    if _takes_steps_of_adam(tx, params):
-        bound = step_bound(_get_decay(config, "b1"), _get_decay(config, "b2"))
-    else:
+    figures, decays = set(state.figures), _find_decays(tx, params)
+    bound = step_bound(*decays) if decays else 1.0
+    if not decays:
         figures.discard("at_step_bound")
     chosen = [name for name in FIGURES if name.removesuffix("_quantiles") in figures]
     return record(tx, chosen, learning_rate=learning_rate, bound=bound, every=every)
 
 
-def _takes_steps_of_adam(tx: optax.GradientTransformation, params: Any) -> bool:
-    """Tell whether updates are a rate times Adam's ratio of two averages."""
+def _find_decays(tx: optax.GradientTransformation, params: Any) -> list[float] | None:
+    """Return b1 and b2 if updates are a rate times Adam's ratio of two averages."""
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
     recipes: list[Any] = []
 
@@ -149,17 +147,12 @@ def _takes_steps_of_adam(tx: optax.GradientTransformation, params: Any) -> bool:
         with collecting() as notes:
             updates, _ = tx.update(grads, state, params)
         recipes.extend(map(notes.recipes.get, jax.tree.leaves(updates)))
-        return ()
 
     jax.eval_shape(step, like, jax.eval_shape(tx.init, like), like)
-    return all(
+    if not recipes or not all(
         recipe and recipe.is_known and recipe.origin.first.accumulator.read is None
         for recipe in recipes
-    )
-
-
-def _get_decay(config: OptimizerConfig, key: str) -> float:
-    """Give b1 or b2, be it the optimizer's default."""
-    value = getattr(config, key)
-    default = inspect.signature(OPTIMIZERS[config.name]).parameters[key].default
-    return float(default) if value is None else value
+    ):
+        return None
+    origin = recipes[0].origin
+    return [x.accumulator.hyperparams["decay"] for x in (origin.first, origin.second)]
