@@ -22,6 +22,9 @@ from adam_jax.experiments.bench.steppers import (
     find_compiler,
 )
 
+# Without it, pip would fetch gigabytes for GPUs.
+TORCH_FOR_CPU = " --index-url https://download.pytorch.org/whl/cpu"
+
 
 class Format(NamedTuple):
     """How the moments are stored, and the dtype of parameters and gradients."""
@@ -155,18 +158,9 @@ def _why_not_compiled() -> str | None:
     return None if found else "there is no C++ compiler to build it with"
 
 
-def _why_no_torch() -> str | None:
-    if importlib.util.find_spec("torch"):
-        return None
-    index = "https://download.pytorch.org/whl/cpu"
-    return f"to measure it, run pip install torch --index-url {index}"
-
-
-def _why_no_bitsandbytes() -> str | None:
-    if why := _why_no_torch():
-        return f"{why} and pip install bitsandbytes"
-    found = importlib.util.find_spec("bitsandbytes")
-    return None if found else "to measure it, run pip install bitsandbytes"
+def _why_not_installed(package: str, options: str = "") -> str | None:
+    found = importlib.util.find_spec(package)
+    return None if found else f"to measure it, run pip install {package}{options}"
 
 
 def _why_no_rollfast() -> str | None:
@@ -218,14 +212,14 @@ CANDIDATES = {
         program=None,
         stepper=TorchStepper,
         formats=("float32",),
-        why_missing=_why_no_torch,
+        why_missing=functools.partial(_why_not_installed, "torch", TORCH_FOR_CPU),
     ),
     "bitsandbytes": Candidate(
         "bitsandbytes.optim.AdamW8bit, where it is installed",
         program=None,
         stepper=BitsandbytesStepper,
         formats=("8bit",),
-        why_missing=_why_no_bitsandbytes,
+        why_missing=functools.partial(_why_not_installed, "bitsandbytes"),
     ),
     "rollfast": Candidate(
         "rollfast.adamw8, where it is installed",

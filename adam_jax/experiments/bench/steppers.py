@@ -26,19 +26,14 @@ class Stepper(Protocol):
 
     Attributes:
       compile_seconds: to trace and compile a step; None where nothing is compiled.
+      state_bytes: the bytes of the optimizer's state, once a step is taken.
+      peak_bytes: those of parameters, gradients, state and what a step takes beside
+        them.
     """
 
     compile_seconds: float | None
-
-    @property
-    def state_bytes(self) -> int:
-        """The bytes of the optimizer's state."""
-        ...
-
-    @property
-    def peak_bytes(self) -> int:
-        """Those of parameters, gradients, state and what a step takes beside them."""
-        ...
+    state_bytes: int
+    peak_bytes: int
 
     def run(self, steps: int) -> None:
         """Take steps, and return when the last is done."""
@@ -179,6 +174,7 @@ class TorchStepper:
     """PyTorch's AdamW in its fused form, on all cores."""
 
     compile_seconds: float | None = None
+    state_bytes = peak_bytes = 0
 
     def __init__(self, grads: Sequence[jax.Array]):
         """Take float32 gradients."""
@@ -197,21 +193,14 @@ class TorchStepper:
             params, LEARNING_RATE, (B1, B2), EPS, WEIGHT_DECAY, fused=True
         )
 
-    @property
-    def state_bytes(self) -> int:
-        """The bytes of the moments, after a step."""
-        kept = [x for own in self._optimizer.state.values() for x in own.values()]
-        return sum(x.nbytes for x in kept if hasattr(x, "nbytes"))
-
-    @property
-    def peak_bytes(self) -> int:
-        """The bytes of parameters, gradients and moments, after a step."""
-        return 2 * sum(x.nbytes for x in self._params) + self.state_bytes
-
     def run(self, steps: int) -> None:
-        """Take steps."""
+        """Take steps, the first of which makes the state."""
         for _ in range(steps):
             self._optimizer.step()
+        if not self.state_bytes:
+            kept = [x for own in self._optimizer.state.values() for x in own.values()]
+            self.state_bytes = sum(x.nbytes for x in kept if hasattr(x, "nbytes"))
+            self.peak_bytes = 2 * sum(x.nbytes for x in self._params) + self.state_bytes
 
     def params(self) -> list[np.ndarray]:
         """Copy the parameters."""
