@@ -78,8 +78,13 @@ def make_plan(config: BenchOptions) -> Plan:
             _expect_writable(path)
     if config.picture is not None:
         _expect_picture(config.picture)
-    problems = [parse_size(text) for text in config.sizes or _sizes(config)]
-    formats = _choose("format", config.formats or _formats(config), FORMATS)
+    sizes, usual = SIZES, TIMED_FORMATS
+    if config.quick:
+        sizes, usual = QUICK_SIZES, QUICK_FORMATS
+    elif config.compiled:
+        sizes, usual = COMPILED_SIZES, tuple(FORMATS)
+    problems = [parse_size(text) for text in config.sizes or sizes]
+    formats = _choose("format", config.formats or usual, FORMATS)
     some = COMPILED if config.compiled else None
     names = _choose("candidate", config.candidates or some, CANDIDATES)
     [forced] = _choose("base", [config.base], CANDIDATES) if config.base else [None]
@@ -88,7 +93,7 @@ def make_plan(config: BenchOptions) -> Plan:
         for name, candidate in CANDIDATES.items()
         if (why := why_missing(candidate, bool(config.compiled)))
     }
-    for name in (*config.candidates, *([forced] if forced else ())):
+    for name in (*config.candidates, forced):
         if name in missing:
             raise ValueError(f"{name} cannot be measured here: {missing[name]}")
     everything = not (config.sizes or config.candidates or config.compiled)
@@ -111,18 +116,6 @@ def make_plan(config: BenchOptions) -> Plan:
         compiled=config.compiled,
         devices=find_devices(config.compiled) if config.compiled else [],
     )
-
-
-def _sizes(config: BenchOptions) -> Sequence[str]:
-    if config.quick:
-        return QUICK_SIZES
-    return COMPILED_SIZES if config.compiled else SIZES
-
-
-def _formats(config: BenchOptions) -> Sequence[str]:
-    if config.quick:
-        return QUICK_FORMATS
-    return tuple(FORMATS) if config.compiled else TIMED_FORMATS
 
 
 def why_missing(candidate: Candidate, compiled: bool = False) -> str | None:
