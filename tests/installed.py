@@ -11,10 +11,11 @@ import optax
 
 import adam_jax
 from adam_jax import fused
+from adam_jax.experiments import data
 
 
 def main() -> None:
-    """Step 8-bit moments natively, and ask for the command line."""
+    """Step 8-bit moments natively, ask for the command line, and read its data."""
     where = pathlib.Path(adam_jax.__file__)
     assert where.is_relative_to(sys.prefix), f"{where} is not what was installed"
     assert fused.backend() == "native", fused.backend()
@@ -34,6 +35,11 @@ def main() -> None:
     assert help_.returncode and wanted in help_.stderr, help_.stderr
     configs = where.parent / "experiments" / "configs"
     assert len([*configs.glob("*.toml")]) > 20, f"no configs in {configs}"
+    for split in (data.split_digits, data.split_mnist, data.split_words):
+        assert len(split(0.2).train.labels) > 1000, split
+    assert len(data.split_topics(0.1, 64).train.labels) > 1000
+    licences = [path.name for path in data.FOLDER.glob("LICENSE-*")]
+    assert len(licences) == 4, f"no licences in {data.FOLDER}"
     print(f"{where.parent}: native steps are right on jax {jax.__version__}")
 
 

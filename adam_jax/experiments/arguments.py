@@ -141,6 +141,35 @@ def read_file(name: str) -> dict[str, Any]:
         raise ValueError(f"{name}: {error}") from error
 
 
+def read_resumed(table: dict[str, Any], command: str) -> dict[str, Any]:
+    """Read the config of the folder that is to be resumed.
+
+    Args:
+      table: What is given; the folder is its `resume`.
+      command: What is to resume it, as in "adam-jax train".
+
+    Raises:
+      ValueError: if more is given, or there is no such folder.
+    """
+    for key, value in table.items():
+        while isinstance(value, dict) and value:
+            name, value = next(iter(value.items()))
+            key = f"{key}.{name}"
+        if key != "resume":
+            raise ValueError(
+                f"{key} is set, but --resume goes on with the config of the run: leave "
+                f"out --{key}"
+            )
+    path = Path(table["resume"], "config.toml")
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{path.parent} is no run: {path}: {error.strerror}; {command} makes one"
+        ) from error
+    return read_file(str(path)) | table
+
+
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Put two tables together; where both have a value, the new one holds."""
     merged = old | new

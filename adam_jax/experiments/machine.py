@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 import os
 import platform
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import psutil
 
 from adam_jax import fused
 
@@ -26,7 +26,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores": cores(),
-        "memory_bytes": total_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
         "os": platform.platform(),
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, Any]:
         "fused_backend": fused.backend(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "load_average": psutil.getloadavg(),
     }
 
 
@@ -50,25 +50,6 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux has it
         return os.cpu_count() or 1
-
-
-def available_bytes() -> float:
-    """Return the memory that is free to be taken; infinity where nothing tells."""
-    try:
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    return total_bytes() or math.inf
-
-
-def total_bytes() -> int | None:
-    """Return the machine's memory, or None where nothing tells."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
 
 
 def _version(package: str) -> str | None:

@@ -10,11 +10,6 @@ from adam_jax.experiments.config import TrainConfig
 class TrainOptions(TrainConfig):
     """Train a model on data that come along, or a problem of your own.
 
-    Attributes:
-      resume: Folder of a run that was killed or interrupted, to go on from its last
-        checkpoint to the end that it would have had. Its config is kept: no other
-        option goes with this one.
-
     Examples:
       adam-jax train --config digits_mlp
       adam-jax train --config digits_mlp --optimizer.learning_rate 3e-4
@@ -22,8 +17,6 @@ class TrainOptions(TrainConfig):
       adam-jax train --resume runs/digits_mlp
       adam-jax inspect runs/digits_mlp
     """
-
-    resume: str | None = None
 
 
 @dataclass(frozen=True)

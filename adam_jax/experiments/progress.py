@@ -1,6 +1,7 @@
-"""What is shown while a run goes on and when it ends."""
+"""What is shown while work goes on, and when a run ends."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from rich.console import Console
@@ -14,47 +15,81 @@ from rich.progress import (
 from rich.table import Table
 
 from adam_jax.experiments.metrics import ACCURACY, Epoch, rank_moved, write_metric
-from adam_jax.experiments.training import Trainer
+
+if TYPE_CHECKING:
+    from adam_jax.experiments.training import Trainer
+
+
+class Display:
+    """Show progress as a bar on a terminal, as plain lines elsewhere.
+
+    Attributes:
+      console: Where to print; what is printed appears above the bar.
+    """
+
+    def __init__(self, unit: str, total: int, transient: bool = False):
+        """Make a bar, which begins as a context does.
+
+        Args:
+          unit: What is counted, in a word.
+          total: How many there are.
+          transient: Whether the bar goes away at the end.
+        """
+        self.console = Console(highlight=False, markup=False)
+        self._bar = Progress(
+            TextColumn(unit),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}", markup=False),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=transient,
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "Display":
+        """Start the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Stop the bar."""
+        self._bar.stop()
+
+    def reach(self, count: float) -> None:
+        """Show that so many are done."""
+        self._bar.update(self._task, completed=count)
+
+    def label(self, words: str) -> None:
+        """Show words beside the bar; nothing where there is none."""
+        self._bar.update(self._task, description=words)
+
+    def note(self, line: str) -> None:
+        """Print a line where there is no bar."""
+        if self._bar.disable:
+            self.tell(line)
+
+    def tell(self, line: str) -> None:
+        """Print a line."""
+        self.console.print(line, soft_wrap=True)
 
 
 class Report:
-    """Show progress as a bar on a terminal, as plain lines elsewhere."""
+    """Show how a run goes on and how it ends."""
 
-    def __init__(self, trainer: Trainer, folder: Path):
+    def __init__(self, trainer: "Trainer", folder: Path):
         """Take what is shown: a trainer, and the folder of its run."""
         self.config = trainer.config
         self.trainer = trainer
         self.folder = folder
-        self.console = Console(highlight=False, markup=False)
-        self.bar = Progress(
-            TextColumn("epoch"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=self.config.epochs)
+        self.display = Display("epoch", self.config.epochs)
+        self.console = self.display.console
         self.advance()
-
-    def __enter__(self) -> "Report":
-        """Start the bar."""
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        """Stop the bar and leave it on the screen."""
-        self.bar.stop()
-
-    def tell(self, sentence: str) -> None:
-        """Print a line."""
-        self.console.print(sentence, soft_wrap=True)
 
     def advance(self) -> None:
         """Show how far the trainer is, be it in the midst of an epoch."""
-        epochs = self.trainer.step / self.trainer.steps_per_epoch
-        self.bar.update(self.task, completed=epochs)
+        self.display.reach(self.trainer.step / self.trainer.steps_per_epoch)
 
     def show(self, epoch: Epoch) -> None:
         """Show a finished epoch."""
@@ -62,9 +97,8 @@ class Report:
         for name in sorted(epoch.metrics, key=ACCURACY.__ne__)[:1]:
             tested = f"test {name} {write_metric(name, epoch.metrics[name])}"
         state = f"loss {epoch.train_loss:.4f}, {tested}"
-        self.bar.update(self.task, description=state)
-        if self.bar.disable:
-            self.tell(f"epoch {epoch.epoch}/{self.config.epochs}: {state}")
+        self.display.label(state)
+        self.display.note(f"epoch {epoch.epoch}/{self.config.epochs}: {state}")
 
     def summarise(self, last: Epoch) -> None:
         """Print the table that closes the run."""

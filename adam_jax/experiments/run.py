@@ -1,75 +1,53 @@
 """`adam-jax train`: one run from its config to its folder; train, show, save."""
 
-import dataclasses
-import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from operator import attrgetter
 from pathlib import Path
 
-from adam_jax.experiments.arguments import (
-    list_options,
-    make_config,
-    read_file,
-    to_toml,
-)
-from adam_jax.experiments.checkpoints import FULL
+from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.folder import (
     CHECKPOINTS,
     CONFIG,
     RunFolder,
+    explain,
     make_run_folder,
     replace_file,
     save_params,
+    tell_command,
 )
 from adam_jax.experiments.interrupts import Diverged, Interrupted, on_signals
 from adam_jax.experiments.machine import record_environment
-from adam_jax.experiments.metrics import no_run
-from adam_jax.experiments.options import TrainOptions
 from adam_jax.experiments.picture import draw_run
 from adam_jax.experiments.progress import Report
 from adam_jax.experiments.training import Trainer
 
+COMMAND = "adam-jax train"
 PAUSE = 60.0  # seconds from one checkpoint to the next, unless the config says steps
 
 
-def prepare(options: TrainOptions) -> Callable[[], None]:
-    """Build the trainer that the options describe, or that of the run to resume.
+def prepare(config: TrainConfig) -> Callable[[], None]:
+    """Build the trainer that the config describes, or that of the run to resume.
 
     Raises:
-      ValueError: if one of them is wrong, or the run cannot be resumed.
+      ValueError: if a value in it is wrong, or the run cannot be resumed.
     """
-    if options.resume is None:
-        resolved, trainer = to_toml(options), Trainer(options)
-        return lambda: start_run(trainer, resolved)
-    default = TrainConfig()
-    for key, *_ in list_options(TrainConfig):
-        value = attrgetter(key)(options)
-        if not dataclasses.is_dataclass(value) and value != attrgetter(key)(default):
-            raise ValueError(
-                f"{key} is set, but --resume goes on with the config of the run: leave "
-                f"out --{key}"
-            )
-    return prepare_resumed(Path(options.resume))
+    if config.resume is not None:
+        return prepare_resumed(config, Path(config.resume))
+    resolved, trainer = to_toml(config), Trainer(config)
+    return lambda: start_run(trainer, resolved)
 
 
-def prepare_resumed(path: Path) -> Callable[[], None]:
+def prepare_resumed(config: TrainConfig, path: Path) -> Callable[[], None]:
     """Read a run, and build its trainer as it was at the last checkpoint.
 
     Raises:
-      ValueError: if there is no such run, another process trains it, or what it has
-        saved is broken.
+      ValueError: if another process trains it, or what it has saved is broken.
     """
-    try:
-        (path / CONFIG).read_bytes()
-    except OSError as error:
-        raise no_run(path / CONFIG, error) from error
-    config = make_config(TrainConfig, read_file(str(path / CONFIG)))
     try:
         folder = RunFolder(path)
     except OSError as error:
@@ -115,7 +93,7 @@ def start_run(trainer: Trainer, resolved: str) -> None:
             run_training(trainer, folder)
     except OSError as error:
         if any((path / CHECKPOINTS).glob("*")):
-            raise _explain(error, path) from error
+            raise explain(error, path, COMMAND) from error
         shutil.rmtree(path, ignore_errors=True)
         cause = error.strerror or error
         raise OSError(f"{path}: {cause}; nothing is kept of this run") from error
@@ -133,7 +111,7 @@ def resume_run(trainer: Trainer, folder: RunFolder) -> None:
         with closing(folder):
             run_training(trainer, folder)
     except OSError as error:
-        raise _explain(error, folder.path) from error
+        raise explain(error, folder.path, COMMAND) from error
 
 
 def run_training(trainer: Trainer, folder: RunFolder) -> None:
@@ -154,7 +132,7 @@ def run_training(trainer: Trainer, folder: RunFolder) -> None:
     with on_signals(stopped.append, signal.SIGINT, signal.SIGTERM):
         folder.rewind(trainer.step)
         try:
-            with report:
+            with report.display:
                 _train(trainer, folder, report, stopped)
         except (Diverged, Interrupted):
             _conclude(trainer, folder, report)
@@ -187,7 +165,7 @@ def _train(
         if signals:
             raise Interrupted(
                 f"interrupted after step {trainer.step:,} of {trainer.steps:,}, which "
-                f"is saved; {_tell_command(folder.path)}",
+                f"is saved; {tell_command(folder.path, COMMAND)}",
                 signals[0],
             )
 
@@ -201,16 +179,6 @@ def _conclude(trainer: Trainer, folder: RunFolder, report: Report) -> None:
             lambda file: picture.savefig(file, dpi=110, format="png"),
         )
         report.summarise(folder.epochs[-1])
-
-
-def _explain(error: OSError, path: Path) -> OSError:
-    cure = "free some space" if error.errno in FULL else "mend that"
-    cause = error.strerror or error
-    return OSError(f"{path}: {cause}; {cure}, and {_tell_command(path)}")
-
-
-def _tell_command(path: Path) -> str:
-    return f"go on with: adam-jax train --resume {shlex.quote(str(path))}"
 
 
 def _warn(sentence: str) -> None:

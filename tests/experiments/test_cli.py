@@ -119,7 +119,7 @@ MISTAKES = {
         r"1438 and epoch_steps 1, but there are only 1437 training examples",
     ),
     "no test": ("--test_share=0", r"test_share is 0.0, but must be between 0 and 1"),
-    "a small test": ("--test_share=0.001", r"test_size = 2 should be greater"),
+    "a small test": ("--test_share=0.001", "training and test 10 or more of 1797"),
     "all smoothed": ("--label_smoothing=1", r"label_smoothing is 1.0, but must be at"),
     "a long epoch": (
         "--epoch_steps=1000",
@@ -319,7 +319,7 @@ try:
     main(sys.argv[1:])
 except SystemExit:
     pass
-heavy = {"jax", "numpy", "matplotlib", "torch", "sklearn", "rich", "plotly", "orbax"}
+heavy = {"jax", "numpy", "matplotlib", "torch", "rich", "plotly", "orbax"}
 print("loaded:", sorted(heavy & {*sys.modules}))
 """
     command = [sys.executable, "-c", code, *argv]

@@ -1,18 +1,41 @@
-"""The data of the problems: where they come from, and how they are split."""
+"""The data of the problems: what they are, and how they are split."""
 
-import re
-from collections import Counter
-from inspect import cleandoc
+import hashlib
 
 import numpy as np
 import pytest
-from scipy.linalg import expm
-from scipy.optimize import minimize
-from sklearn.model_selection import train_test_split
 
 from adam_jax.experiments import data
-from adam_jax.experiments.data import SPLIT_SEED, split_mnist, split_wilson, split_words
-from adam_jax.experiments.docstrings import SUBPACKAGES, mark_words, read_docstrings
+from adam_jax.experiments.data import (
+    draw_split,
+    split_digits,
+    split_mnist,
+    split_topics,
+    split_wilson,
+    split_words,
+)
+
+# Of the examples as scikit-learn split them and its CountVectorizer marked the words,
+# read from the packages that README.md in data_files names.
+DIGESTS = {
+    "digits": (split_digits, (0.2,), "44231e3626fd455f"),
+    "half of digits": (split_digits, (0.5,), "f37e39eb9fa613f9"),
+    "mnist": (split_mnist, (0.2,), "77c009308d40cb03"),
+    "words": (split_words, (0.2,), "30e18ccff7722fd2"),
+    "topics": (split_topics, (0.1, 64), "0a681f2827c7f3f7"),
+}
+
+
+@pytest.mark.parametrize(
+    ("split", "arguments", "digest"), DIGESTS.values(), ids=DIGESTS
+)
+def test_no_bit_of_the_examples_has_changed(split, arguments, digest):
+    found = hashlib.sha256()
+    for part in split(*arguments):
+        for array in map(np.asarray, part):
+            found.update(f"{array.dtype}{array.shape}".encode())
+            found.update(array.tobytes())
+    assert found.hexdigest().startswith(digest)
 
 
 def same(left, right):
@@ -37,53 +60,37 @@ def test_mnist_has_500_images_of_each_digit_and_a_fifth_of_them_is_the_test():
     assert ones[:, 10:18].sum() > 0.8 * ones.sum()
 
 
-def test_docstrings_are_those_that_scipy_shows():
-    docstrings = read_docstrings()
-    shown = {cleandoc(text): name for text, name in docstrings}
-    assert shown[cleandoc(minimize.__doc__)] == "optimize"
-    assert shown[cleandoc(expm.__doc__)] == "linalg"
-    texts = [text for text, _ in docstrings]
-    assert len(set(texts)) == len(texts)
-    assert min(len(text.split()) for text in texts) == 20
-    counts = Counter(name for _, name in docstrings)
-    assert set(counts) == set(SUBPACKAGES)
-    assert min(counts.values()) > 75
-
-
-def test_words_are_marked_by_hand():
-    train = ["A step IS a step: no step.", "It is x_1, is it?", "A step; it is x_1"]
-    test = ["Of steps, it is a No-step step."]
-    # "a" is too short, "no" is in one text only. How often a word is there is nothing.
-    words, known, unknown = mark_words(train, test, 4)
-    assert words == ["is", "it", "step", "x_1"]
-    assert known.tolist() == [[1, 0, 1, 0], [1, 1, 0, 1], [1, 1, 1, 1]]
-    assert unknown.tolist() == [[1, 1, 1, 0]]
-
-
-def test_rows_of_words_are_the_words_of_their_docstrings():
+def test_words_are_those_of_docstrings():
     train, test = split_words(0.2)
-    texts, names = zip(*read_docstrings(), strict=True)
-    assert train.inputs.shape[1] == test.inputs.shape[1] == data.VOCABULARY == 5000
-    assert len(train.labels) + len(test.labels) == len(texts)
+    assert train.inputs.shape[1] == test.inputs.shape[1] == 5000
     assert set(np.unique(test.inputs)) == {0, 1}
     assert 0.975 < float((train.inputs == 0).mean()) < 0.99
-    assert same(split_words(0.2), (train, test))
-    # Each class has its share of the test.
-    counts = np.bincount([SUBPACKAGES.index(name) for name in names])
-    assert np.all(np.abs(np.bincount(test.labels) - 0.2 * counts) < 1)
-    # The words of the training texts, by an own count; the least frequent ones of the
-    # vocabulary are drawn among equals.
-    order, others = train_test_split(
-        np.arange(len(texts)), test_size=0.2, stratify=names, random_state=SPLIT_SEED
-    )
-    found = [set(re.findall(r"\w\w+", texts[n].lower())) for n in order]
-    frequent = Counter(word for words in found for word in words)
-    least = sorted(frequent.values(), reverse=True)[4999]
-    for row, words in zip(np.asarray(train.inputs)[:50], found, strict=False):
-        certain = sum(frequent[word] > least for word in words)
-        assert certain <= row.sum() <= sum(frequent[word] >= least for word in words)
-    assert train.labels[0] == SUBPACKAGES.index(names[order[0]])
-    assert test.labels[0] == SUBPACKAGES.index(names[others[0]])
+    with np.load(data.FOLDER / "words.npz") as file:
+        words = list(file["words"])
+    assert words == sorted(set(words))
+    assert all(len(word) > 1 and word == word.lower() for word in words)
+    # Which subpackage says a word most often: 0 is integrate, 9 is stats.
+    for word, label in (("ode", 0), ("spline", 1), ("minimize", 4), ("hypothesis", 9)):
+        said = np.asarray(train.inputs[:, words.index(word)])
+        shares = [said[train.labels == n].mean() for n in range(10)]
+        assert np.argmax(shares) == label, word
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.73])
+def test_each_class_has_its_share_of_the_test(share):
+    labels = np.repeat(np.arange(5), [200, 100, 401, 150, 149])
+    train, test = draw_split(labels, share)
+    assert sorted([*train, *test]) == list(range(1000))
+    assert len(test) == round(1000 * share)
+    counts = np.bincount(labels)
+    assert np.all(np.abs(np.bincount(labels[test], minlength=5) - share * counts) < 1)
+    assert np.any(np.diff(train) < 0) and np.any(np.diff(test) < 0)  # shuffled
+
+
+@pytest.mark.parametrize("share", [0.004, 0.997])
+def test_a_part_may_not_be_too_small(share):
+    with pytest.raises(ValueError, match="training and test 5 or more of 1000 exampl"):
+        draw_split(np.arange(1000) % 5, share)
 
 
 def test_wilsons_examples_follow_the_rules_of_the_paper():

@@ -279,7 +279,7 @@ WRONG = {
     "too large a batch": ("--batch_size=30", "there are only 19 training examples"),
     "no accuracy": (
         ("--measure=test_error", "--grid.learning_rate=[0.1]"),
-        "measure is 'test_error', but must be a loss: the problem has no accuracy",
+        "measure is 'test_error', but must be a loss: there is no accuracy",
     ),
 }
 

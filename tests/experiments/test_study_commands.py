@@ -1,17 +1,26 @@
 """`adam-jax compare` and `adam-jax sweep`: what they leave, and what they say."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from adam_jax.experiments.cli import main
+from adam_jax.experiments.folder import Journal
+from adam_jax.experiments.progress import Display
+from adam_jax.experiments.study import study
 from adam_jax.experiments.study.compare import count_epochs, to_text
 from adam_jax.experiments.study.config import (
     CompareConfig,
@@ -22,9 +31,9 @@ from adam_jax.experiments.study.config import (
 )
 from adam_jax.experiments.study.curves import draw_curves
 from adam_jax.experiments.study.maps import draw_sweep
-from adam_jax.experiments.study.members import Member, from_json
+from adam_jax.experiments.study.members import Member, from_json, open_members
 from adam_jax.experiments.study.outcomes import find_border, group_members
-from adam_jax.experiments.study.report import StudyReport
+from adam_jax.experiments.study.population import Population
 from adam_jax.experiments.study.sweep import find_best, tabulate
 
 TINY = """\
@@ -125,20 +134,233 @@ def test_sweep_names_the_best_setting_and_the_border(run, runs_dir, capfd):
     assert f"adam: learning_rate {rate:g} is the largest that was tried" in out
 
 
-def test_ctrl_c_saves_the_members_that_are_done(run, runs_dir, capfd, monkeypatch):
-    tell = StudyReport.tell
+# Six runs of each optimizer, in chunks of four and two (of five and one on jax 0.8).
+CHUNKS = """\
+name = "mine"
+batch_size = 718
+epochs = 2
+seeds = 2
+memory = 2_100_000
+[model]
+widths = [8]
+[[optimizers]]
+name = "adam"
+[[optimizers]]
+name = "sgd"
+[grid]
+learning_rate = [1e-3, 1e-2, 1e-1]
+"""
 
-    def interrupt(self, *args):
-        tell(self, *args)
-        os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(StudyReport, "tell", interrupt)
-    assert run("compare") == 130
+@pytest.fixture(scope="module")
+def whole_once(tmp_path_factory):
+    """Give the folder of a study that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "chunks.toml").write_text(CHUNKS)
+    command = ["sweep", f"--config={folder / 'chunks.toml'}", f"--runs_dir={folder}"]
+    assert main(command) == 0
+    return folder / "mine"
+
+
+@pytest.fixture
+def whole(whole_once, tmp_path, capfd):
+    """Give a copy of that folder."""
+    return shutil.copytree(whole_once, tmp_path / "runs" / "mine")
+
+
+def resume(folder, command="sweep"):
+    return main([command, f"--resume={folder}"])
+
+
+def stop_after_chunk(monkeypatch, number, name=signal.SIGINT):
+    """Let a signal come after some chunk of the next study."""
+    note, notes = Display.note, []
+
+    def stop(self, line):
+        note(self, line)
+        notes.append(line)
+        if len(notes) == number:
+            os.kill(os.getpid(), name)
+
+    monkeypatch.setattr(Display, "note", stop)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "chunk"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 3)]
+)
+def test_an_interrupted_study_goes_on_bit_for_bit(
+    name, code, chunk, whole_once, run, runs_dir, capfd, monkeypatch
+):
+    folder = runs_dir / "mine"
+    with monkeypatch.context() as patch:
+        stop_after_chunk(patch, chunk, name)
+        assert run("sweep", text=CHUNKS) == code
     out, err = capfd.readouterr()
-    assert err == "adam-jax: error: interrupted\n"
-    assert {member.optimizer for member in read(runs_dir / "compare")} == {"mine"}
-    assert (runs_dir / "compare" / "compare.png").exists()
-    assert "sgd" not in out
+    done = len(read(folder))
+    first = chunk == 1
+    assert 0 < done < 6 if first else 6 < done < 12
+    assert err == (
+        f"adam-jax: error: interrupted: {done} of 12 runs are done and saved; go on "
+        f"with: adam-jax sweep --resume {folder}\n"
+    )
+    assert (folder / "sweep.png").stat().st_size > 0
+    assert ("sgd" in out) != first
+
+    assert resume(folder) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith(f"resumed: {done} of 12 runs were done\n")
+    assert ("adam: 6 of 6 runs" in out) == first
+    assert "sgd: 6 of 6 runs" in out
+    assert " of 6 │" in out
+    assert err == ""
+    expected = (whole_once / "members.jsonl").read_bytes()
+    assert (folder / "members.jsonl").read_bytes() == expected
+    first, second = (imread(x / "sweep.png") for x in (folder, whole_once))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 3, 4, 4.5, 5, 6, 9.5, 11, 12])
+def test_a_study_goes_on_from_whatever_a_kill_has_left(kept, whole, capfd):
+    """`kept` lines were written, and a part of the next."""
+    expected = (whole / "members.jsonl").read_bytes()
+    lines = expected.splitlines(keepends=True)
+    half = lines[int(kept)][:50] if kept % 1 else b""
+    (whole / "members.jsonl").write_bytes(b"".join(lines[: int(kept)]) + half)
+    (whole / "sweep.png").unlink()
+    assert resume(whole) == 0
+    assert capfd.readouterr().err == ""
+    assert (whole / "members.jsonl").read_bytes() == expected
+    assert imread(whole / "sweep.png").std() > 0
+
+
+def test_a_study_that_is_killed_loses_the_chunk_at_work_only(tmp_path, capfd):
+    text = SWEEP.replace("epochs = 2", "epochs = 300\nmemory = 1")
+    (tmp_path / "tiny.toml").write_text(text)
+    options = (f"--config={tmp_path / 'tiny.toml'}", f"--runs_dir={tmp_path}")
+    program = [sys.executable, "-m", "adam_jax.experiments", "sweep", *options]
+    members = tmp_path / "sweep" / "members.jsonl"
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL) as process:
+        while not (members.exists() and members.read_bytes().count(b"\n") > 1):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    before = members.read_bytes()
+    done = before.count(b"\n")
+    assert 1 < done < 6
+    assert resume(tmp_path / "sweep") == 0
+    assert members.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    out = capfd.readouterr().out
+    assert f"resumed: {done} of 6 runs were done" in out
+    assert f"adam: {done} of 6 runs" not in out
+    assert len(read(members.parent)) == 6
+
+
+def test_a_comparison_goes_on_too(run, runs_dir, capfd, monkeypatch):
+    assert run("compare", "--name=whole") == 0
+    with monkeypatch.context() as patch:
+        stop_after_chunk(patch, 1)
+        assert run("compare") == 130
+    folder = runs_dir / "compare"
+    assert f"adam-jax compare --resume {folder}\n" in capfd.readouterr().err
+    assert {member.optimizer for member in read(folder)} == {"mine"}
+    assert resume(folder, "compare") == 0
+    first, second = (
+        (runs_dir / name / "members.jsonl").read_bytes()
+        for name in ("compare", "whole")
+    )
+    assert first == second
+    assert imread(folder / "compare.png").std() > 0
+
+
+def test_a_signal_after_all_is_done_stops_nothing(run, runs_dir, capfd, monkeypatch):
+    stop_after_chunk(monkeypatch, 4)
+    assert run("sweep", text=CHUNKS) == 0
+    assert capfd.readouterr().err == ""
+    assert len(read(runs_dir / "mine")) == 12
+
+
+def test_a_finished_study_is_left_alone(whole, capfd, monkeypatch):
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*")}
+    monkeypatch.delattr(Population, "__init__")  # nor is anything compiled
+    assert resume(whole) == 0
+    assert capfd.readouterr() == (f"{whole} is finished: nothing is left to do\n", "")
+    assert {file: file.stat().st_mtime_ns for file in whole.rglob("*")} == before
+
+
+def test_two_processes_cannot_train_the_same_study(whole, capfd):
+    with contextlib.closing(open_members(whole)):
+        assert resume(whole) == 2
+    sentence = f"{whole} is in use: another process trains it; wait for that to end"
+    assert sentence in capfd.readouterr().err
+    assert resume(whole) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds = 2", "seeds = 3"), "is broken: its members are not those of its con"),
+        (("seeds = 2", "seeds = [5, 6]"), "is broken: its members are not those of i"),
+        (("epochs = 2", "epochs = 3"), "is broken: its members are not those of its c"),
+        (("seeds = 2", "seeds = 0"), "seeds is 0, but must be from 1"),
+        (("[grid]", "[model]"), "config.toml: .*Cannot declare"),
+        (("seeds = 2", "target_loss = 2"), "target_loss is no option"),
+    ],
+)
+def test_a_folder_that_cannot_be_resumed_stays_as_it_is(change, message, whole, capfd):
+    config = (whole / "config.toml").read_text()
+    (whole / "config.toml").write_text(config.replace(*change))
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*")}
+    assert resume(whole) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
+    assert {file: file.stat().st_mtime_ns for file in whole.rglob("*")} == before
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+def test_resume_takes_a_study_and_no_other_option(command, tmp_path, capfd):
+    assert resume(tmp_path, command) == 2
+    message = f"is no run: .*No such file.*; adam-jax {command} makes one\n"
+    assert re.search(message, capfd.readouterr().err)
+    assert main([command, f"--resume={tmp_path}", "--epochs=3"]) == 2
+    assert "epochs is set, but --resume goes on with" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_on_a_full_disk_can_go_on(
+    run, runs_dir, whole_once, capfd, monkeypatch
+):
+    folder = runs_dir / "mine"
+    with monkeypatch.context() as patch:
+        add, calls = Journal.add, []
+
+        def fill(self, *entries):
+            calls.append(entries)
+            if len([x for x in calls if x]) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            add(self, *entries)
+
+        patch.setattr(Journal, "add", fill)
+        assert run("sweep", text=CHUNKS) == 2
+    assert capfd.readouterr().err == (
+        f"adam-jax: error: cannot write the results: {folder}: No space left on "
+        f"device; free some space, and go on with: adam-jax sweep --resume {folder}\n"
+    )
+    assert resume(folder) == 0
+    expected = (whole_once / "members.jsonl").read_bytes()
+    assert (folder / "members.jsonl").read_bytes() == expected
+
+
+def test_a_disk_full_at_first_leaves_no_study(run, runs_dir, capfd, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(study, "open_members", fail)
+    assert run("sweep", text=CHUNKS) == 2
+    assert "No space left on device; nothing is kept of" in capfd.readouterr().err
+    assert not list(runs_dir.iterdir())
 
 
 def test_a_terminal_gets_a_bar_and_little_memory_a_warning(run, capfd, monkeypatch):
@@ -146,7 +368,7 @@ def test_a_terminal_gets_a_bar_and_little_memory_a_warning(run, capfd, monkeypat
     assert run("sweep", "--memory=1", text=SWEEP) == 0
     out = capfd.readouterr().out
     assert "━" in out
-    assert "100%" in out
+    assert "12/12" in out
     assert "6 of 6 runs" not in out
     assert "more than memory = 1: one at a time" in out
 

@@ -46,7 +46,7 @@ def run_bench(config: BenchOptions, plan: Plan) -> None:
     rows: list[dict[str, Any]] = []
     stop = threading.Event()
     try:
-        with on_interrupt(stop.set), report:
+        with on_interrupt(stop.set), report.display:
             for problem in dict.fromkeys(cell.problem for cell in plan.cells):
                 cells = [cell for cell in plan.cells if cell.problem == problem]
                 if not plan.compiled and (why := why_too_large(problem)):

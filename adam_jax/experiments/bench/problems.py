@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from adam_jax.experiments.machine import available_bytes
+import psutil
 
 # A measured step and its base in float32: parameters, moments, updates and gradients,
 # and what the diagnostics hold between their passes.
@@ -64,7 +64,8 @@ def _gpt2_shapes() -> tuple[tuple[int, ...], ...]:
 
 def why_too_large(problem: Problem) -> str | None:
     """Return a sentence if the problem does not fit into the memory that is free."""
-    needed, free = problem.parameters * BYTES_PER_PARAMETER, available_bytes()
+    needed = problem.parameters * BYTES_PER_PARAMETER
+    free = psutil.virtual_memory().available
     if needed <= free:
         return None
     return (

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from adam_jax.experiments.bench.plan import Cell
+from adam_jax.experiments.progress import Display
 
 TABLE_WIDTH = 132  # narrower, names and numbers would be cut
 # Under each heading, a key of the row and its format; text stands on the left.
@@ -41,59 +40,42 @@ COMPILED = {
 
 
 class BenchReport:
-    """Show progress as a bar on a terminal, as plain lines elsewhere."""
+    """Show what is measured, row by row, and the tables at the end."""
 
     def __init__(self, machine: dict[str, Any], total: int):
         """Take what `describe_machine` returned, and the number of rows to come."""
-        self.console = Console(highlight=False)
-        self.bar = Progress(
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
+        self.display = Display("row", total, transient=True)
+        self.console = self.display.console
+        self.done = 0  # rows
         self.skipped: dict[str, str] = {}
-        self.task = self.bar.add_task("", total=total)
         versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
-        self._say(f"{machine['cpu']}, {machine['cores']} cores; {versions}")
+        self.display.tell(f"{machine['cpu']}, {machine['cores']} cores; {versions}")
         load = machine["load_average"]
-        if load and load[0] > 0.5:
-            self._say(
+        if load[0] > 0.5:
+            self.display.tell(
                 f"The machine is busy (load {load[0]:.1f}): trust ratios, not times."
             )
-
-    def __enter__(self) -> "BenchReport":
-        """Start the bar."""
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        """Stop the bar."""
-        self.bar.stop()
 
     def skip(self, name: str, why: str, rows: int = 0) -> None:
         """Say and keep what is left out, why, and how many rows that are."""
         self.skipped[name] = why
-        self._say(f"without {name}: {why}")
-        self.bar.advance(self.task, rows)
+        self.display.tell(f"without {name}: {why}")
+        self._advance(rows)
 
     def start(self, cell: Cell) -> None:
         """Tell what is measured now."""
         name = f"{cell.problem.name} {cell.candidate}, {cell.format}"
-        self.bar.update(self.task, description=name)
+        self.display.label(name)
 
     def show(self, row: dict[str, Any]) -> None:
         """Show a measured row."""
-        self.bar.advance(self.task)
-        if self.bar.disable:
-            found = (
-                f"{row['milliseconds']:.3g} ms, {row['speed']:.2f} x {row['base']}"
-                if "milliseconds" in row
-                else f"{row['moved_bytes_per_parameter']:.2f} bytes a parameter moved"
-            )
-            self._say(f"{row['size']} {row['candidate']}, {row['format']}: {found}")
+        self._advance(1)
+        found = (
+            f"{row['milliseconds']:.3g} ms, {row['speed']:.2f} x {row['base']}"
+            if "milliseconds" in row
+            else f"{row['moved_bytes_per_parameter']:.2f} bytes a parameter moved"
+        )
+        self.display.note(f"{row['size']} {row['candidate']}, {row['format']}: {found}")
 
     def print_tables(self, rows: Sequence[dict[str, Any]]) -> None:
         """Print a table for each problem, if there are rows."""
@@ -111,8 +93,9 @@ class BenchReport:
             "moved inside of branches, which is not counted"
         )
 
-    def _say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True)
+    def _advance(self, rows: int) -> None:
+        self.done += rows
+        self.display.reach(self.done)
 
 
 def _make_table(rows: Sequence[dict[str, Any]]) -> Table:

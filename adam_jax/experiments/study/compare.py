@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.table import Table
 
-from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.metrics import write_metric
 from adam_jax.experiments.study.config import CompareConfig
 from adam_jax.experiments.study.curves import draw_curves
@@ -17,23 +16,25 @@ from adam_jax.experiments.study.outcomes import (
     Spread,
     group_members,
 )
-from adam_jax.experiments.study.study import prepare_study, run_study
+from adam_jax.experiments.study.study import prepare_study
+from adam_jax.experiments.tasks import Task
 
 
 def prepare(config: CompareConfig) -> Callable[[], None]:
-    """Build what the config describes.
+    """Build what the config describes, or what is left of the study to resume.
 
     Raises:
-      ValueError: if a value in it is wrong.
+      ValueError: if a value in it is wrong, or the study cannot be resumed.
     """
-    resolved = to_toml(config)
-    populations = prepare_study(config, [[{}]] * len(config.optimizers))
-    baselines = populations[0].task.baselines
 
-    def view(members: Sequence[Member]) -> tuple[Figure, list[RenderableType]]:
-        return draw_curves(config, members, baselines), [tabulate(config, members)]
+    def view(
+        task: Task, members: Sequence[Member]
+    ) -> tuple[Figure, list[RenderableType]]:
+        figure = draw_curves(config, members, task.baselines)
+        return figure, [tabulate(config, members)]
 
-    return lambda: run_study(populations, resolved, "compare.png", view)
+    settings = [[{}]] * len(config.optimizers)
+    return prepare_study("compare", config, settings, view)
 
 
 def tabulate(config: CompareConfig, members: Sequence[Member]) -> Table:

@@ -193,6 +193,7 @@ class CompareConfig(StudyConfig):
     Examples:
       adam-jax compare --config compare_digits
       adam-jax compare --config compare_digits --seeds 10 --epochs 5
+      adam-jax compare --resume runs/compare_digits
 
     A config names the optimizers:
 
@@ -232,6 +233,7 @@ class SweepConfig(StudyConfig):
       adam-jax sweep --config sweep_digits
       adam-jax sweep --config sweep_digits --memory 500MB
       adam-jax sweep --config sweep_digits --draws 64
+      adam-jax sweep --resume runs/sweep_digits
 
     A config names the optimizers, and the values of their hyperparameters:
 

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adam_jax.experiments.folder import Journal
 from adam_jax.experiments.metrics import ACCURACY, read_lines
 
 MEMBERS = "members.jsonl"
@@ -103,8 +103,11 @@ def read_members(folder: Path) -> list[Member]:
     return members
 
 
-def append_members(folder: Path, members: Sequence[Member]) -> None:
-    """Add members to those stored in a folder."""
-    with (folder / MEMBERS).open("a", encoding="utf-8") as file:
-        for member in members:
-            print(to_json(member), file=file)
+def open_members(folder: Path) -> Journal:
+    """Open the members of a study that is made or resumed, to add others.
+
+    Raises:
+      ValueError: if another process has them open.
+      OSError: if they cannot be written to.
+    """
+    return Journal(folder / MEMBERS, to_json, from_json)

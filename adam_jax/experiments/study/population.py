@@ -76,16 +76,26 @@ class Population:
         self._traced = self._trace()
         self._compiled: Any = None
 
-    def train(self) -> Iterator[tuple[int, list[Member]]]:
+    def count_whole(self, done: int) -> int:
+        """Count the members in whole chunks, where so many of all are done."""
+        if done == len(self.members):
+            return done
+        self._make_ready()
+        return done - done % self.chunk
+
+    def train(self, begin: int = 0) -> Iterator[tuple[int, list[Member]]]:
         """Train chunk by chunk, and report after each epoch of a chunk.
+
+        Args:
+          begin: Number of the member with which to begin: the first of a chunk, so that
+            a study that goes on repeats every bit of one that was not interrupted.
 
         Yields:
           How many members were trained for an epoch; and those that are done: none, but
           after a chunk's last epoch.
         """
-        if self._compiled is None:
-            self._compiled = self._compile()
-        for first in range(0, len(self.members), self.chunk):
+        self._make_ready()
+        for first in range(begin, len(self.members), self.chunk):
             working = range(first, min(first + self.chunk, len(self.members)))
             chosen = [min(first + n, working[-1]) for n in range(self.chunk)]
             hyperparams, keys = self._select(chosen)
@@ -130,6 +140,10 @@ class Population:
             )
             start = stop
         return jax.device_get(measured)
+
+    def _make_ready(self) -> None:
+        if self._compiled is None:
+            self._compiled = self._compile()
 
     def _compile(self) -> Any:
         """Compile for as many members at once as the memory holds: one, if need be."""

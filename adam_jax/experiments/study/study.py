@@ -1,100 +1,229 @@
 """A study from its config to its folder; `compare` and `sweep` are two views of it."""
 
-import threading
+import shutil
+import signal
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from rich.console import Console, RenderableType
 
-from adam_jax.experiments.folder import CONFIG, make_run_folder
-from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.arguments import to_toml
+from adam_jax.experiments.config import require
+from adam_jax.experiments.folder import (
+    CONFIG,
+    Journal,
+    explain,
+    make_run_folder,
+    replace_file,
+    tell_command,
+)
+from adam_jax.experiments.interrupts import Interrupted, on_signals
 from adam_jax.experiments.machine import record_environment
-from adam_jax.experiments.study.config import StudyConfig
-from adam_jax.experiments.study.members import MEMBERS, Member, append_members
+from adam_jax.experiments.metrics import ACCURACY
+from adam_jax.experiments.progress import Display
+from adam_jax.experiments.study.config import StudyConfig, SweepConfig, set_options
+from adam_jax.experiments.study.members import Member, open_members
 from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.report import StudyReport
-from adam_jax.experiments.tasks import build_task
+from adam_jax.experiments.tasks import Task, build_task
 
-View = Callable[[Sequence[Member]], tuple[Figure, list[RenderableType]]]
-"""From what is trained to its picture, and to what is printed of it."""
+View = Callable[[Task, Sequence[Member]], tuple[Figure, list[RenderableType]]]
+"""From a task, and what is trained, to its picture, and to what is printed of it."""
+
+
+class Study(NamedTuple):
+    """Hold what a command trains, and how it is shown.
+
+    Attributes:
+      command: Its name, and that of the picture.
+      populations: What is trained, one optimizer after the other.
+      view: Shows the members that are done.
+    """
+
+    command: str
+    populations: list[Population]
+    view: View
+
+    @property
+    def total(self) -> int:
+        """Count the members."""
+        return sum(len(population.members) for population in self.populations)
 
 
 def prepare_study(
-    config: StudyConfig, settings: Sequence[Sequence[dict[str, float]]]
-) -> list[Population]:
-    """Build what is trained of each optimizer.
+    command: str,
+    config: StudyConfig,
+    settings: Sequence[Sequence[dict[str, float]]],
+    view: View,
+) -> Callable[[], None]:
+    """Build what is to be trained, in a new folder or in one to be resumed.
 
     Args:
+      command: "compare" or "sweep".
       config: The study.
-      settings: Of each optimizer, one after the other.
-
-    Raises:
-      ValueError: if the data, the model or an optimizer refuses the config.
-    """
-    task = build_task(config)
-    return [
-        Population(config, task, candidate, own)
-        for candidate, own in zip(config.optimizers, settings, strict=True)
-    ]
-
-
-def run_study(
-    populations: list[Population], resolved: str, picture: str, view: View
-) -> None:
-    """Train, and leave everything in a new folder.
-
-    The folder holds config.toml, environment.json and members.jsonl, to which each
-    chunk is added when it is done; when all are, or after Ctrl-C, the picture is added.
-
-    Args:
-      populations: What is trained.
-      resolved: The config as TOML, to be stored.
-      picture: File name of the picture.
+      settings: Those of each optimizer.
       view: Shows the members that are done.
 
     Raises:
-      OSError: if the folder cannot be made or written to.
-      KeyboardInterrupt: after Ctrl-C, at the end of an epoch.
+      ValueError: if the data, the model or an optimizer refuses the config, or the
+        folder is in use, or broken.
     """
-    config = populations[0].config
-    folder = make_run_folder(Path(config.runs_dir), config.run_name)
-    (folder / CONFIG).write_text(resolved, "utf-8")
-    record_environment(folder)
-    (folder / MEMBERS).touch()
-    report = StudyReport(populations)
-    members: list[Member] = []
-    stop = threading.Event()
-    with on_interrupt(stop.set):
-        try:
-            with report:
-                for population in populations:
-                    _train(population, folder, members, report, stop)
-        finally:
-            if members:
-                figure, lines = view(members)
-                figure.savefig(folder / picture, dpi=110)
-                show(report.console, [*lines, f"study: {folder}"])
+
+    def build() -> Study:
+        task = build_task(config)
+        if isinstance(config, SweepConfig) and config.measure == "test_error":
+            labelled, expected = (
+                ACCURACY in task.metrics,
+                "a loss: there is no accuracy",
+            )
+            require(labelled, "measure", config.measure, expected)
+        populations = [
+            Population(config, task, candidate, own)
+            for candidate, own in zip(config.optimizers, settings, strict=True)
+        ]
+        return Study(command, populations, view)
+
+    if config.resume is None:
+        resolved, study = to_toml(config), build()
+        return lambda: start_study(study, resolved)
+    path = Path(config.resume)
+    try:
+        members = open_members(path)
+    except OSError as error:
+        raise ValueError(f"cannot go on with {path}: {error.strerror}") from error
+    with ExitStack() as stack:
+        stack.callback(members.close)
+        expected = [
+            (candidate.title, set_options(candidate, setting), seed, config.epochs)
+            for candidate, own in zip(config.optimizers, settings, strict=True)
+            for setting in own
+            for seed in config.seed_list
+        ]
+        done = [
+            (member.optimizer, member.setting, member.seed, len(member.test_loss))
+            for member in members.entries
+        ]
+        if done != expected[: len(done)]:
+            raise ValueError(
+                f"{path} is broken: its members are not those of its config; train "
+                "again"
+            )
+        # The picture is drawn when all else is done.
+        if done == expected and (path / f"{command}.png").exists():
+            return lambda: print(f"{path} is finished: nothing is left to do")
+        study = build()
+        stack.pop_all()
+    return lambda: run_study(study, path, members)
+
+
+def start_study(study: Study, resolved: str) -> None:
+    """Train in a new folder, which is removed if it cannot be written to at first.
+
+    Args:
+      study: What is trained.
+      resolved: Its config as TOML, to be stored.
+
+    Raises:
+      OSError, Interrupted: as run_study does.
+    """
+    config = study.populations[0].config
+    path = make_run_folder(Path(config.runs_dir), config.run_name)
+    try:
+        replace_file(path / CONFIG, lambda file: file.write(resolved.encode()))
+        record_environment(path)
+        members = open_members(path)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        cause = error.strerror or error
+        raise OSError(f"{path}: {cause}; nothing is kept of this study") from error
+    run_study(study, path, members)
+
+
+def run_study(study: Study, path: Path, members: Journal) -> None:
+    """Train the members that are missing, and leave everything in a folder.
+
+    Each chunk is added to members.jsonl when it is done; when all are, or after a
+    signal, the picture is drawn.
+
+    Args:
+      study: What is trained.
+      path: Its folder.
+      members: Those that are done; it is closed at the end.
+
+    Raises:
+      OSError: if something cannot be written. What the folder holds can be resumed.
+      Interrupted: after Ctrl-C or SIGTERM, at the end of an epoch. The same holds.
+    """
+    command = f"adam-jax {study.command}"
+    picture = path / f"{study.command}.png"
+    display = Display("epoch", study.total * study.populations[0].config.epochs)
+    if members.entries:
+        display.tell(f"resumed: {len(members.entries)} of {study.total} runs were done")
+    stopped: list[int] = []
+    try:
+        # An old one, of some members, would look like that of a finished study.
+        picture.unlink(missing_ok=True)
+        with (
+            closing(members),
+            on_signals(stopped.append, signal.SIGINT, signal.SIGTERM),
+        ):
+            with display:
+                _train(study, members, display, stopped)
+            if members.entries:
+                task = study.populations[0].task
+                figure, lines = study.view(task, members.entries)
+                replace_file(
+                    picture, lambda file: figure.savefig(file, dpi=110, format="png")
+                )
+                show(display.console, [*lines, f"study: {path}"])
+    except OSError as error:
+        raise explain(error, path, command) from error
+    done = len(members.entries)
+    if done < study.total:
+        raise Interrupted(
+            f"interrupted: {done} of {study.total} runs are done and saved; "
+            f"{tell_command(path, command)}",
+            stopped[0],
+        )
 
 
 def _train(
-    population: Population,
-    folder: Path,
-    members: list[Member],
-    report: StudyReport,
-    stop: threading.Event,
+    study: Study, members: Journal, display: Display, stopped: Sequence[int]
 ) -> None:
-    report.start(population)
-    before = len(members)
-    for working, done in population.train():
-        append_members(folder, done)
-        members += done
-        report.advance(working)
-        if done:
-            report.tell(population, len(members) - before)
-        if stop.is_set():
-            raise KeyboardInterrupt
-    report.warn_of_memory(population)
+    """Train until all members are done, or a signal has come."""
+    before = 0  # members of the optimizers before
+    for population in study.populations:
+        began = time.perf_counter()
+        title, epochs = population.candidate.title, population.config.epochs
+        count = len(population.members)
+        display.label(f"{title}: {count} {'run' if count == 1 else 'runs'}")
+        done = population.count_whole(min(count, len(members.entries) - before))
+        reached = (before + done) * epochs
+        display.reach(reached)
+        if done < count:
+            members.cut(before + done)
+            for working, trained in population.train(done):
+                members.add(*trained)
+                reached += working
+                display.reach(reached)
+                if trained:
+                    done += len(trained)
+                    seconds = time.perf_counter() - began
+                    display.note(
+                        f"{title}: {done} of {count} runs, {epochs} epochs, "
+                        f"{seconds:.1f} s"
+                    )
+                if stopped:
+                    return
+            if (needed := population.bytes_needed) > population.config.memory_bytes:
+                display.tell(
+                    f"{title}: one run needs {needed / 1e6:,.0f} MB, more than memory "
+                    f"= {population.config.memory!r}: one at a time"
+                )
+        before += count
 
 
 def show(console: Console, lines: Sequence[RenderableType]) -> None:

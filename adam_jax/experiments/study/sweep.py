@@ -6,10 +6,7 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.table import Table
 
-from adam_jax.experiments.arguments import to_toml
-from adam_jax.experiments.config import require
 from adam_jax.experiments.drawing import name_values
-from adam_jax.experiments.metrics import ACCURACY
 from adam_jax.experiments.study.compare import to_text
 from adam_jax.experiments.study.config import MEASURES, SweepConfig
 from adam_jax.experiments.study.maps import draw_sweep
@@ -21,30 +18,26 @@ from adam_jax.experiments.study.outcomes import (
     split_by_optimizer,
 )
 from adam_jax.experiments.study.settings import list_settings
-from adam_jax.experiments.study.study import prepare_study, run_study
+from adam_jax.experiments.study.study import prepare_study
+from adam_jax.experiments.tasks import Task
 
 
 def prepare(config: SweepConfig) -> Callable[[], None]:
-    """Build what the config describes.
+    """Build what the config describes, or what is left of the study to resume.
 
     Raises:
-      ValueError: if a value in it is wrong.
+      ValueError: if a value in it is wrong, or the study cannot be resumed.
     """
-    resolved = to_toml(config)
     settings = [list_settings(config, candidate) for candidate in config.optimizers]
-    populations = prepare_study(config, settings)
-    labelled = ACCURACY in populations[0].task.metrics
-    expected = "a loss: the problem has no accuracy"
-    require(
-        config.measure != "test_error" or labelled, "measure", config.measure, expected
-    )
 
-    def view(members: Sequence[Member]) -> tuple[Figure, list[RenderableType]]:
+    def view(
+        _task: Task, members: Sequence[Member]
+    ) -> tuple[Figure, list[RenderableType]]:
         outcomes = group_members(members, config.measure)
         notes = note_borders(config, find_best(outcomes))
         return draw_sweep(config, members), [tabulate(config, members), *notes]
 
-    return lambda: run_study(populations, resolved, "sweep.png", view)
+    return prepare_study("sweep", config, settings, view)
 
 
 def find_best(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -73,7 +73,7 @@ def run_trace(
                 raise KeyboardInterrupt
             if config.animation != "none":
                 file = folder / f"trace.{config.animation}"
-                with report.bar:
+                with report.display:
                     write_animation(
                         file, config.surface, surface, traces, frames, on_frame
                     )

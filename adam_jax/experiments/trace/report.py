@@ -3,17 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from adam_jax.experiments.drawing import name_values
+from adam_jax.experiments.progress import Display
 from adam_jax.experiments.trace.paths import NEAR, Trace
 
 TABLE_WIDTH = 120  # narrower, numbers would be cut
@@ -21,30 +14,20 @@ LINES = 4  # of progress, without a terminal
 
 
 class TraceReport:
-    """Show progress as a bar on a terminal, as plain lines elsewhere."""
+    """Show how far the animation is, and where the paths have come to."""
 
     def __init__(self, frames: int):
         """Take the number of frames that are to be drawn."""
-        self.console = Console(highlight=False, markup=False)
         self.frames = frames
-        self.bar = Progress(
-            TextColumn("frame"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
-        self.task = self.bar.add_task("", total=frames)
+        self.display = Display("frame", frames, transient=True)
+        self.console = self.display.console
 
     def show(self, frame: int) -> None:
         """Show that a frame, counted from 0, is drawn."""
         done = frame + 1
-        self.bar.update(self.task, completed=done)
-        passed = [done * LINES // self.frames, frame * LINES // self.frames]
-        if self.bar.disable and passed[0] > passed[1]:
-            self.console.print(f"animation: frame {done}/{self.frames}")
+        self.display.reach(done)
+        if done * LINES // self.frames > frame * LINES // self.frames:
+            self.display.note(f"animation: frame {done}/{self.frames}")
 
     def summarise(
         self, title: str, about: str, traces: Mapping[str, Trace], folder: Path
@@ -71,10 +54,10 @@ class TraceReport:
             )
         self.console.width = max(self.console.width, TABLE_WIDTH)
         self.console.print(table)
-        self.console.print(
+        self.display.tell(
             "distance: to the nearest minimum; within: the first step that is so near"
         )
-        self.console.print(f"run: {folder}", soft_wrap=True)
+        self.display.tell(f"run: {folder}")
 
 
 def describe_end(trace: Trace) -> str:
