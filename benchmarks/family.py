@@ -13,14 +13,15 @@ import pathlib
 import re
 import sys
 
+import altair as alt
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-from matplotlib.figure import Figure
 
 from adam_jax import OPTIMIZERS
+from adam_jax.experiments.drawing import to_chart, to_picture
 from adam_jax.experiments.family import (
     SHAPE,
     count_bytes,
@@ -155,44 +156,43 @@ def to_section(name, near, others):
 
 def draw(rows):
     """Draw the tree: a row each, with what of its chain differs from the one above."""
-    height = 0.27
-    figure = Figure(figsize=(15, height * (len(rows) + 2)), layout="none")
-    axes = figure.add_axes((0.005, 0.005, 0.99, 0.985))
-    axes.set(xlim=(0, 100), ylim=(len(rows) + 0.5, -1.5))
-    axes.axis("off")
-    place = {}
+    place, names, edges = {}, [], []
     for row, (name, _, _) in enumerate(rows):
-        depth = len(lineage(name)) - 1
-        place[name] = 1 + 2.2 * depth, row
-        x, y = place[name]
+        x = 10 + 22 * (len(lineage(name)) - 1)
+        place[name] = x, row
+        words = ""
         if name in PARENTS:
-            above = place[PARENTS[name]]
-            axes.plot(
-                [above[0] + 0.5] * 2 + [x - 0.2],
-                [above[1] + 0.45, y, y],
-                color="0.7",
-                lw=1,
-            )
-        axes.text(x, y, name, va="center", size=10, weight="bold")
-        if name in PARENTS:
-            rows_ = compare_lines(name, PARENTS[name])
-            new = [a.strip() for a, _, differs in rows_ if differs and a]
-            gone = [b.strip() for a, b, differs in rows_ if differs and not a]
-            text = "   ".join(
-                [*new, *(f"(no {line.partition('(')[0]})" for line in gone)]
-            )
-            text = text if len(text) < 150 else text[:147] + "..."
-            axes.text(
-                33, y, text, va="center", size=8, family="monospace", color="#1f4e8c"
-            )
-        axes.text(31.5, y, f"{count_bytes(name):.2f}", va="center", ha="right", size=9)
-    for x, text, side in (
-        (1, "optimizer", "left"),
-        (31.5, "bytes", "right"),
-        (33, "what differs from the chain above", "left"),
-    ):
-        axes.text(x, -1, text, va="center", ha=side, size=9, color="0.4")
-    return figure
+            above, height = place[PARENTS[name]]
+            edges += [{"x": above + 5, "x2": above + 5, "y": height + 0.45, "y2": row}]
+            edges += [{"x": above + 5, "x2": x - 2, "y": row, "y2": row}]
+            pairs = compare_lines(name, PARENTS[name])
+            new = [a.strip() for a, _, differs in pairs if differs and a]
+            gone = [b.strip() for a, b, differs in pairs if differs and not a]
+            gone = [f"(no {line.partition('(')[0]})" for line in gone]
+            words = "   ".join([*new, *gone])
+            words = words if len(words) < 150 else words[:147] + "..."
+        names.append(
+            {"x": x, "y": row, "name": name, "bytes": f"{count_bytes(name):.2f}"}
+            | {"words": words}
+        )
+    heads = {"name": "optimizer", "bytes": "bytes"}
+    heads["words"] = "what differs from the chain above"
+    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, 1200], nice=False))
+    ends = [-1.5, len(rows) - 0.5]
+    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=ends, reverse=True, nice=False))
+    tree = to_chart(edges).mark_rule(color="#b0b0b0").encode(x, y, x2="x2", y2="y2")
+    texts = to_chart([*names, {"x": 10, "y": -1, **heads}])
+    left = {"align": "left", "fontSize": 12}
+    blue = {"font": "DejaVu Sans Mono", "color": "#1f4e8c", "fontSize": 10}
+    chart = alt.layer(
+        tree,
+        texts.mark_text(fontWeight="bold", **left).encode(x, y, text="name:N"),
+        texts.mark_text(align="right").encode(y, x=alt.value(350), text="bytes:N"),
+        texts.mark_text(**left | blue).encode(y, x=alt.value(365), text="words:N"),
+    )
+    return chart.properties(width=1300, height=20 * len(rows)).configure_view(
+        stroke=None
+    )
 
 
 def main():
@@ -225,7 +225,7 @@ def main():
     page = [INTRO, counted, "", *table, ""]
     page += [to_section(*row) for row in rows]
     (ROOT / "docs/family.md").write_text("\n".join(page), "utf-8")
-    draw(rows).savefig(ROOT / "docs/family.png", dpi=110)
+    (ROOT / "docs/family.png").write_bytes(to_picture(draw(rows)))
     print(counted)
 
 

@@ -29,6 +29,7 @@ from study_page import LEFT_OUT, write_page
 
 from adam_jax import OPTIMIZERS, SwitchState
 from adam_jax.experiments.batches import count_rows
+from adam_jax.experiments.cli import IN_ORDER
 from adam_jax.experiments.config import ModelConfig
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.study.config import GridConfig, SweepConfig, SweptCandidate
@@ -237,7 +238,8 @@ def tell(line):
 def use_one_thread():
     """Keep XLA in this process to one thread, so that processes do not share cores."""
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
+    flags = f"{IN_ORDER} --xla_cpu_multi_thread_eigen=false {flags}"
+    os.environ["XLA_FLAGS"] = flags
 
 
 def read_parts(runs_dir):

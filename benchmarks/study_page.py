@@ -4,13 +4,22 @@ import json
 import math
 import textwrap
 
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+import altair as alt
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments.drawing import COLORS, label_log
+from adam_jax.experiments.drawing import (
+    COLOURS,
+    Line,
+    Look,
+    Panel,
+    compose,
+    draw_lines,
+    list_lines,
+    to_picture,
+)
 from adam_jax.experiments.family import paragraph
 from adam_jax.experiments.metrics import ACCURACY
+from adam_jax.experiments.scales import scale_log
 from adam_jax.experiments.study.members import from_json
 from adam_jax.experiments.study.outcomes import Outcome, Spread
 from adam_jax.family.table import PARENTS
@@ -289,7 +298,7 @@ def show_switch(path, parts):
         return []
     own = {who: part for who, part in own.items() if part}
     picture = path.with_name("study_switch.png")
-    draw_switch(own).savefig(picture, dpi=110)
+    picture.write_bytes(to_picture(draw_switch(own)))
     rows, ahead = [], {}
     for curve, what in CURVES.items():
         for share in SHARES:
@@ -342,25 +351,22 @@ def show_switch(path, parts):
 
 def draw_switch(own):
     """Draw the training loss of each seed, with the switches marked."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    handles = []
-    for color, (who, part) in zip(COLORS, own.items(), strict=False):
+    lines, marks = [], []
+    for colour, (who, part) in zip(COLOURS, own.items(), strict=False):
         for member, switch in zip(part["chosen"], part["switched"], strict=True):
             losses, each = member["train_loss"], part["steps_per_epoch"]
             steps = [each * n for n in range(1, 1 + len(losses))]
-            axes.plot(steps, losses, color=color, lw=0.9)
+            lines.append(Line(who, steps, losses, Look(colour, width=1), marked=False))
             if switch is not None:
-                axes.plot(switch, losses[steps.index(switch)], "o", color=color)
-        handles.append(Line2D([], [], color=color, label=who))
-    if any(switch is not None for switch in own["swats"]["switched"]):
-        look = {"marker": "o", "ls": "", "color": COLORS[2]}
-        handles.append(Line2D([], [], label="swats has switched to SGD", **look))
-    axes.set(xlabel="step", ylabel="training loss, mean over an epoch", yscale="log")
-    label_log(axes.yaxis)
-    axes.legend(handles=handles, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+                at, loss = [switch], [losses[steps.index(switch)]]
+                name = "swats has switched to SGD"
+                look = Look(colour, width=0)
+                marks.append(Line(name, at, loss, look, joined=False))
+    x = alt.X("x:Q", title="step")
+    scale = scale_log(y for line in lines for y in line.y)
+    chart = draw_lines([*lines, *marks], x, "training loss, mean over an epoch", scale)
+    panel = Panel("", "", chart, list_lines([*lines, *marks]))
+    return compose("", [panel], 1, width=640, height=330)
 
 
 def final(part, curve="test_loss"):

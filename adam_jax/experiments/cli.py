@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from adam_jax.experiments.interrupts import Diverged, Faulty, Interrupted, on_interrupt
 
+# XLA on CPU may wait for ever in a program that decomposes matrices, if it runs what is
+# independent in it side by side (14 members of soap on two cores: jax 0.10.2).
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 # What shells report of a program that Ctrl-C has ended, or nobody reads any more.
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
@@ -18,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     the run or the output folder is unusable, 130 after Ctrl-C, 143 after SIGTERM,
     141 where nobody reads what is printed.
     """
+    os.environ["XLA_FLAGS"] = f"{IN_ORDER} {os.environ.get('XLA_FLAGS', '')}"
     try:
         with on_interrupt(_exit_at_once):
             return _run(argv)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from adam_jax.experiments.metrics import (
     Epoch,
@@ -16,18 +15,9 @@ from adam_jax.experiments.metrics import (
     to_scalars,
 )
 from adam_jax.experiments.options import InspectOptions
+from adam_jax.experiments.tables import Table, tabulate_groups, to_rich, to_text
 
 COLUMNS = 5  # epochs side by side: they fit into 80 characters
-# What the table of groups shows, and the heads of its columns.
-BY_GROUP = {
-    "param_norm": "norm",
-    "gradient_norm": "gradient",
-    "update_ratio": "update/norm",
-    "effective_step": "step",
-    "signal_to_noise_quantiles/q50": "SNR",
-    "swallowed": "swallowed",
-    "nonfinite": "nonfinite",
-}
 
 
 def prepare(options: InspectOptions) -> Callable[[], None]:
@@ -50,7 +40,8 @@ def print_run(folder: Path, epochs: Sequence[Epoch], as_json: bool) -> None:
         ranks = {"moved_most": most, "moved_least": least}
         console.out(json.dumps({"run": str(folder), "epochs": rows, **ranks}))
         return
-    console.print(tabulate_epochs(epochs), "", tabulate_groups(epochs[-1]), "")
+    for table in (tabulate_epochs(epochs), tabulate_groups(epochs[-1])):
+        console.print(to_rich(table, box=None, pad_edge=False), "")
     for words, groups in (("most", most), ("least", least)):
         distances = epochs[-1].moved
         named = ", ".join(f"{group} {to_text(distances[group])}" for group in groups)
@@ -65,32 +56,13 @@ def choose_epochs(epochs: Sequence[Epoch]) -> list[Epoch]:
 
 def tabulate_epochs(epochs: Sequence[Epoch]) -> Table:
     """Make the table of the figures of the whole tree, a row each, over the epochs."""
-    table = Table("after epoch", box=None, pad_edge=False)
-    columns = []
-    for epoch in choose_epochs(epochs):
-        table.add_column(str(epoch.epoch), justify="right")
-        columns.append(to_scalars(epoch))
+    chosen = choose_epochs(epochs)
+    columns = [to_scalars(epoch) for epoch in chosen]
     of_a_group = tuple(f"/{group}" for group in epochs[-1].moved)
+    rows = []
     for name in columns[-1]:
         values = [column.get(name, math.nan) for column in columns]
         has_none = name == "accuracy" and all(map(math.isnan, values))
         if not name.endswith(of_a_group) and not has_none:
-            table.add_row(name, *map(to_text, values))
-    return table
-
-
-def tabulate_groups(last: Epoch) -> Table:
-    """Make the table of the last epoch's figures, a row for each parameter group."""
-    table = Table("parameter group", box=None, pad_edge=False)
-    shown = [name for name in BY_GROUP if name in last.figures]
-    for head in (*(BY_GROUP[name] for name in shown), "moved"):
-        table.add_column(head, justify="right")
-    for group, moved in last.moved.items():
-        values = [last.figures.get(f"{name}/{group}", math.nan) for name in shown]
-        table.add_row(group, *map(to_text, (*values, moved)))
-    return table
-
-
-def to_text(value: float) -> str:
-    """Give three digits of a number."""
-    return f"{value:.3g}"
+            rows.append([name, *map(to_text, values)])
+    return Table(["after epoch", *(str(epoch.epoch) for epoch in chosen)], rows)

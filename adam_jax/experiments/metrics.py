@@ -52,9 +52,9 @@ def to_scalars(epoch: Epoch) -> dict[str, float]:
     }
 
 
-def write_metric(name: str, value: float, digits: str = ".2%") -> str:
-    """Write a metric for people: an accuracy in percent."""
-    return f"{value:{digits}}" if name == ACCURACY else f"{value:.4g}"
+def write_metric(name: str, value: float) -> str:
+    """Write a loss or a metric in four digits, or, if it is an accuracy, in percent."""
+    return f"{value:.2%}" if name == ACCURACY else f"{value:.4g}"
 
 
 def rank_moved(moved: Mapping[str, float]) -> tuple[list[str], list[str]]:

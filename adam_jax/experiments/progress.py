@@ -12,9 +12,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from adam_jax.experiments.metrics import ACCURACY, Epoch, rank_moved, write_metric
+from adam_jax.experiments.tables import Table, describe_last, to_rich
 
 if TYPE_CHECKING:
     from adam_jax.experiments.training import Trainer
@@ -107,25 +107,20 @@ class Report:
         param_count = sum(leaf.size for leaf in jax.tree.leaves(params))
         optimizer_state = opt_state.inner_state  # the figures left out
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer_state))
-        table = Table(title=self.config.run_name, show_header=False)
-        for name, value in last.metrics.items():
-            table.add_row(f"test {name}", write_metric(name, value))
-        unit = self.config.loss_name
-        table.add_row("test loss", f"{last.test_loss:.4f} ({unit})")
-        table.add_row("epochs", f"{last.epoch} of {self.config.epochs}")
-        table.add_row(
-            "steps per second",
-            f"{trainer.taken / trainer.seconds:,.0f} (compilation left out)",
-        )
-        if self.config.optimizer.guard != "none":
-            table.add_row("skipped", f"{last.skipped:,} of {last.step:,} steps")
-        most, least = rank_moved(last.moved)
-        for words, groups in (("most", most), ("least", least)):
+        config, taken = self.config, trainer.taken / trainer.seconds
+        rows = describe_last(last, config.epochs, config.loss_name)
+        if config.optimizer.guard != "none":
+            rows["skipped"] = f"{last.skipped:,} of {last.step:,} steps"
+        rows["steps per second"] = f"{taken:,.0f} (compilation left out)"
+        for words, groups in zip(
+            ("most", "least"), rank_moved(last.moved), strict=True
+        ):
             lines = [f"{last.moved[group]:.3g} {group}" for group in groups]
-            table.add_row(f"moved {words}", "\n".join(lines))
-        table.add_row("optimizer state", f"{state_bytes:,} bytes")
-        table.add_row("parameters", f"{param_count:,}")
-        table.add_row("run", str(self.folder))
+            rows[f"moved {words}"] = "\n".join(lines)
+        rows["optimizer state"] = f"{state_bytes:,} bytes"
+        rows["parameters"] = f"{param_count:,}"
+        rows["run"] = str(self.folder)
+        table = Table(["", ""], list(rows.items()), config.run_name, texts=2)
         # Wide enough to hold the path whole: folded, it could not be copied.
         self.console.width = max(self.console.width, len(str(self.folder)) + 30)
-        self.console.print(table)
+        self.console.print(to_rich(table, show_header=False))

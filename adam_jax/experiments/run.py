@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.config import TrainConfig
+from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -22,8 +23,8 @@ from adam_jax.experiments.folder import (
 )
 from adam_jax.experiments.interrupts import Diverged, Interrupted, on_signals
 from adam_jax.experiments.machine import record_environment
-from adam_jax.experiments.picture import draw_run
 from adam_jax.experiments.progress import Report
+from adam_jax.experiments.run_charts import draw_run
 from adam_jax.experiments.training import Trainer
 
 COMMAND = "adam-jax train"
@@ -173,11 +174,8 @@ def _train(
 def _conclude(trainer: Trainer, folder: RunFolder, report: Report) -> None:
     save_params(folder.path / "params.npz", trainer.carry.params)
     if folder.epochs:
-        picture = draw_run(trainer.config, folder.epochs)
-        replace_file(
-            folder.path / "run.png",
-            lambda file: picture.savefig(file, dpi=110, format="png"),
-        )
+        picture = to_picture(draw_run(trainer.config, folder.epochs))
+        replace_file(folder.path / "run.png", lambda file: file.write(picture))
         report.summarise(folder.epochs[-1])
 
 

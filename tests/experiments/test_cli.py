@@ -319,7 +319,7 @@ try:
     main(sys.argv[1:])
 except SystemExit:
     pass
-heavy = {"jax", "numpy", "matplotlib", "torch", "rich", "plotly", "orbax"}
+heavy = {"jax", "numpy", "altair", "torch", "rich", "vl_convert", "orbax"}
 print("loaded:", sorted(heavy & {*sys.modules}))
 """
     command = [sys.executable, "-c", code, *argv]

@@ -94,7 +94,7 @@ def test_it_opens_with_its_command_and_its_result(config):
         assert re.search(r"\d steps", head)
     else:
         assert "Test accuracy" in head or "Test loss" in head
-        assert re.search(r"seeds 0, 1, 2|one seed|seed 0\b", head)
+        assert re.search(r"seeds 0(, 1, 2| and 1)|one seed|seed 0\b", head)
 
 
 def test_they_are_listed_and_printed(tmp_path, monkeypatch, capfd):

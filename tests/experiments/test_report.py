@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from plotly.offline import get_plotlyjs
+from specs import Shown
 
 from adam_jax.experiments.cli import main
-from adam_jax.experiments.picture import RATIO
-from adam_jax.experiments.report.charts import COLOURS, to_plotly
-from adam_jax.experiments.report.study import gather, label
+from adam_jax.experiments.drawing import COLOURS
+from adam_jax.experiments.report.pages import _bundle_vega
+from adam_jax.experiments.run_charts import RATIO
 from adam_jax.experiments.study.members import read_members
+from adam_jax.experiments.study.outcomes import group_members, label
 
 NAN = math.nan
 
@@ -41,15 +42,16 @@ class Reader(HTMLParser):
 
 
 def read_page(path):
-    """Give the reader of a page, and its charts by their titles."""
+    """Give the reader of a page, and its charts by the first words of their titles."""
     reader = Reader()
     text = path.read_text("utf-8")
-    assert text.count(get_plotlyjs()) == 1
-    text = text.replace(get_plotlyjs(), "plotly")
+    assert text.count(_bundle_vega()) == 1
+    text = text.replace(_bundle_vega(), "vega")
     reader.feed(text)
     titles = re.findall(r"<h3>(.*?)</h3>", text)
     charts = json.loads(re.search(r'id="charts">(.*?)</script>', text)[1])
-    return reader, dict(zip(titles, charts, strict=True))
+    pairs = zip(titles, charts, strict=True)
+    return reader, {title.split(":")[0]: Shown(x, title) for title, x in pairs}
 
 
 def report(*folders, out=None):
@@ -65,63 +67,59 @@ def read_metrics(folder):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def lines(chart):
-    """Give the values of the lines of a chart by their names, without its bands."""
-    return {trace["name"]: trace["y"] for trace in chart["data"] if "name" in trace}
-
-
 def test_the_page_shows_what_the_run_has_recorded(write_run, capfd):
     folder = write_run(test_loss=NAN)
     page, charts = report(folder)
     out, err = capfd.readouterr()
     assert (out, err) == (f"{folder / 'report.html'}\n", "")
     epochs = read_metrics(folder)
-    curves = lines(charts["Loss"])
+    curves = charts["Loss"].lines()
     assert curves["training"] == [epoch["train_loss"] for epoch in epochs]
     assert curves["test"] == [None] * 4
-    assert charts["Loss"]["data"][0]["x"] == [1, 2, 3, 4]
-    assert charts["Loss"]["layout"]["yaxis"]["type"] == "log"
-    (accuracy,) = lines(charts["Accuracy"]).values()
+    assert charts["Loss"].lines("x")["training"] == [1, 2, 3, 4]
+    assert charts["Loss"].axis("y")["scale"]["type"] == "log"
+    (accuracy,) = charts["Test accuracy"].lines().values()
     assert accuracy == [epoch["metrics"]["accuracy"] for epoch in epochs]
     for title, figure in (
-        ("How fast parameters change", "update_ratio"),
-        ("What reaches the parameters", "gradient_norm"),
-        ("How large parameters are", "param_norm"),
+        ("Relative update", "update_ratio"),
+        ("Gradient", "gradient_norm"),
+        ("Parameters", "param_norm"),
     ):
-        found = lines(charts[title])
+        found = charts[title].lines()
         for name, key in (
             ("all parameters", figure),
-            ("head/kernel", f"{figure}/head/kernel"),
-            ("&lt;b&gt;body&lt;/b&gt;", f"{figure}/<b>body</b>"),
+            ("head/kernel (moved 0.4)", f"{figure}/head/kernel"),
+            ("<b>body</b> (moved 0)", f"{figure}/<b>body</b>"),
         ):
             assert found[name] == [epoch["figures"][key] for epoch in epochs]
-    found = lines(charts["How far parameters have come"])
-    assert found["head/kernel"] == [epoch["moved"]["head/kernel"] for epoch in epochs]
-    found = lines(charts["What the bias correction multiplies by"])
+    found = charts["Distance"].lines()
+    moved = [epoch["moved"]["head/kernel"] for epoch in epochs]
+    assert found["head/kernel (moved 0.4)"] == moved
+    found = charts["Bias correction"].lines()
     assert found["second"] == [e["figures"]["bias_correction_nu"] for e in epochs]
     words = " ".join(page.words)
     assert "87.50%" in words  # the accuracy of epoch 4: 1 - 0.5 / 4
     assert "4 of 4" in words
-    assert "0 throughout, so not on a log scale: <b>body</b>." in words
+    scale = charts["Relative update"].axis("y")["scale"]
+    assert scale["type"] == "symlog"  # a group stands still
     assert "Updates lost to rounding" not in charts  # there are none
 
 
 def test_quantiles_are_bands_around_the_median(write_run):
     _, charts = report(write_run())
-    wide, narrow, median = charts["How far a step goes"]["data"]
-    assert median["y"] == [3 / (6 * n) for n in (1, 2, 3, 4)]
-    for band, (low, high) in ((narrow, (1, 5)), (wide, (2, 4))):
-        there = [low / (6 * n) for n in (1, 2, 3, 4)]
-        back = [high / (6 * n) for n in (4, 3, 2, 1)]
-        assert band["y"] == [*there, *back, None]
-        assert band["fill"] == "toself"
+    chart = charts["Effective step"]
+    assert chart.lines()["mine"] == [3 / (6 * n) for n in (1, 2, 3, 4)]
+    for number, (low, high) in enumerate(((2, 4), (1, 5))):
+        expected = [(n, low / (6 * n), high / (6 * n)) for n in (1, 2, 3, 4)]
+        assert chart.band(number) == expected
+    assert [layer["mark"]["type"] for layer in chart.layers][:2] == ["area"] * 2
 
 
 def test_the_ratio_is_charted_by_group(write_run):
     _, charts = report(write_run())
-    found = lines(charts["How far gradients agree"])
+    found = charts["Signal-to-noise ratio"].lines()
     assert found["all parameters"] == [0.5 * 3 / (6 * n) for n in (1, 2, 3, 4)]
-    assert found["head/kernel"] == [0.5 / n for n in (1, 2, 3, 4)]
+    assert found["head/kernel (moved 0.4)"] == [0.5 / n for n in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("share", [0.999, 0.5])
@@ -129,9 +127,9 @@ def test_ratios_that_are_the_steps_are_not_charted_twice(share, write_run, tmp_p
     figures = {"effective_step_quantiles/q50": 0.25, f"{RATIO}": 0.25 * share}
     runs = [write_run(name, figures=figures) for name in ("first", "second")]
     page, charts = report(*runs, out=tmp_path / "both.html")
-    assert lines(charts["How far a step goes"])["second"] == [0.25] * 4
+    assert charts["Effective step"].lines()["second"] == [0.25] * 4
     is_same = "it is the signal-to-noise ratio, too" in " ".join(page.words)
-    assert is_same == ("How far gradients agree" not in charts) == (share > 0.9)
+    assert is_same == ("Signal-to-noise ratio" not in charts) == (share > 0.9)
 
 
 def test_a_band_has_a_gap_where_an_edge_has_no_place(write_run):
@@ -141,17 +139,19 @@ def test_a_band_has_a_gap_where_an_edge_has_no_place(write_run):
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     (folder / "metrics.jsonl").write_text(text)
     _, charts = report(folder)
-    bands = [t["x"] for t in charts["How far a step goes"]["data"] if "fill" in t]
-    assert [1, 1, None, 3, 4, 4, 3, None] in bands
+    assert [x for x, *_ in charts["Effective step"].band(1)] == [1, 3, 4]
 
 
 def test_faults_are_charted_where_there_are_any(write_run):
     figures = {"swallowed": 0.5, "swallowed/head/kernel": 0.75, "nonfinite": 0.0}
     page, charts = report(write_run(figures=figures, skipped=7))
-    assert lines(charts["Updates lost to rounding"])["head/kernel"] == [0.75] * 4
+    assert (
+        charts["Updates lost to rounding"].lines()["head/kernel (moved 0.4)"]
+        == [0.75] * 4
+    )
     assert "Gradients that are not finite" not in charts
-    assert "How fast parameters change" not in charts  # an optimizer's without figures
-    (skipped,) = lines(charts["Skipped steps"]).values()
+    assert "Relative update" not in charts  # an optimizer's without figures
+    (skipped,) = charts["Skipped steps"].lines().values()
     assert skipped == [7] * 4
     assert "Skipped steps" in page.words
 
@@ -159,8 +159,8 @@ def test_faults_are_charted_where_there_are_any(write_run):
 def test_of_many_groups_those_are_charted_that_moved_most_and_least(write_run):
     moved = {f"group{n}": n / 8 for n in range(8)}
     _, charts = report(write_run(moved=moved))
-    names = [f"group{n}" for n in (7, 6, 5, 0, 1, 2)]
-    assert list(lines(charts["How far parameters have come"])) == names
+    names = [f"group{n} (moved {n / 8:.2g})" for n in (7, 6, 5, 2, 1, 0)]
+    assert list(charts["Distance"].lines()) == names
 
 
 def test_runs_side_by_side(write_run, tmp_path, capfd):
@@ -168,14 +168,15 @@ def test_runs_side_by_side(write_run, tmp_path, capfd):
     assert main(["report", str(first), str(second)]) == 0
     assert capfd.readouterr().out == f"{tmp_path / 'report.html'}\n"
     page, charts = read_page(tmp_path / "report.html")
-    solid, dotted, *others = charts["Loss"]["data"]
-    assert solid["y"] == [epoch["test_loss"] for epoch in read_metrics(first)]
-    assert dotted["y"] == [epoch["train_loss"] for epoch in read_metrics(first)]
-    assert (solid["line"]["dash"], dotted["line"]["dash"]) == ("solid", "dot")
-    assert solid["line"]["color"] == dotted["line"]["color"]
-    assert [trace["y"] for trace in others] == [[2.5, 1.25], [0.25, 0.25]]
-    assert [trace["name"] for trace in others] == ["second", "second"]
-    found = lines(charts["How fast parameters change"])
+    solid, dotted, *others = charts["Loss"].column("y")
+    assert solid == ("first", [epoch["test_loss"] for epoch in read_metrics(first)])
+    assert dotted == ("first", [epoch["train_loss"] for epoch in read_metrics(first)])
+    dashes = [dash[0] for _, dash in charts["Loss"].column("dash")]
+    assert dashes == [[1, 0], [2, 2]] * 2
+    colours = [colour[0] for _, colour in charts["Loss"].column("colour")]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert others == [("second", [2.5, 1.25]), ("second", [0.25, 0.25])]
+    found = charts["Relative update"].lines()
     assert found == {"first": [1, 1 / 2, 1 / 3, 1 / 4], "second": [1, 1 / 2]}
     assert "2 of 4" in page.words
     assert "8 that are the same in all" in page.words  # all but the name
@@ -187,7 +188,7 @@ def test_a_run_that_is_still_at_work(write_run):
         file.write('{"epoch": 3, "st')
     page, charts = report(folder)
     assert "2 of 4" in page.words
-    assert len(lines(charts["Loss"])["training"]) == 2
+    assert len(charts["Loss"].lines()["training"]) == 2
 
 
 def test_the_environment(write_run, tmp_path):
@@ -223,7 +224,7 @@ def test_train_records_what_report_shows(train, runs_dir):
     page, charts = report(runs_dir / "digits")
     assert {"Recorded when training began.", recorded["cpu"]} <= set(page.words)
     assert "mlp on digits, trained by adam" in " ".join(page.words)
-    assert len(lines(charts["What reaches the parameters"])) == 1 + 4
+    assert len(charts["Gradient"].lines()) == 1 + 4
 
 
 def test_nothing_is_loaded_and_nothing_escapes(write_run):
@@ -235,9 +236,8 @@ def test_nothing_is_loaded_and_nothing_escapes(write_run):
     assert page.loaded == ["data:,"]
     assert page.tags.count("script") == len(page.scripts) == 3
     assert evil in page.words
-    assert f"mlp trained by {evil} on" in " ".join(page.words)
-    shown = "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;$body"
-    assert list(lines(charts["How far parameters have come"])) == [shown]
+    assert f"trained by {evil}," in " ".join(page.words)
+    assert list(charts["Distance"].lines()) == [f"{evil} (moved 1)"]
     styles = re.search(
         r"<style>(.*?)</style>", (folder / "report.html").read_text(), re.DOTALL
     )[1]
@@ -254,32 +254,33 @@ STUDY = {
 
 def test_a_study_over_seeds(write_study):
     page, charts = report(write_study(STUDY))
-    test = charts["Test loss"]["data"]
-    bands, curves = test[:4], {trace["name"]: trace for trace in test[4:]}
+    chart = charts["Test loss"]
     names = ["adam, learning_rate=0.01", "adam, learning_rate=0.001", "sgd"]
-    assert list(curves) == [*names, "adam, learning_rate=1"]  # the best first
-    assert curves[names[0]]["y"] == [0.75, 0.5, 0.25]
-    assert curves[names[0]]["customdata"][0] == [0.375, 1.125]
-    assert bands[0]["y"] == [0.375, 0.25, 0.125, 0.375, 0.75, 1.125, None]
-    assert curves["adam, learning_rate=1"]["y"] == [2.0, None, None]
-    assert bands[3]["x"] == [1, 1, None]
-    assert lines(charts["Training loss"])["sgd"] == [2.25, 1.5, 0.75]
-    assert "Accuracy" not in charts  # the problem has none
+    lost = "adam, learning_rate=1, 1 diverged"
+    assert list(chart.lines()) == [*names, lost]  # the best first
+    assert chart.lines()[names[0]] == [0.75, 0.5, 0.25]
+    assert chart.lines("words")[names[0]][0].endswith("epoch 1: 0.75 (0.375 to 1.125)")
+    assert chart.band()[:3] == [(1, 0.375, 1.125), (2, 0.25, 0.75), (3, 0.125, 0.375)]
+    assert chart.lines()[lost] == [2.0, None, None]
+    assert chart.band()[9:] == [(1, 1.0, 3.0)]
+    assert charts["Training loss"].lines()["sgd"] == [2.25, 1.5, 0.75]
+    assert "Test accuracy" not in charts  # the problem has none
     assert "2 optimizers, 4 settings, 2 seeds: 8 runs in all" in page.words
     assert "0.25 (0.125 to 0.375)" in page.words
-    assert "1 of 2 diverged" in page.words
-    assert "learning_rate=0.01, b2=0.999" in page.words
+    row = page.words[page.words.index("0.25 (0.125 to 0.375)") - 3 :][:5]
+    assert row[:2] == ["adam", "0.01"]  # b2 does not vary
+    assert page.words.count("0 of 2") == 3
+    assert "1 of 2" in page.words
 
 
 def test_the_final_loss_over_one_setting(write_study):
     _, charts = report(write_study(STUDY))
-    (found,) = [
-        t for t in charts["Final test loss over learning_rate"]["data"] if "name" in t
-    ]
-    assert found["x"] == [0.001, 0.01, 1]
-    assert found["y"] == [0.375, 0.25, None]
-    axis = charts["Final test loss over learning_rate"]["layout"]["xaxis"]
-    assert axis["type"] == "log"
+    chart = charts["Final test loss over learning_rate"]
+    assert chart.lines("x") == {"adam": [0.001, 0.01, 1]}
+    assert chart.lines() == {"adam": [0.375, 0.25, None]}
+    assert chart.axis("x")["scale"]["type"] == "log"
+    [cross] = chart.all("text")
+    assert cross["rows"] == [{"x": 1.0}]  # it has diverged
     assert not any("b2" in title for title in charts)  # it does not vary
 
 
@@ -287,8 +288,9 @@ def test_a_setting_that_may_be_0_has_places_in_order(write_study):
     settings = [(("weight_decay", x),) for x in (0.1, 0, 0.001)]
     _, charts = report(write_study({("adamw", s): [0.5] for s in settings}))
     chart = charts["Final training loss over weight_decay"]
-    assert chart["data"][0]["x"] == ["0", "0.001", "0.1"]
-    assert chart["layout"]["xaxis"]["type"] == "category"
+    assert chart.lines("x")["adamw"] == ["0", "0.001", "0.1"]
+    assert chart.axis("x")["type"] == "ordinal"
+    assert chart.axis("x")["scale"]["domain"] == ["0", "0.001", "0.1"]
 
 
 def test_the_final_loss_over_two_settings(write_study):
@@ -299,16 +301,21 @@ def test_the_final_loss_over_two_settings(write_study):
     study = {("adamw", (("b1", y), ("lr", x))): loss for (x, y), loss in losses.items()}
     page, charts = report(write_study(study))
     chart = charts["Final test loss of adamw"]
-    (heat,) = chart["data"]
-    assert (heat["x"], heat["y"]) == (["0", "0.5"], ["0.001", "0.01", "0.1"])
-    expected = np.log10([[1e-3, 1e3], [0.5, 4.0], [NAN, 0.5]])
-    np.testing.assert_array_equal(np.array(heat["z"], float), expected)
-    assert heat["text"] == [["0.001", "1000"], ["0.5", "4"], ["nan", "0.5"]]
-    assert (heat["zmin"], heat["zmax"]) == (-3, -1)
-    (frame,) = chart["layout"]["shapes"]
-    assert [frame[key] for key in ("x0", "x1", "y0", "y1")] == [-0.5, 0.5, -0.5, 0.5]
+    cells, scored, frame = chart.all("rect")
+    assert cells["encoding"]["x"]["scale"]["domain"] == ["0", "0.5"]
+    assert cells["encoding"]["y"]["scale"]["domain"] == ["0.1", "0.01", "0.001"]
+    found = {(row["y"], row["x"]): row["score"] for row in cells["rows"]}
+    expected = {
+        (str(x), str(y)): None if math.isnan(loss[0]) else np.mean(loss)
+        for (x, y), loss in losses.items()
+    }
+    assert found == expected
+    texts = sorted(row["text"] for row in cells["rows"])
+    assert texts == ["0.001", "0.5", "0.5", "1000", "4", "\N{MULTIPLICATION SIGN}"]
+    assert scored["encoding"]["color"]["scale"]["domain"] == [1e-3, 0.03]
+    assert [(row["x"], row["y"]) for row in frame["rows"]] == [("0", "0.001")]
     words = " ".join(page.words)
-    assert "1 of 6 settings diverged. The colours end at 100 times the best." in words
+    assert "1 of 6 settings diverged. The colours end at 30 times the best." in words
 
 
 def test_decays_near_1_keep_their_names(write_study):
@@ -319,11 +326,12 @@ def test_decays_near_1_keep_their_names(write_study):
         for b2 in decays
     }
     page, charts = report(write_study(study))
-    (heat,) = charts["Final test loss of adam"]["data"]
-    assert heat["y"] == ["0.9", "0.99999", "0.999999"]
-    names = [f"lr={lr}, b2={b2}" for lr in ("0.1", "1") for b2 in heat["y"]]
-    assert set(lines(charts["Test loss"])) == set(names)
-    assert set(names) <= set(page.words)
+    cells = charts["Final test loss of adam"].all("rect")[0]
+    shown = ["0.999999", "0.99999", "0.9"]
+    assert cells["encoding"]["y"]["scale"]["domain"] == shown
+    names = [f"lr={lr}, b2={b2}" for lr in ("0.1", "1") for b2 in shown]
+    assert set(charts["Test loss"].lines()) == set(names)
+    assert {*names, *shown} <= set(page.words)
 
 
 def test_decays_near_1_have_places_of_their_own(write_study):
@@ -331,27 +339,28 @@ def test_decays_near_1_have_places_of_their_own(write_study):
     study = {("adam", (("b2", b2),)): [b2] for b2 in decays}
     _, charts = report(write_study(study))
     chart = charts["Final test loss over b2"]
-    assert chart["data"][0]["x"] == ["0.9", "0.99999", "0.999999"]
+    assert chart.lines("x")["adam"] == ["0.9", "0.99999", "0.999999"]
 
 
 def test_a_random_draw_is_dots_and_the_best_twelve_lines(write_study):
     draw = [(("lr", 10.0**-n), ("b1", 0.8 + n / 100)) for n in range(1, 15)]
     losses = {("adam", setting): [float(n)] for n, setting in enumerate(draw, start=1)}
     page, charts = report(write_study(losses))
-    assert len(lines(charts["Test loss"])) == 12
+    assert len(charts["Test loss"].lines()) == 12
     assert "The best 12 of 14." in " ".join(page.words)
     for key in ("lr", "b1"):
-        (dots,) = charts[f"Final test loss over {key}"]["data"]
-        assert dots["mode"] == "markers"
-        pairs = {x: y for x, y in zip(dots["x"], dots["y"], strict=True)}
+        chart = charts[f"Final test loss over {key}"]
+        pairs = {row["x"]: row["y"] for row in chart.rows}
         assert pairs == {dict(setting)[key]: n for n, setting in enumerate(draw, 1)}
-    assert charts["Final test loss over b1"]["layout"]["xaxis"]["type"] == "linear"
+        assert not any(row["joined"] for row in chart.rows)
+    assert charts["Final test loss over b1"].axis("x")["type"] == "quantitative"
+    assert "type" not in charts["Final test loss over b1"].axis("x")["scale"]
 
 
 def test_what_has_diverged_altogether(write_study, write_run, tmp_path):
     page, charts = report(write_study({("adam", (("lr", 1.0),)): [NAN, NAN]}))
     assert "none: all have diverged" in page.words
-    assert lines(charts["Test loss"])["adam"] == [1.0, None, None]
+    assert charts["Test loss"].lines()["adam, 2 diverged"] == [1.0, None, None]
     runs = [write_run(name, test_loss=NAN) for name in ("first", "second")]
     page, charts = report(*runs, out=tmp_path / "both.html")
     assert "none: all have diverged" in page.words
@@ -360,18 +369,9 @@ def test_what_has_diverged_altogether(write_study, write_run, tmp_path):
 def test_members_are_gathered_whatever_the_order_of_their_keys(write_study):
     members = read_members(write_study(STUDY))
     turned = [m._replace(setting=dict(reversed(m.setting.items()))) for m in members]
-    trials = gather([*members[:3], *turned[3:]])
-    assert [len(trial.curves["test_loss"]) for trial in trials] == [2] * 4
-    assert label(trials[-1], trials[-1:]) == "adam"  # nothing varies
-
-
-def test_names_are_text_to_plotly():
-    assert to_plotly("a<b>&c") == "a&lt;b&gt;&amp;c"
-    words = to_plotly("adamw, learning_rate=0.00123, weight_decay=1e-05, eps=1e-8")
-    assert words.split("<br>") == [
-        "adamw, learning_rate=0.00123,",
-        "weight_decay=1e-05, eps=1e-8",
-    ]
+    outcomes = group_members([*members[:3], *turned[3:]])
+    assert [x.curves("test_loss").shape for x in outcomes] == [(2, 3)] * 4
+    assert label(outcomes[0], outcomes[:1]) == "adam"  # nothing varies
 
 
 @pytest.mark.parametrize("colour", COLOURS)

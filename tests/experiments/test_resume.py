@@ -19,7 +19,6 @@ import numpy as np
 import optax
 import pytest
 from cases import OFTEN
-from matplotlib.figure import Figure
 
 from adam_jax import FIGURES, OPTIMIZERS
 from adam_jax.experiments import (
@@ -62,7 +61,8 @@ def start_fast():
     """Record one figure only, and draw none: a run then starts and ends sooner."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimization, "FIGURES", {"update_norm": FIGURES["update_norm"]})
-        patch.setattr(run, "draw_run", lambda *_: Figure())
+        for name in ("draw_run", "to_picture"):
+            patch.setattr(run, name, lambda *_: b"a picture")
         yield
 
 

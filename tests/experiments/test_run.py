@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from adam_jax import FIGURES, QUANTILES
@@ -35,7 +35,9 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     (events,) = {name for name in names if name.startswith("events.out.tfevents.")}
     others = {"config.toml", "environment.json", "metrics.jsonl", "params.npz"}
     assert names == others | {"run.png", "checkpoints", events}
-    assert imread(folder / "run.png").shape == (1320, 1210, 4)
+    with Image.open(folder / "run.png") as picture:
+        width, height = picture.size
+    assert 1200 < width < 1500 and 1200 < height < 1500
     first, second = records(folder)
     assert (first["epoch"], first["step"]) == (1, 2)
     assert (second["epoch"], second["step"]) == (2, 4)
@@ -209,7 +211,7 @@ def test_without_labels_no_accuracy_is_shown(train, runs_dir, capfd):
     out, err = capfd.readouterr()
     assert err == "" and "accuracy" not in out and "nan" not in out
     _, last = (runs_dir / "digits" / "metrics.jsonl").read_text().splitlines()
-    loss = f"{json.loads(last)['test_loss']:.4f}"
-    assert f", test loss {loss}\n" in out
-    assert f"{loss} (negative ELBO in nats)" in out
+    loss = json.loads(last)["test_loss"]
+    assert f", test loss {loss:.4f}\n" in out
+    assert f"{loss:.4g} (negative ELBO in nats)" in out
     assert json.loads(last)["metrics"] == {}

@@ -15,13 +15,15 @@ import time
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from PIL import Image
+from specs import read_panels, read_picture
 
 from adam_jax.experiments.cli import main
+from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.folder import Journal
 from adam_jax.experiments.progress import Display
 from adam_jax.experiments.study import study
-from adam_jax.experiments.study.compare import count_epochs, to_text
+from adam_jax.experiments.study.charts import draw_curves, draw_sweep
 from adam_jax.experiments.study.config import (
     CompareConfig,
     GridConfig,
@@ -29,12 +31,16 @@ from adam_jax.experiments.study.config import (
     SweepConfig,
     SweptCandidate,
 )
-from adam_jax.experiments.study.curves import draw_curves
-from adam_jax.experiments.study.maps import draw_sweep
 from adam_jax.experiments.study.members import Member, from_json, open_members
-from adam_jax.experiments.study.outcomes import find_border, group_members
+from adam_jax.experiments.study.outcomes import (
+    count_epochs,
+    find_best,
+    find_border,
+    group_members,
+    tabulate,
+    to_text,
+)
 from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.sweep import find_best, tabulate
 
 TINY = """\
 batch_size = 718
@@ -83,7 +89,8 @@ def test_compare_leaves_its_folder_and_a_table(run, runs_dir, capfd):
     names = {path.name for path in folder.iterdir()}
     others = {"config.toml", "environment.json", "members.jsonl"}
     assert names == others | {"compare.png"}
-    assert imread(folder / "compare.png").std() > 0
+    with Image.open(folder / "compare.png") as picture:
+        assert np.asarray(picture).std() > 0
     members = read(folder)
     labels = [(member.optimizer, member.seed) for member in members]
     assert labels == [("mine", 0), ("mine", 1), ("sgd", 0), ("sgd", 1)]
@@ -101,7 +108,7 @@ def test_compare_leaves_its_folder_and_a_table(run, runs_dir, capfd):
     losses = [member.test_loss[-1] for member in members[:2]]
     mean, low, high = np.mean(losses), min(losses), max(losses)
     assert f"│ {mean:.4g} ({low:.4g} to {high:.4g}) │" in mine
-    assert sgd.split("│")[-2].strip() == "2"  # both diverged
+    assert sgd.split("│")[-2].strip() == "2 of 2"  # both diverged
     assert mine.split("│")[-3].strip() == "1"  # an epoch to a loss of 100
     assert out.index(mine) < out.index(sgd)
     assert "mine: 2 of 2 runs, 2 epochs, " in out
@@ -122,14 +129,16 @@ def test_a_stored_config_repeats_the_study(run, runs_dir):
 def test_sweep_names_the_best_setting_and_the_border(run, runs_dir, capfd):
     assert run("sweep", text=SWEEP) == 0
     folder = runs_dir / "sweep"
-    assert imread(folder / "sweep.png").std() > 0
+    with Image.open(folder / "sweep.png") as picture:
+        assert np.asarray(picture).std() > 0
     members = read(folder)
     assert len(members) == 6
     best = min(members, key=lambda member: member.test_loss[-1])
     out, err = capfd.readouterr()
     assert err == ""
     rate, b1 = best.setting["learning_rate"], best.setting["b1"]
-    assert f"{rate:g} │ {b1:g} │ {best.test_loss[-1]:.4g} │" in " ".join(out.split())
+    losses = f"{best.train_loss[-1]:.4g} │ {best.test_loss[-1]:.4g}"
+    assert f"{rate:g} │ {b1:g} │ {losses} │" in " ".join(out.split())
     assert "0 of 6" in out
     assert f"adam: learning_rate {rate:g} is the largest that was tried" in out
 
@@ -215,7 +224,9 @@ def test_an_interrupted_study_goes_on_bit_for_bit(
     assert err == ""
     expected = (whole_once / "members.jsonl").read_bytes()
     assert (folder / "members.jsonl").read_bytes() == expected
-    first, second = (imread(x / "sweep.png") for x in (folder, whole_once))
+    first, second = (
+        np.asarray(Image.open(x / "sweep.png")) for x in (folder, whole_once)
+    )
     assert np.array_equal(first, second)
 
 
@@ -230,7 +241,7 @@ def test_a_study_goes_on_from_whatever_a_kill_has_left(kept, whole, capfd):
     assert resume(whole) == 0
     assert capfd.readouterr().err == ""
     assert (whole / "members.jsonl").read_bytes() == expected
-    assert imread(whole / "sweep.png").std() > 0
+    assert np.asarray(Image.open(whole / "sweep.png")).std() > 0
 
 
 def test_a_study_that_is_killed_loses_the_chunk_at_work_only(tmp_path, capfd):
@@ -270,7 +281,7 @@ def test_a_comparison_goes_on_too(run, runs_dir, capfd, monkeypatch):
         for name in ("compare", "whole")
     )
     assert first == second
-    assert imread(folder / "compare.png").std() > 0
+    assert np.asarray(Image.open(folder / "compare.png")).std() > 0
 
 
 def test_a_signal_after_all_is_done_stops_nothing(run, runs_dir, capfd, monkeypatch):
@@ -595,32 +606,38 @@ OPTIMIZERS = (SweptCandidate(), SweptCandidate(name="sgd"))
 
 @pytest.mark.parametrize("draws", [None, 2])
 @pytest.mark.parametrize("keys", [1, 2, 3])
-def test_sweeps_can_be_drawn(tmp_path, keys, draws):
+def test_sweeps_can_be_drawn(keys, draws):
     axes = {"learning_rate": Range(1e-3, 1.0, 4), "b1": [0.0, 0.9], "b2": [0.5, 0.9]}
     axes = dict(list(axes.items())[:keys])
     grid = GridConfig(**axes)
     config = SweepConfig(grid=grid, draws=draws, seeds=2, optimizers=OPTIMIZERS)
     others = {"b1": 0.9, "b2": 0.5}
     settings = [{key: others.get(key, rate) for key in axes} for rate in RATES]
-    figure = draw_sweep(config, make_members(settings))
-    figure.savefig(tmp_path / "sweep.png")
-    panels = [panel for panel in figure.axes if panel.get_xlabel()]
-    assert len(panels) == {1: 1, 2: 2, 3: 6}[keys]
+    picture = draw_sweep(config, make_members(settings))
+    assert to_picture(picture)
+    assert len(read_panels(picture)) == {1: 1, 2: 2, 3: 6}[keys]
 
 
 def test_a_heat_map_shows_the_best_and_the_lost():
     grid = GridConfig(learning_rate=RATES, b1=[0.0, 0.9])
     settings = [{"learning_rate": x, "b1": y} for x in RATES for y in (0.0, 0.9)]
     config = SweepConfig(grid=grid, seeds=2, optimizers=OPTIMIZERS)
-    panel = draw_sweep(config, make_members(settings)).axes[0]
-    (image,) = panel.images
-    shown = image.get_array()
-    assert shown.shape == (4, 2)  # the learning rates upwards
-    assert shown.mask.tolist() == [[False] * 2] * 3 + [[True] * 2]
-    np.testing.assert_allclose(shown[:3, 0], [2.5, 1.5, 2.5])
-    (frame,) = panel.patches
-    assert frame.get_xy() == (-0.5, 0.5)  # of the row of 1e-2
-    assert [text.get_position() for text in panel.texts] == [(0, 3), (1, 3)]
+    panel = read_panels(draw_sweep(config, make_members(settings)))[0]
+    cells, scored, frame = panel.all("rect")
+    assert cells["encoding"]["y"]["scale"]["domain"] == ["1", "0.1", "0.01", "0.001"]
+    scores = {(row["y"], row["x"]): row["score"] for row in cells["rows"]}
+    assert len(scores) == 8
+    rows = {"0.001": 2.5, "0.01": 1.5, "0.1": 2.5, "1": None}
+    for (rate, _), score in scores.items():
+        assert score == (rows[rate] and pytest.approx(rows[rate]))
+    assert scored["encoding"]["color"]["scale"]["type"] == "log"
+    assert [(row["x"], row["y"]) for row in frame["rows"]] == [("0", "0.01")]
+    lost = [
+        row["y"] for row in cells["rows"] if row["text"] == "\N{MULTIPLICATION SIGN}"
+    ]
+    assert lost == ["1", "1"]
+    [dots] = panel.all("point")
+    assert {row["y"] for row in dots["rows"]} == {"0.001", "0.01", "0.1"}
 
 
 DECAYS = [0.9, 0.99, 0.999, 0.9999]
@@ -638,15 +655,17 @@ def make_decays():
 
 
 def test_a_heat_map_tells_decays_apart():
-    panel = draw_sweep(*make_decays()).axes[0]
-    labels = [text.get_text() for text in panel.get_xticklabels()]
-    assert labels == ["0.9", "0.99", "0.999", "0.9999"]
+    panel = read_panels(draw_sweep(*make_decays()))[0]
+    domain = panel.all("rect")[0]["encoding"]["x"]["scale"]["domain"]
+    assert domain == ["0.9", "0.99", "0.999", "0.9999"]
 
 
 def test_the_table_and_the_note_name_the_decay():
-    config, members = make_decays()
-    cells = dict.fromkeys(tabulate(config, members).columns[2].cells)
-    assert list(cells) == ["0.9999"]
+    _, members = make_decays()
+    outcomes = group_members(members)
+    table = tabulate("", find_best(outcomes), outcomes)
+    assert table.heads[:3] == ["optimizer", "learning_rate", "b2"]
+    assert [row[2] for row in table.rows] == ["0.9999"] * 2
     assert find_border({"b2": 0.9999999}, {"b2": [0.9, 0.9999999]}) == [
         "b2 0.9999999 is the largest that was tried"
     ]
@@ -654,38 +673,65 @@ def test_the_table_and_the_note_name_the_decay():
 
 def test_the_curves_of_a_sweep_name_the_decay():
     config, members = make_decays()
-    figure = draw_sweep(dataclasses.replace(config, lines=True), members)
-    titles = [panel.get_title() for panel in figure.axes]
+    panels = read_panels(draw_sweep(dataclasses.replace(config, lines=True), members))
+    titles = [panel.title for panel in panels]
     assert titles == ["b2 = 0.9", "b2 = 0.99", "b2 = 0.999", "b2 = 0.9999"]
     over = dataclasses.replace(config, grid=GridConfig(b2=DECAYS))
-    figure = draw_sweep(over, members)
-    assert figure.axes[0].lines[0].get_label() == "adam (best at 0.9999)"
+    [panel] = read_panels(draw_sweep(over, members))
+    assert list(panel.lines()) == [
+        "adam (best at 0.9999)",
+        "sgd (best at 0.9999)",
+    ]
 
 
 def test_decays_have_places_of_their_own():
     config, members = make_decays()
     over = dataclasses.replace(config, grid=GridConfig(b2=DECAYS))
     drawn = dataclasses.replace(config, draws=8)
-    for figure in (draw_sweep(over, members), draw_sweep(drawn, members)):
-        panel = figure.axes[0]
-        assert list(panel.get_xticks()) == [0, 1, 2, 3]
-        labels = [text.get_text() for text in panel.get_xticklabels()]
-        assert labels == ["0.9", "0.99", "0.999", "0.9999"]
-        points = panel.collections[0].get_offsets() if not panel.lines else []
-        assert {x for x, _ in points} <= {0, 1, 2, 3}
+    names = ["0.9", "0.99", "0.999", "0.9999"]
+    [panel] = read_panels(draw_sweep(over, members))
+    assert panel.axis("x")["scale"]["domain"] == names
+    assert all(x == names for x in panel.lines("x").values())
+    panel = read_panels(draw_sweep(drawn, members))[0]
+    assert panel.axis("x")["scale"]["domain"] == names
+    points = panel.all("point")[0]["rows"]
     assert len(points) == 8
-    line = draw_sweep(over, members).axes[0].lines[0]
-    assert list(line.get_xdata()) == [0, 1, 2, 3]
+    assert {row["x"] for row in points} == set(names)
 
 
-def test_draws_from_a_grid_of_an_optimizer_s_own(tmp_path):
+def test_draws_from_a_grid_of_an_optimizer_s_own():
     grid = GridConfig(learning_rate=Range(1e-3, 1.0), b1=[0.5, 0.9])
     own = SweptCandidate(grid=grid)
     config = SweepConfig(draws=2, seeds=2, optimizers=(own,))
     settings = [{"learning_rate": 1e-3, "b1": 0.5}, {"learning_rate": 0.1, "b1": 0.9}]
-    figure = draw_sweep(config, make_members(settings, ("adam",)))
-    figure.savefig(tmp_path / "sweep.png")
-    assert figure.axes[0].get_yscale() == "log"
+    picture = draw_sweep(config, make_members(settings, ("adam",)))
+    assert to_picture(picture)
+    assert read_panels(picture)[0].axis("y")["scale"]["type"] == "log"
+
+
+def test_optimizers_that_share_no_hyperparameter_have_a_panel_each():
+    grids = {"adam": GridConfig(b1=[0.5, 0.9]), "sgd": GridConfig(l2=[0.1, 1.0])}
+    own = [SweptCandidate(name=name, grid=grid) for name, grid in grids.items()]
+    settings = {"adam": [{"b1": x} for x in (0.5, 0.9)]}
+    settings["sgd"] = [{"l2": x} for x in (0.1, 1.0)]
+    members = [
+        Member(name, setting, 0, [1.0], [sum(setting.values())], [0.5])
+        for name in settings
+        for setting in settings[name]
+    ]
+    config = SweepConfig(epochs=1, optimizers=tuple(own))
+    adam, sgd = read_panels(draw_sweep(config, members))
+    assert adam.lines() == {"adam (best at 0.5)": [0.5, 0.9]}
+    assert sgd.lines() == {"sgd (best at 0.1)": [0.1, 1.0]}
+    assert sgd.axis("x")["title"] == "l2"
+
+
+def test_of_many_curves_all_are_in_the_picture():
+    names = [f"adam{n}" for n in range(14)]
+    members = make_members([{"learning_rate": 1e-2}], names)
+    config = CompareConfig(seeds=2, epochs=2, optimizers=OPTIMIZERS)
+    for panel in read_panels(draw_curves(config, members)):
+        assert list(panel.lines()) == names
 
 
 def test_curves_that_coincide_can_be_told_apart():
@@ -693,12 +739,12 @@ def test_curves_that_coincide_can_be_told_apart():
     members = make_members([{"learning_rate": 1e-2}], names)
     optimizers = tuple(SweptCandidate(name=name) for name in names)
     config = CompareConfig(seeds=2, epochs=2, optimizers=optimizers)
-    for panel in draw_curves(config, members).axes:
-        looks = {(x.get_color(), x.get_linestyle()) for x in panel.lines}
-        marks = {x.get_marker() for x in panel.lines}
-        widths = [x.get_linewidth() for x in panel.lines]
-        assert len(looks) == len(marks) == len(names)
+    for panel in read_panels(draw_curves(config, members)):
+        looks = list(panel.looks().values())
+        assert len({(colour, dash) for colour, dash, *_ in looks}) == len(names)
+        widths = [width for *_, width, _ in looks]
         assert widths == sorted(set(widths), reverse=True)
+        assert len({shape for *_, shape in looks}) == 5
 
 
 def test_lines_have_a_panel_for_each_setting_and_epoch():
@@ -718,16 +764,17 @@ def test_lines_have_a_panel_for_each_setting_and_epoch():
     members += make_members([x | {"l2": 0.0} for x in settings], ("sgd",))
     worse = make_members([x | {"l2": 1.0} for x in settings], ("sgd",))
     members += [x._replace(train_loss=[9.0, 9.0]) for x in worse]
-    panels = draw_sweep(config, members).axes
-    assert [panel.get_title() for panel in panels] == [
+    _, panels, legend = read_picture(draw_sweep(config, members))
+    assert legend == ["adam", "sgd"]
+    assert [panel.title for panel in panels] == [
         f"b1 = {b1:g}, after {epoch} epochs" for epoch in (1, 2) for b1 in (0, 0.9)
     ]
     for panel in panels:
-        adam, sgd = (line.get_ydata() for line in panel.lines)
-        first = "after 1" in panel.get_title()
-        np.testing.assert_allclose(adam, [3] * 4 if first else [2, 1, 2, np.nan])
+        expected = [3] * 4 if "after 1" in panel.title else [2, 1, 2, None]
         # Each at the best of its own settings: with l2 = 1 sgd is at 9.
-        np.testing.assert_allclose(sgd, [3] * 4 if first else [2, 1, 2, np.nan])
+        assert panel.lines() == {"adam": expected, "sgd": expected}
+        crosses = [mark["rows"] for mark in panel.all("text")]
+        assert crosses == ([] if "after 1" in panel.title else [[{"x": 1.0}]] * 2)
 
 
 def test_the_best_setting_is_that_of_the_measure():
@@ -746,33 +793,34 @@ def test_the_best_setting_is_that_of_the_measure():
 def test_curves_show_the_share_of_the_commonest_label_if_it_is_near(commonest):
     members = make_members([{"learning_rate": 1e-2}])
     config = CompareConfig(seeds=2, epochs=2, optimizers=OPTIMIZERS)
-    figure = draw_curves(config, members, {"accuracy": commonest})
-    drawn = [list(line.get_ydata()) for line in figure.axes[2].lines]
-    assert ([commonest] * 2 in drawn[2:]) == (commonest == 0.5)
+    panel = read_panels(draw_curves(config, members, {"accuracy": commonest}))[2]
+    share = panel.lines().get("baseline")
+    assert share == ([0.5, 0.5] if commonest == 0.5 else None)
+    assert ("without a model" in panel.title) == (commonest == 0.5)
 
 
 @pytest.mark.parametrize("accuracy", [0.5, None])
-def test_curves_can_be_drawn_without_accuracy_and_of_diverged_runs(tmp_path, accuracy):
+def test_curves_can_be_drawn_without_accuracy_and_of_diverged_runs(accuracy):
     settings = [{"learning_rate": 1.0}]
     members = make_members(settings, ("sgd",), accuracy)
     members += make_members([{"learning_rate": 1e-2}], ("adam",), accuracy)
     config = CompareConfig(seeds=2, epochs=2, optimizers=OPTIMIZERS)
-    figure = draw_curves(config, members)
-    figure.savefig(tmp_path / "compare.png")
-    assert len(figure.axes) == (2 if accuracy is None else 3)
-    line = figure.axes[1].lines[1]
-    np.testing.assert_allclose(line.get_ydata(), [3, 1.5])  # of two seeds, 1 apart
-    labels = [line.get_label() for line in figure.axes[0].lines]
-    assert labels == ["sgd, 2 diverged", "adam"]
+    picture = draw_curves(config, members)
+    assert to_picture(picture)
+    panels = read_panels(picture)
+    assert len(panels) == (2 if accuracy is None else 3)
+    assert list(panels[0].lines()) == ["sgd, 2 diverged", "adam"]
+    assert panels[1].lines()["adam"] == [3, 1.5]  # of two seeds, 1 apart
+    assert [x for x in panels[1].band() if x[0] == 2] == [(2, 1, 2)]
 
 
-def test_a_study_of_nothing_but_diverged_runs_can_be_drawn(tmp_path):
+def test_a_study_of_nothing_but_diverged_runs_can_be_drawn():
     settings = [{"learning_rate": 1.0, "b1": 0.9}]
     for keys in (["learning_rate"], ["learning_rate", "b1"]):
         grid = GridConfig(**{key: [settings[0][key]] for key in keys})
         for draws in (None, 1):
             config = SweepConfig(grid=grid, draws=draws, optimizers=OPTIMIZERS)
             members = make_members([{key: settings[0][key] for key in keys}])
-            draw_sweep(config, members).savefig(tmp_path / "sweep.png")
+            assert to_picture(draw_sweep(config, members))
     config = CompareConfig(epochs=2, optimizers=OPTIMIZERS)
-    draw_curves(config, make_members(settings)).savefig(tmp_path / "compare.png")
+    assert to_picture(draw_curves(config, make_members(settings)))

@@ -5,31 +5,31 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.animation import writers
-from matplotlib.colors import to_rgb
-from matplotlib.image import imread
-from PIL import Image
+from PIL import Image, ImageColor
+from specs import read_panels, read_picture
 
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.commands import read_options
 from adam_jax.experiments.config import OptimizerConfig
-from adam_jax.experiments.drawing import COLORS
+from adam_jax.experiments.drawing import COLOURS, to_picture
 from adam_jax.experiments.trace import command
 from adam_jax.experiments.trace.animation import choose_steps
+from adam_jax.experiments.trace.charts import draw_traces
 from adam_jax.experiments.trace.config import TraceConfig
 from adam_jax.experiments.trace.paths import (
+    NEAR,
     choose_options,
     compile_traces,
     measure,
     place_surface,
 )
-from adam_jax.experiments.trace.picture import draw_traces
 from adam_jax.experiments.trace.report import TraceReport
 from adam_jax.experiments.trace.surfaces import SURFACES
 
@@ -312,7 +312,9 @@ def test_a_run_leaves_its_folder_and_a_summary(trace, runs_dir, capfd):
     assert trace() == 0
     folder = runs_dir / "rosenbrock"
     assert {path.name for path in folder.iterdir()} == {*FILES, "trace.gif"}
-    assert imread(folder / "trace.png").shape == (675, 1170, 4)
+    with Image.open(folder / "trace.png") as picture:
+        width, height = picture.size
+    assert 1200 < width < 1800 and 500 < height < 800
     found = json.loads((folder / "trace.json").read_text())
     assert (found["surface"], found["minima"]) == ("rosenbrock", [[1, 1]])
     assert list(found["paths"]) == ["sgd", "adam"]
@@ -350,8 +352,9 @@ def check_animation(file):
         for number in range(3):
             animation.seek(number)
             frames.append(np.array(animation.convert("RGB"), float) / 255)
-    for color in COLORS[:2]:
-        apart = [np.abs(frame - to_rgb(color)).max(axis=-1) for frame in frames]
+    for colour in COLOURS[:2]:
+        expected = np.array(ImageColor.getrgb(colour)) / 255
+        apart = [np.abs(frame - expected).max(axis=-1) for frame in frames]
         first, _, last = ((distance < 0.15).sum() for distance in apart)
         assert 0 < first < last  # the legend has it from the start
 
@@ -417,54 +420,56 @@ def test_a_path_that_diverges_is_said_and_drawn(trace, runs_dir, capfd):
     assert (runs_dir / "mine" / "trace.gif").exists()
 
 
-def test_the_picture_shows_the_paths(tmp_path):
+def test_the_picture_shows_the_paths():
     traces = walk(optimizers=("sgd", "adam"), steps=30)
-    figure = draw_traces("mine", SURFACES["rosenbrock"], traces)
-    assert figure.get_suptitle() == "mine"
-    paths, loss, distance = figure.axes
-    assert paths.get_title() == "Paths, on contours of the loss (log scale)"
-    assert loss.get_title() == "Loss above the lowest"
-    assert distance.get_title() == "Distance to the nearest minimum"
-    assert (paths.get_xlim(), paths.get_ylim()) == SURFACES["rosenbrock"].bounds
-    drawn = [np.transpose(line.get_data()) for line in paths.lines]
-    np.testing.assert_array_equal(drawn[0], [[1, 1]])
-    np.testing.assert_allclose(drawn[1], [[-1.2, 1]])
-    for number, trace in enumerate(traces.values()):
-        np.testing.assert_array_equal(drawn[2 + number], trace.points)
-        np.testing.assert_array_equal(loss.lines[number].get_ydata(), trace.losses)
-        found = distance.lines[number].get_ydata()
-        np.testing.assert_array_equal(found, trace.distances)
-    assert [panel.get_yscale() for panel in (loss, distance)] == ["log", "log"]
-    (legend,) = figure.legends
-    labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ["sgd (0.001)", "adam (0.05)", "start", "minimum"]
-    figure.savefig(tmp_path / "trace.png")
+    picture = draw_traces("mine", SURFACES["rosenbrock"], traces)
+    title, (paths, loss, distance), legend = read_picture(picture)
+    assert title == "mine"
+    assert paths.title == "Paths, on contours of the loss (log scale)"
+    assert loss.title == "Loss above the lowest"
+    assert distance.title == "Distance to the nearest minimum"
+    scales = [paths.axis(x)["scale"]["domain"] for x in ("x", "y")]
+    assert [tuple(ends) for ends in scales] == [*SURFACES["rosenbrock"].bounds]
+    assert paths.all("image")[0]["mark"]["url"].startswith("data:image/png;base64,")
+    across, up = paths.lines("x"), paths.lines("y")
+    assert (across["minimum"], up["minimum"]) == ([1], [1])
+    assert (across["start"], up["start"]) == ([-1.2], [1])
+    assert legend == ["sgd (0.001)", "adam (0.05)", "start", "minimum"]
+    for label, trace in zip(legend, traces.values(), strict=False):
+        drawn = np.transpose([across[label], up[label]])
+        np.testing.assert_array_equal(drawn, trace.points)
+        np.testing.assert_array_equal(loss.lines()[label], trace.losses)
+        np.testing.assert_array_equal(distance.lines()[label], trace.distances)
+    assert distance.lines()["near"] == [NEAR, NEAR]
+    types = [panel.axis("y")["scale"]["type"] for panel in (loss, distance)]
+    assert types == ["log", "log"]
+    assert to_picture(picture)
 
 
 def test_rates_are_told_apart():
     rates = {"sgd": 0.99999999, "adam": 1.0}
     settings = {name: {"learning_rate": rate} for name, rate in rates.items()}
     traces = walk(optimizers=("sgd", "adam"), steps=3, settings=settings)
-    (legend,) = draw_traces("", SURFACES["rosenbrock"], traces).legends
-    labels = [text.get_text() for text in legend.get_texts()]
-    assert labels[:2] == ["sgd (0.99999999)", "adam (1)"]
+    picture = draw_traces("", SURFACES["rosenbrock"], traces)
+    assert read_picture(picture)[2][:2] == ["sgd (0.99999999)", "adam (1)"]
 
 
 def test_the_picture_of_the_counterexample_shows_x_and_regret(counterexample):
     traces = counterexample["counterexample"]
-    _, x, regret = draw_traces("", SURFACES["counterexample"], traces).axes
-    assert x.get_title() == "x: the best is -1, the worst 1"
-    assert regret.get_title() == "Average regret: loss above the minimum's, so far"
+    picture = draw_traces("", SURFACES["counterexample"], traces)
+    _, x, regret = read_panels(picture)
+    assert x.title == "x: the best is -1, the worst 1"
+    assert regret.title == "Average regret: loss above the minimum's, so far"
     adam = traces["adam"]
-    np.testing.assert_array_equal(x.lines[1].get_ydata(), adam.points[:, 0])
-    np.testing.assert_array_equal(regret.lines[1].get_ydata(), adam.regrets)
+    label = list(x.lines())[1]
+    np.testing.assert_array_equal(x.lines()[label], adam.points[:, 0])
+    np.testing.assert_array_equal(regret.lines()[label], adam.regrets)
 
 
-def test_a_start_at_the_minimum_is_drawn(tmp_path):
+def test_a_start_at_the_minimum_is_drawn():
     traces = walk(optimizers=("sgd",), steps=3, start=(1.0, 1.0))
     assert traces["sgd"].reached == 0
-    figure = draw_traces("", SURFACES["rosenbrock"], traces)
-    figure.savefig(tmp_path / "trace.png")
+    assert to_picture(draw_traces("", SURFACES["rosenbrock"], traces))
 
 
 def test_the_first_steps_are_shown_closer():
@@ -541,7 +546,7 @@ def test_the_counterexample_starts_where_it_is_allowed(runs_dir, capfd):
 
 
 def test_a_film_needs_ffmpeg(runs_dir, capfd, monkeypatch):
-    monkeypatch.setattr(writers, "is_available", lambda name: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert main(["trace", f"--runs_dir={runs_dir}", "--animation=mp4"]) == 2
     only_error(
         capfd, r"'mp4', but must be 'gif' or 'none' where ffmpeg is not installed"

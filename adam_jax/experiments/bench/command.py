@@ -11,13 +11,14 @@ import jax
 
 from adam_jax.experiments.arguments import shorten
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
+from adam_jax.experiments.bench.charts import draw_rows
 from adam_jax.experiments.bench.compiled import count_local, place, read_cost
-from adam_jax.experiments.bench.picture import draw_rows
 from adam_jax.experiments.bench.plan import Cell, Plan, make_plan
 from adam_jax.experiments.bench.problems import Problem, why_too_large
 from adam_jax.experiments.bench.report import BenchReport
 from adam_jax.experiments.bench.steppers import Stepper, compile_step, draw_grads
 from adam_jax.experiments.bench.timing import compare
+from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.options import BenchOptions
@@ -63,7 +64,8 @@ def run_bench(config: BenchOptions, plan: Plan) -> None:
     finally:
         report.print_tables(rows)
         if config.picture and rows:
-            draw_rows(rows, machine).savefig(config.picture, dpi=130)
+            picture = to_picture(draw_rows(rows, machine), config.picture.suffix)
+            config.picture.write_bytes(picture)
 
 
 def measure(

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
 from adam_jax import fused
 from adam_jax.experiments.bench.candidates import (
     CANDIDATES,
@@ -16,6 +14,7 @@ from adam_jax.experiments.bench.candidates import (
 )
 from adam_jax.experiments.bench.compiled import find_devices
 from adam_jax.experiments.bench.problems import Problem, parse_size
+from adam_jax.experiments.drawing import PICTURES
 from adam_jax.experiments.options import BenchOptions
 
 SIZES = (
@@ -153,6 +152,5 @@ def _expect_writable(path: Path) -> None:
 
 
 def _expect_picture(path: Path) -> None:
-    known = Figure().canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in known:
+    if path.suffix not in PICTURES:
         raise ValueError(f"cannot draw {path}: its name must end in .png, .svg or .pdf")

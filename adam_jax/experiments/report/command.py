@@ -6,9 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from adam_jax.experiments.folder import replace_file
 from adam_jax.experiments.options import ReportOptions
-from adam_jax.experiments.report.page import Page, write_html
-from adam_jax.experiments.report.pages import describe_runs, describe_study
+from adam_jax.experiments.report.pages import (
+    Page,
+    describe_runs,
+    describe_study,
+    write_html,
+)
 from adam_jax.experiments.report.reading import (
     read_config,
     read_environment,
@@ -66,11 +71,7 @@ def save_page(page: Page, path: Path) -> None:
     Raises:
       OSError: if it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        # A name of a group may hold half a character.
-        part.write_bytes(write_html(page).encode("utf-8", "replace"))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # A name of a group may hold half a character.
+    text = write_html(page).encode("utf-8", "replace")
+    replace_file(path, lambda file: file.write(text))
     Console(highlight=False).print(str(path), soft_wrap=True, markup=False)

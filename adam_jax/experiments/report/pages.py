@@ -1,36 +1,43 @@
 """What the pages say: of one run, of several side by side, of a study."""
 
+import datetime
+import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from importlib.resources import files
+from typing import Any, NamedTuple
 
+import vl_convert
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+import adam_jax
+from adam_jax.experiments import report
 from adam_jax.experiments.config import BUILT_IN
+from adam_jax.experiments.drawing import Panel, to_page
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.metrics import write_metric
-from adam_jax.experiments.report.page import Element, Page, Section, element
 from adam_jax.experiments.report.reading import Run, flatten
-from adam_jax.experiments.report.run_charts import chart_figures, chart_learning
-from adam_jax.experiments.report.study import (
-    LOSSES,
-    Member,
-    Trial,
-    describe_setting,
-    gather,
+from adam_jax.experiments.run_charts import chart_figures, chart_learning
+from adam_jax.experiments.study.charts import SHOWN, chart_curves, chart_settings
+from adam_jax.experiments.study.members import Member
+from adam_jax.experiments.study.outcomes import (
+    group_members,
     label,
-)
-from adam_jax.experiments.report.study_charts import (
-    SHOWN,
-    chart_curves,
-    chart_settings,
-)
-from adam_jax.experiments.report.tables import (
-    compare_pairs,
+    rank,
     tabulate,
+)
+from adam_jax.experiments.tables import (
+    Table,
+    describe_last,
     tabulate_groups,
+    to_loss,
 )
 
-Environment = Mapping[str, Any] | None
-ALL_DIVERGED = {"Best": "none: all have diverged"}
+Machine = Mapping[str, Any] | None
+SNIPPET = "window.vegaEmbed = vegaEmbed;"
+ALL_DIVERGED = {"best": "none: all have diverged"}
 GROUP_WORDS = (
     "After the last epoch. Norm: length of the parameters; update/norm: by which share "
     "the last step changed them; step: mean of |update| / learning rate; SNR: median "
@@ -39,27 +46,76 @@ GROUP_WORDS = (
 )
 
 
+class Section(NamedTuple):
+    """Hold a part of the page: its heading, a sentence, charts, and tables."""
+
+    title: str
+    about: str = ""
+    panels: Sequence[Panel] = ()
+    tables: Sequence[Table] = ()
+
+
+class Page(NamedTuple):
+    """Hold what a page says.
+
+    Attributes:
+      title: What it is about.
+      about: The same in a sentence.
+      tiles: The numbers that come first, by what they are.
+      sections: What follows.
+    """
+
+    title: str
+    about: str
+    tiles: dict[str, str]
+    sections: Sequence[Section]
+
+
+def write_html(page: Page) -> str:
+    """Write a page; it loads nothing, and its policy lets it load nothing."""
+    environment = Environment(
+        loader=PackageLoader(report.__name__, ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    here = files(report)
+    return environment.get_template("page.html").render(
+        page=page,
+        charts=[to_page(panel) for part in page.sections for panel in part.panels],
+        styles=Markup((here / "page.css").read_text("utf-8")),
+        script=Markup((here / "page.js").read_text("utf-8")),
+        vega=Markup(_bundle_vega()),
+        version=adam_jax.__version__,
+        today=datetime.date.today().isoformat(),
+    )
+
+
+@functools.cache
+def _bundle_vega() -> str:
+    return vl_convert.javascript_bundle(SNIPPET).replace("</script", r"<\/script")
+
+
 def describe_runs(runs: Sequence[Run]) -> Page:
     """Make the page of one run, or of several side by side."""
     alone = len(runs) == 1
-    names = [run.name for run in runs]
+    epochs = {run.name: run.epochs for run in runs}
+    groups = [
+        tabulate_groups(run.epochs[-1])._replace(title=run.name, folded=not alone)
+        for run in runs
+    ]
+    did = "What the optimizer did in the last step of each epoch."
     return Page(
-        title=names[0] if alone else f"{len(runs)} runs side by side",
-        about=_describe_run(runs[0]) if alone else ", ".join(names),
+        title=runs[0].name if alone else f"{len(runs)} runs side by side",
+        about=_describe_run(runs[0]) if alone else ", ".join(epochs),
         tiles=_tile_run(runs[0]) if alone else _tile_best(runs),
         sections=[
-            Section("Learning", "", chart_learning(runs)),
-            *([] if alone else [Section("Results", "", [_tabulate_results(runs)])]),
-            Section(
-                "Diagnostics",
-                "What the optimizer did in the last step of each epoch.",
-                chart_figures(runs),
-            ),
-            Section("Parameter groups", GROUP_WORDS, _group_tables(runs)),
-            Section(
-                "Config", "", compare_pairs({run.name: run.config for run in runs})
-            ),
-            _describe_environment({run.name: run.environment for run in runs}),
+            Section("Learning", panels=chart_learning(epochs)),
+            *([] if alone else [Section("Results", tables=[_tabulate_results(runs)])]),
+            Section("Diagnostics", did, chart_figures(epochs)),
+            Section("Parameter groups", GROUP_WORDS, tables=groups),
+            _describe_configs({run.name: run.config for run in runs}),
+            _describe_machines({run.name: run.environment for run in runs}),
         ],
     )
 
@@ -67,26 +123,44 @@ def describe_runs(runs: Sequence[Run]) -> Page:
 def describe_study(
     name: str,
     config: Mapping[str, Any],
-    environment: Environment,
+    environment: Machine,
     members: Sequence[Member],
 ) -> Page:
     """Make the page of a study."""
-    trials = gather(members)
-    seeds = len({member.seed for member in members})
-    optimizers = len({trial.optimizer for trial in trials})
-    settings = chart_settings(trials)
-    over = [Section("Settings", "The loss after the last epoch.", settings)]
+    outcomes = rank(group_members(members))
+    counts = {
+        "optimizer": len({member.optimizer for member in members}),
+        "setting": len(outcomes),
+        "seed": len({member.seed for member in members}),
+    }
+    counted = ", ".join(_count(number, thing) for thing, number in counts.items())
+    settings = chart_settings(outcomes)
+    over = Section("Settings", "The loss after the last epoch.", settings)
+    some = f"The best {SHOWN} of {len(outcomes)} settings"
+    which = some if len(outcomes) > SHOWN else "All settings"
+    ranked = f"{which} by test loss at the end: the mean (lowest to highest seed)."
+    table = tabulate("", outcomes[:SHOWN], outcomes)
+    best, tiles = outcomes[0], ALL_DIVERGED
+    if not best.diverged:
+        tiles = {
+            "best": label(best, outcomes),
+            "test loss": to_loss(best.final("test_loss").mean),
+            **{
+                f"test {name}": write_metric(name, best.final(name).mean)
+                for name in best.metrics
+            },
+            "training loss": to_loss(best.final("train_loss").mean),
+        }
     return Page(
         title=name,
-        about=f"{_count(optimizers, 'optimizer')}, {_count(len(trials), 'setting')}, "
-        f"{_count(seeds, 'seed')}: {_count(len(members), 'run')} in all",
-        tiles=_tile_trial(trials),
+        about=f"{counted}: {_count(len(members), 'run')} in all",
+        tiles=tiles,
         sections=[
-            Section("Learning", "", chart_curves(trials)),
-            *(over if settings else []),
-            Section("Results", _rank_words(trials), [_tabulate_trials(trials)]),
-            Section("Config", "", compare_pairs({name: config})),
-            _describe_environment({name: environment}),
+            Section("Learning", panels=chart_curves(outcomes)),
+            *([over] if settings else []),
+            Section("Results", ranked, tables=[table]),
+            _describe_configs({name: config}),
+            _describe_machines({name: environment}),
         ],
     )
 
@@ -106,18 +180,8 @@ def _describe_run(run: Run) -> str:
 
 def _tile_run(run: Run) -> dict[str, str]:
     last = run.epochs[-1]
-    tiles = {}
-    for name, value in last.metrics.items():
-        tiles[f"Test {name}"] = write_metric(name, value)
-    tiles |= {
-        "Test loss": _number(last.test_loss),
-        "Training loss": _number(last.train_loss),
-        "Epochs": _epochs(run),
-        "Steps": f"{last.step:,}",
-    }
-    if last.skipped:
-        tiles["Skipped steps"] = f"{last.skipped:,}"
-    return tiles
+    tiles = describe_last(last, run.config.get("epochs", "?"))
+    return tiles | {"steps": f"{last.step:,}"}
 
 
 def _tile_best(runs: Sequence[Run]) -> dict[str, str]:
@@ -125,97 +189,67 @@ def _tile_best(runs: Sequence[Run]) -> dict[str, str]:
     if not finite:
         return ALL_DIVERGED
     best = min(finite, key=lambda run: run.epochs[-1].test_loss)
-    return {"Smallest test loss": best.name} | _tile_run(best)
+    return {"smallest test loss": best.name} | _tile_run(best)
 
 
-def _tile_trial(trials: Sequence[Trial]) -> dict[str, str]:
-    best = trials[0]
-    if not math.isfinite(best.final("test_loss")):
-        return ALL_DIVERGED
-    tiles = {"Best": label(best, trials), "Test loss": _number(best.final("test_loss"))}
-    for name in best.metrics:
-        tiles[f"Test {name}"] = write_metric(name, best.final(name))
-    return tiles | {"Training loss": _number(best.final("train_loss"))}
-
-
-def _tabulate_results(runs: Sequence[Run]) -> Element:
-    heads = ["run", "optimizer", "learning rate", "seed", "epochs"]
-    metrics = list(dict.fromkeys(x for run in runs for x in run.epochs[-1].metrics))
-    heads += ["training loss", "test loss", *metrics]
-    rows = []
-    for run in runs:
-        keys = ("optimizer.name", "optimizer.learning_rate", "seed")
-        settings = [str(run.config.get(key, "-")) for key in keys]
-        last = run.epochs[-1]
-        losses = (_number(last.train_loss), _number(last.test_loss))
-        others = [
-            write_metric(name, last.metrics[name]) if name in last.metrics else "-"
-            for name in metrics
+def _tabulate_results(runs: Sequence[Run]) -> Table:
+    settings = ("optimizer.name", "optimizer.learning_rate", "seed")
+    tiles = [_tile_run(run) for run in runs]
+    keys = list(dict.fromkeys(key for own in tiles for key in own))
+    heads = ["run", "optimizer", "learning rate", "seed", *keys]
+    rows = [
+        [
+            run.name,
+            *(str(run.config.get(key, "-")) for key in settings),
+            *(own.get(key, "-") for key in keys),
         ]
-        rows.append([run.name, *settings, _epochs(run), *losses, *others])
-    return tabulate(heads, rows, texts=2)
-
-
-def _tabulate_trials(trials: Sequence[Trial]) -> Element:
-    heads = ["optimizer", "setting", "seeds", *("training loss", "test loss")]
-    curves = [*LOSSES, *trials[0].metrics]
-    heads += trials[0].metrics
-    rows = []
-    for trial in trials[:SHOWN]:
-        setting = describe_setting(trial, trials, trial.setting)
-        results = [_spread(trial, curve) for curve in curves]
-        seeds = len(trial.curves["test_loss"])
-        rows.append([trial.optimizer, setting, str(seeds), *results])
-    return tabulate(heads, rows, texts=2)
-
-
-def _rank_words(trials: Sequence[Trial]) -> str:
-    more = len(trials) > SHOWN
-    which = f"The best {SHOWN} of {len(trials)} settings" if more else "All settings"
-    return f"{which} by test loss at the end: the mean (lowest to highest seed)."
-
-
-def _spread(trial: Trial, curve: str) -> str:
-    ends = trial.curves[curve][:, -1]
-    mean = trial.final(curve)
-    if not math.isfinite(mean):
-        lost = sum(not math.isfinite(end) for end in ends)
-        return f"{lost} of {len(ends)} diverged"
-    if len(ends) == 1:
-        return write_metric(curve, mean)
-    low, high = (write_metric(curve, end) for end in (min(ends), max(ends)))
-    return f"{write_metric(curve, mean)} ({low} to {high})"
-
-
-def _group_tables(runs: Sequence[Run]) -> list[Element]:
-    if len(runs) == 1:
-        return [tabulate_groups(runs[0].epochs[-1])]
-    tables = {run.name: tabulate_groups(run.epochs[-1]) for run in runs}
-    return [
-        element("details", element("summary", name), table)
-        for name, table in tables.items()
+        for run, own in zip(runs, tiles, strict=True)
     ]
+    return Table(heads, rows, texts=2)
 
 
-def _describe_environment(environments: Mapping[str, Environment]) -> Section:
-    known = {name: table for name, table in environments.items() if table}
-    missing = [name for name in environments if name not in known]
+def _describe_configs(configs: Mapping[str, Mapping[str, Any]]) -> Section:
+    return Section("Config", tables=compare_pairs(configs))
+
+
+def _describe_machines(machines: Mapping[str, Machine]) -> Section:
+    known = {name: table for name, table in machines.items() if table}
+    missing = [name for name in machines if name not in known]
+    words = "Recorded when training began."
     if not known:
         words = "Not recorded: this is what has made the page."
         known = {"this page": flatten(describe_machine())}
     elif missing:
         words = f"Not recorded by {', '.join(missing)}."
-    else:
-        words = "Recorded when training began."
-    return Section("Environment", words, compare_pairs(known))
+    return Section("Environment", words, tables=compare_pairs(known))
 
 
-def _epochs(run: Run) -> str:
-    return f"{run.epochs[-1].epoch} of {run.config.get('epochs', '?')}"
+def compare_pairs(columns: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Make a table of what differs, and a folded one of what is the same in all.
+
+    Args:
+      columns: For each name its keys and values; if there is but one, all is shown.
+    """
+    tables = [{k: _to_plain(v) for k, v in table.items()} for table in columns.values()]
+    first = tables[0]
+    if len(tables) == 1:
+        return [Table([], list(first.items()), texts=2)]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    rows = {key: [table.get(key, "-") for table in tables] for key in keys}
+    same = {key: row[0] for key, row in rows.items() if len(set(row)) == 1}
+    differing = [[key, *row] for key, row in rows.items() if key not in same]
+    parts = []
+    if differing:
+        parts.append(Table(["key", *columns], differing, texts=len(columns) + 1))
+    if same:
+        title = f"{len(same)} that are the same in all"
+        parts.append(Table([], list(same.items()), title, 2, folded=True))
+    return parts
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "diverged"
+def _to_plain(value: Any) -> str:
+    """Write a value of a config: text as it is, all else as in JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _count(number: int, thing: str) -> str:

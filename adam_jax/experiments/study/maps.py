@@ -1,164 +1,131 @@
-"""The picture of a sweep: heat maps of what came out over pairs of hyperparameters."""
+"""The charts of one optimizer over two hyperparameters: heat maps, and points."""
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+import altair as alt
 
-from adam_jax.experiments.drawing import label_log, name_values
-from adam_jax.experiments.study.config import MEASURES, Range, SweepConfig
-from adam_jax.experiments.study.lines import draw_lines
-from adam_jax.experiments.study.members import Member
-from adam_jax.experiments.study.outcomes import (
-    Outcome,
-    group_members,
-    split_by_optimizer,
-)
+from adam_jax.experiments.drawing import Panel, to_chart
+from adam_jax.experiments.scales import choose_ticks, settings_axis, to_words
+from adam_jax.experiments.study.config import MEASURES
+from adam_jax.experiments.study.outcomes import Outcome, count_diverged
 
-DIVERGED = "0.75"
-COLUMNS = 4  # panels side by side
-TICKS = 12  # numbers along an axis that can be read
+SPAN = 30  # beyond so many times the best, all settings are equally useless
+WRITTEN = 6  # columns of a heat map whose cells have room for numbers
+FRAME, LOST, CROSS = "#d62728", "#bdbdbd", "\N{MULTIPLICATION SIGN}"
 
 
-def draw_sweep(config: SweepConfig, members: Sequence[Member]) -> Figure:
-    """Draw the final measure, a mean over seeds, over what the sweep varies.
+def chart_map(
+    outcomes: Sequence[Outcome],
+    x: str,
+    y: str,
+    every: Sequence[Outcome] | None = None,
+) -> Panel:
+    """Chart the measure of one optimizer over two hyperparameters, as a heat map.
 
-    One hyperparameter gives a curve for each optimizer. Several give a heat map for
-    each pair and optimizer, of the best over all others; random draws, their points.
+    Args:
+      outcomes: What is drawn; of several in a cell the best.
+      x: The hyperparameter across.
+      y: The one upwards.
+      every: What the colours are to have room for, if it is more.
     """
-    seeds = len(config.seed_list)
-    over = f", mean of {seeds} seeds" if seeds > 1 else ""
-    title = f"{config.heading}, {MEASURES[config.measure]}"
-    if not config.epochs_shown:
-        title += f" after {config.epochs} epochs"
-    axes = [config.list_axes(candidate) for candidate in config.optimizers]
-    if config.lines or all(
-        len(own) == 1 and own.keys() == axes[0].keys() for own in axes
-    ):
-        return draw_lines(config, members, title + over)
-    return _draw_pairs(config, group_members(members, config.measure), title + over)
-
-
-def _draw_pairs(config: SweepConfig, outcomes: list[Outcome], title: str) -> Figure:
-    groups = split_by_optimizer(outcomes)
-    axes = {
-        candidate.title: config.list_axes(candidate) for candidate in config.optimizers
-    }
-    cells = [
-        (name, pair)
-        for name in groups
-        for pair in itertools.combinations(axes[name], 2)
+    what, colour, ends, remark = _choose_colours(every or outcomes)
+    best: dict[tuple[float, float], Outcome] = {}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.score):
+        best.setdefault((outcome.setting[x], outcome.setting[y]), outcome)
+    across, up = (to_words(sorted(set(v)), 3) for v in zip(*best, strict=True))
+    rows = [
+        {"x": across[at_x], "y": up[at_y], "score": None, "text": CROSS}
+        if outcome.diverged
+        else {"x": across[at_x], "y": up[at_y]}
+        | {"score": outcome.score, "text": f"{outcome.score:.4g}"}
+        for (at_x, at_y), outcome in best.items()
     ]
-    most = max(map(len, axes.values()))
-    columns = min(COLUMNS, len(cells) if most == 2 else math.comb(most, 2))
-    rows = math.ceil(len(cells) / columns)
-    figure = Figure(
-        figsize=(1.2 + 4.6 * columns, 0.9 + 4.2 * rows), layout="constrained"
+    kept = [row for row in rows if row["score"] is not None]
+    of_a_row = {row["y"]: row for row in reversed(kept)}
+    angle = -90 if len(across) > 4 else 0
+    axes = (
+        alt.X("x:O", title=x, scale=alt.Scale(domain=[*across.values()])),
+        alt.Y("y:O", title=y, scale=alt.Scale(domain=[*up.values()][::-1])),
     )
-    panels = figure.subplots(rows, columns, squeeze=False)
-    others = ", best over the others" if most > 2 and config.draws is None else ""
-    figure.suptitle(title + others, weight="bold")
-    finite = [x.score for x in outcomes if 0 < x.score < math.inf] or [1.0]
-    # Beyond this all settings are equally useless: the colours are for the others.
-    low, high = min(finite), min(max(finite), 30 * min(finite))
-    style = {"norm": LogNorm(low, max(high, 1.01 * low)), "cmap": "viridis_r"}
-    draw = _draw_map if config.draws is None else _draw_points
-    for panel, (name, (y, x)) in zip(panels.flat, cells, strict=False):
-        draw(panel, axes[name], groups[name], x, y, style)
-        panel.set(xlabel=x, ylabel=y, title=name)
-    for panel in panels.flat[len(cells) :]:
-        panel.axis("off")
-    mappable = panels.flat[0].images or panels.flat[0].collections
-    bar = figure.colorbar(
-        mappable[0], ax=panels, shrink=0.8, extend="max" if max(finite) > high else None
+    axes = [
+        axis.axis(labelAngle=turned, labelOverlap=True)
+        for axis, turned in zip(axes, (angle, 0), strict=True)
+    ]
+    names = {"x": x, "y": y, "text": what}
+    tooltip = [alt.Tooltip(f"{key}:N", title=name) for key, name in names.items()]
+    cells = to_chart(rows).encode(*axes, tooltip=tooltip)
+    scored = cells.transform_filter("isValid(datum.score)")
+    is_wide = len(across) <= WRITTEN
+    written = cells if is_wide else cells.transform_filter("!isValid(datum.score)")
+    low, high = ends
+    is_dark = alt.when(f"datum.score > {math.sqrt(low * high)}")
+    ink = is_dark.then(alt.value("white")).otherwise(alt.value("black"))
+    dots = to_chart([*of_a_row.values()]).mark_point(
+        filled=True, size=30, opacity=1, color=FRAME, yOffset=10 if is_wide else 0
     )
-    bar.set_label(MEASURES[config.measure])
-    random = "star: the best; x: diverged"
-    key = "frame: the best; dot: the best of a row; grey with x: diverged"
-    figure.supxlabel(key if config.draws is None else random, fontsize="medium")
-    label_log(bar.ax.yaxis)
-    return figure
+    frame = to_chart(kept[:1]).mark_rect(filled=False, stroke=FRAME, strokeWidth=3)
+    chart = alt.layer(
+        cells.mark_rect(color=LOST),
+        scored.mark_rect().encode(color=colour),
+        written.mark_text().encode(text="text:N", color=ink),
+        dots.encode(*axes),
+        frame.encode(*axes),
+    )
+    caption = "After the last epoch, the mean over the seeds."
+    caption += count_diverged(outcomes) + remark
+    caption += f" Framed: the best, {kept[0]['text']}." if kept else ""
+    return Panel(f"Final {what} of {outcomes[0].optimizer}", caption, chart)
 
 
-def _draw_map(
-    panel: Axes,
-    axes: Mapping[str, Range | list[float]],
-    group: Sequence[Outcome],
+def chart_points(
+    outcomes: Sequence[Outcome],
     x: str,
     y: str,
-    style: dict[str, Any],
-) -> None:
-    columns, rows = (sorted({o.setting[key] for o in group}) for key in (x, y))
-    scores = np.full((len(rows), len(columns)), math.inf)
-    for outcome in group:
-        cell = rows.index(outcome.setting[y]), columns.index(outcome.setting[x])
-        scores[cell] = min(scores[cell], outcome.score)
-    cmap = colormaps[style["cmap"]].with_extremes(bad=DIVERGED)
-    shown = np.ma.masked_invalid(scores)
-    panel.imshow(shown, cmap=cmap, norm=style["norm"], aspect="auto", origin="lower")
-    for row, column in np.argwhere(np.isinf(scores)):
-        panel.text(column, row, "x", ha="center", va="center", color="0.35")
-    if np.isfinite(scores).any():
-        row, column = np.unravel_index(scores.argmin(), scores.shape)
-        corner = (float(column) - 0.5, float(row) - 0.5)
-        frame = {"fill": False, "edgecolor": "#d62728", "lw": 2.5, "clip_on": False}
-        panel.add_patch(Rectangle(corner, 1, 1, **frame))
-    rows_left = np.flatnonzero(np.isfinite(scores).any(axis=1))
-    dots = scores[rows_left].argmin(axis=1), rows_left
-    panel.scatter(*dots, s=14, color="#d62728", zorder=3)
-    for axis, values in ((panel.xaxis, columns), (panel.yaxis, rows)):
-        shown_every = math.ceil(len(values) / TICKS)
-        places = range(0, len(values), shown_every)
-        words = [*name_values(values, 3).values()]
-        axis.set_ticks(places, [words[place] for place in places])
-    panel.tick_params("x", rotation=90 if len(columns) > 4 else 0)
+    every: Sequence[Outcome] | None = None,
+) -> Panel:
+    """Chart random draws of one optimizer, as points in the colour of their measure.
 
-
-def _draw_points(
-    panel: Axes,
-    axes: Mapping[str, Range | list[float]],
-    group: Sequence[Outcome],
-    x: str,
-    y: str,
-    style: dict[str, Any],
-) -> None:
+    Args:
+      outcomes: What is drawn.
+      x: The hyperparameter across.
+      y: The one upwards.
+      every: What the colours are to have room for, if it is more.
+    """
+    what, colour, _, remark = _choose_colours(every or outcomes)
+    across, place_x = settings_axis(x, [outcome.setting[x] for outcome in outcomes])
+    up, place_y = settings_axis(y, [outcome.setting[y] for outcome in outcomes], alt.Y)
     # The best last, on top of the others.
-    ranked = sorted(group, key=lambda outcome: outcome.score, reverse=True)
-    kept = [outcome for outcome in ranked if not outcome.diverged]
-    lost = [outcome for outcome in ranked if outcome.diverged]
+    ranked = sorted(outcomes, key=lambda outcome: outcome.score, reverse=True)
+    rows = [
+        {"x": place_x(outcome.setting[x]), "y": place_y(outcome.setting[y])}
+        | {"score": None if outcome.diverged else outcome.score}
+        for outcome in ranked
+    ]
+    kept = [row for row in rows if row["score"] is not None]
+    lost = [row for row in rows if row["score"] is None]
+    points = to_chart(kept).mark_point(filled=True, size=60, opacity=1)
+    cross = to_chart(lost).mark_text(text=CROSS, fontSize=16, color="#888888")
+    ring = to_chart(kept[-1:]).mark_point(size=260, color=FRAME, strokeWidth=2)
+    chart = alt.layer(
+        points.encode(across, up, color=colour),
+        cross.encode(across, up),
+        ring.encode(across, up),
+    )
+    return Panel(f"Final {what} of {outcomes[0].optimizer}", remark, chart)
 
-    # What is listed, such as 0.999 and 0.9999, is evenly spaced: so it is told apart.
-    listed = {
-        key: sorted(axis) for key in (x, y) if isinstance(axis := axes[key], list)
-    }
 
-    def place(outcomes: Sequence[Outcome]) -> list[list[float]]:
-        values = [[outcome.setting[key] for outcome in outcomes] for key in (x, y)]
-        return [
-            list(map(listed[key].index, own)) if key in listed else own
-            for key, own in zip((x, y), values, strict=True)
-        ]
-
-    colours = [outcome.score for outcome in kept]
-    panel.scatter(*place(kept), c=colours, s=45, edgecolor="0.3", lw=0.5, **style)
-    panel.scatter(*place(lost), color="0.6", marker="x", s=30)
-    marks = {"marker": "*", "s": 260, "edgecolor": "#d62728", "lw": 1.5}
-    panel.scatter(*place(kept[-1:]), c=colours[-1:], **marks, **style)
-    for key, axis, set_scale in (
-        (x, panel.xaxis, panel.set_xscale),
-        (y, panel.yaxis, panel.set_yscale),
-    ):
-        if key in listed:
-            names = [*name_values(listed[key]).values()]
-            axis.set_ticks(range(len(names)), names)
-        elif isinstance(range_ := axes[key], Range) and range_.scale == "log":
-            set_scale("log")
-            label_log(axis)
-    panel.grid(alpha=0.3)
+def _choose_colours(
+    outcomes: Sequence[Outcome],
+) -> tuple[str, alt.Color, tuple[float, float], str]:
+    """Give the measure's name, its colours, where these end, and a remark on that."""
+    what = MEASURES[outcomes[0].measure]
+    finite = [o.score for o in outcomes if 0 < o.score < math.inf] or [1.0]
+    low, most = min(finite), max(finite)
+    high = max(min(most, SPAN * low), 1.01 * low)
+    ends = {"domain": [low, high], "nice": False, "clamp": True}
+    scale = alt.Scale(type="log", scheme="viridis", reverse=True, **ends)
+    legend = alt.Legend(values=choose_ticks(low, high), format=".10~g")
+    colour = alt.Color("score:Q", title=what, scale=scale, legend=legend)
+    remark = f" The colours end at {SPAN} times the best." if most > high else ""
+    return what, colour, (low, high), remark

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.config import require
+from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.folder import (
     CONFIG,
     Journal,
@@ -28,10 +28,11 @@ from adam_jax.experiments.progress import Display
 from adam_jax.experiments.study.config import StudyConfig, SweepConfig, set_options
 from adam_jax.experiments.study.members import Member, open_members
 from adam_jax.experiments.study.population import Population
+from adam_jax.experiments.tables import Table, to_rich
 from adam_jax.experiments.tasks import Task, build_task
 
-View = Callable[[Task, Sequence[Member]], tuple[Figure, list[RenderableType]]]
-"""From a task, and what is trained, to its picture, and to what is printed of it."""
+View = Callable[[Task, Sequence[Member]], tuple[Any, list[Table | str]]]
+"""From a task, and what is trained, to its chart, and to what is printed of it."""
 
 
 class Study(NamedTuple):
@@ -75,10 +76,8 @@ def prepare_study(
     def build() -> Study:
         task = build_task(config)
         if isinstance(config, SweepConfig) and config.measure == "test_error":
-            labelled, expected = (
-                ACCURACY in task.metrics,
-                "a loss: there is no accuracy",
-            )
+            labelled = ACCURACY in task.metrics
+            expected = "a loss: there is no accuracy"
             require(labelled, "measure", config.measure, expected)
         populations = [
             Population(config, task, candidate, own)
@@ -174,10 +173,9 @@ def run_study(study: Study, path: Path, members: Journal) -> None:
                 _train(study, members, display, stopped)
             if members.entries:
                 task = study.populations[0].task
-                figure, lines = study.view(task, members.entries)
-                replace_file(
-                    picture, lambda file: figure.savefig(file, dpi=110, format="png")
-                )
+                chart, lines = study.view(task, members.entries)
+                drawn = to_picture(chart)
+                replace_file(picture, lambda file: file.write(drawn))
                 show(display.console, [*lines, f"study: {path}"])
     except OSError as error:
         raise explain(error, path, command) from error
@@ -226,10 +224,11 @@ def _train(
         before += count
 
 
-def show(console: Console, lines: Sequence[RenderableType]) -> None:
+def show(console: Console, lines: Sequence[Table | str]) -> None:
     """Print tables and sentences, whole: folded, they could not be copied."""
+    shown = [to_rich(line) if isinstance(line, Table) else line for line in lines]
     boundless = console.options.update(max_width=1000)
-    widths = [console.measure(line, options=boundless).maximum for line in lines]
+    widths = [console.measure(line, options=boundless).maximum for line in shown]
     console.width = max(console.width, *widths)
-    for line in lines:
+    for line in shown:
         console.print(line, soft_wrap=isinstance(line, str))

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from adam_jax.experiments.arguments import to_toml
+from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.folder import CONFIG, make_run_folder
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.trace.animation import choose_steps, write_animation
+from adam_jax.experiments.trace.charts import draw_traces
 from adam_jax.experiments.trace.config import TraceConfig
 from adam_jax.experiments.trace.paths import (
     Trace,
     compile_traces,
     place_surface,
 )
-from adam_jax.experiments.trace.picture import draw_traces
 from adam_jax.experiments.trace.report import TraceReport
 from adam_jax.experiments.trace.surfaces import SURFACES, Surface
 
@@ -58,8 +59,8 @@ def run_trace(
         traces = {name: walk() for name, walk in walks.items()}
         (folder / "trace.json").write_text(to_json(config, traces), "utf-8")
         title = f"{config.surface}, {surface.steps:,} steps"
-        figure = draw_traces(f"{title}: {surface.about}", surface, traces)
-        figure.savefig(folder / "trace.png", dpi=90)
+        chart = draw_traces(f"{title}: {surface.about}", surface, traces)
+        (folder / "trace.png").write_bytes(to_picture(chart))
         frames = choose_steps(surface.steps, config.frames)
         report = TraceReport(len(frames))
 

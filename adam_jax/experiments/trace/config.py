@@ -1,6 +1,7 @@
 """What `adam-jax trace` is told."""
 
 import math
+import shutil
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,7 +64,6 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        from matplotlib.animation import writers
 
         from adam_jax.experiments.trace.surfaces import SURFACES
 
@@ -88,6 +88,6 @@ class TraceConfig:
         for label, options in self.settings.items():
             require_label("settings", label)
             check_call(OptimizerConfig, options, f"settings.{label}")
-        writable = self.animation != "mp4" or writers.is_available("ffmpeg")
+        writable = self.animation != "mp4" or shutil.which("ffmpeg") is not None
         expected = "'gif' or 'none' where ffmpeg is not installed"
         require(writable, "animation", self.animation, expected)

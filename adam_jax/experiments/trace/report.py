@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from adam_jax.experiments.drawing import name_values
 from adam_jax.experiments.progress import Display
+from adam_jax.experiments.scales import name_values
 from adam_jax.experiments.trace.paths import NEAR, Trace
 
 TABLE_WIDTH = 120  # narrower, numbers would be cut

@@ -1,0 +1,160 @@
+"""Scales and axes of charts, what they label, and how settings are written."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import altair as alt
+
+# What a log scale labels in each decade: the first of these that leaves room.
+SUBS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
+FEWEST, MOST = 3, 7  # labels
+LISTED = 12  # values that an axis lists
+
+
+def epochs_axis(count: int) -> alt.X:
+    """Give the horizontal axis of so many epochs."""
+    scale = alt.Scale(domain=[0.5, count + 0.5], nice=False, zero=False)
+    return alt.X("x:Q", title="epoch", scale=scale, axis=alt.Axis(tickMinStep=1))
+
+
+def settings_axis(
+    title: str, values: Iterable[float], channel: Any = alt.X
+) -> tuple[Any, Callable[[float], Any]]:
+    """Give the axis of a hyperparameter, and what its values are on it.
+
+    Args:
+      title: What it is called.
+      values: All that there are. Few, such as 0.9 and 0.999 or 0, are evenly spaced: so
+        they are told apart.
+      channel: The horizontal axis, of the field x; or alt.Y, of the field y.
+    """
+    field = channel.__name__.lower()
+    kept = sorted(set(values))
+    if kept[0] > 0 and kept[-1] >= 10 * kept[0]:
+        return channel(f"{field}:Q", title=title, **scale_log(kept)), float
+    if len(kept) > LISTED:
+        scale = alt.Scale(zero=False)
+        return channel(f"{field}:Q", title=title, scale=scale), float
+    names = to_words(kept)
+    listed = [*names.values()]
+    scale = alt.Scale(domain=listed if channel is alt.X else listed[::-1])
+    axis = channel(f"{field}:O", title=title, scale=scale)
+    return axis.axis(labelAngle=0, grid=True), names.__getitem__
+
+
+def scale_log(
+    values: Iterable[float], least: float = 0.0, most: float = math.inf
+) -> dict[str, Any]:
+    """Choose a log scale, or one that has a 0 where there is one, and its labels.
+
+    Args:
+      values: What is shown.
+      least: Where the scale ends below, if values are less.
+      most: Where it ends above, if values are more.
+    """
+    kept = [float(value) for value in values if 0 <= value < math.inf]
+    shown = [value for value in kept if value > 0]
+    if not shown:
+        return scale_linear()
+    high = min(max(shown), most)
+    low = min(max(min(shown), least), high)
+    if high < 1.05 * low:  # the last digit of a loss is no fall
+        low, high = low / 1.05, high * 1.05
+    else:
+        room = (high / low) ** 0.04
+        low, high = low / room, high * room
+    if len(shown) == len(kept):
+        scale = alt.Scale(type="log", domain=[low, high], nice=False)
+        return {"scale": scale, "axis": _label(choose_ticks(low, high))}
+    least = 10.0 ** math.floor(math.log10(low))
+    domain = [-0.1 * least, high]
+    scale = alt.Scale(type="symlog", constant=least, domain=domain, nice=False)
+    return {"scale": scale, "axis": _label([0.0, *choose_ticks(least, high)])}
+
+
+def scale_linear() -> dict[str, Any]:
+    """Give a linear scale, which need not begin at 0."""
+    return {"scale": alt.Scale(zero=False), "axis": alt.Axis()}
+
+
+def _label(ticks: Sequence[float]) -> alt.Axis:
+    return alt.Axis(values=list(ticks), format=".10~g")
+
+
+def scale_shares(values: Iterable[float]) -> dict[str, Any]:
+    """Choose a scale in percent, on which what hardly changes looks flat."""
+    shown = [value for value in values if math.isfinite(value)]
+    low, high = min(shown, default=0.0), max(shown, default=1.0)
+    room = 0.03 * (high - low)
+    if high - low < 0.02:  # a test image more or less is no climb
+        room = 0.02 - (high - low) / 2
+    low, high = low - room, high + room
+    scale = alt.Scale(domain=[low, high], zero=False)
+    return {"scale": scale, "axis": alt.Axis(format=".4~%")}
+
+
+def choose_ticks(low: float, high: float) -> list[float]:
+    """Choose what a log scale labels: at least three numbers, however narrow it is.
+
+    Args:
+      low: Its lower end.
+      high: Its upper end.
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+
+    def place(subs: Iterable[float], every: int = 1) -> list[float]:
+        ticks = [float(f"{sub}e{n}") for n in decades[::every] for sub in subs]
+        return [tick for tick in ticks if low <= tick <= high]
+
+    for subs in SUBS:
+        if FEWEST <= len(place(subs)) <= MOST:
+            return place(subs)
+    if high >= 10 * low:
+        return place((1,), math.ceil(len(decades) / MOST))
+    powers = itertools.count(decades.stop, -1)
+    for step in (float(f"{n}e{power}") for power in powers for n in (5, 2, 1)):
+        counts = range(math.ceil(low / step), math.floor(high / step) + 1)
+        if len(counts) >= FEWEST:
+            return [float(f"{count * step:.12g}") for count in counts]
+    raise AssertionError("unreachable: there is always a smaller step")
+
+
+def name_values(values: Iterable[float], digits: int = 4) -> dict[float, str]:
+    """Write settings in as few digits as tell them apart, from each other and from 1.
+
+    Args:
+      values: The settings.
+      digits: The fewest digits; of what is near 1, as decays are, those of its distance
+        from 1.
+
+    Example: a decay is not rounded to 1.
+
+      >>> print(*name_values([0.9, 0.9999, 3.16227766017e-05]).values())
+      0.9 0.9999 3.162e-05
+    """
+    kept, names = list(values), {}
+    for count in range(digits, 18):  # 17 digits tell all floats apart
+        names = {value: _write(value, count) for value in kept}
+        if len(set(names.values())) == len(names):
+            break
+    return names
+
+
+def to_words(values: Iterable[Any], digits: int = 4) -> dict[Any, str]:
+    """Write the values of a hyperparameter, which need not be numbers.
+
+    Args:
+      values: All that there are.
+      digits: The fewest digits of a float, as in `name_values`.
+    """
+    kept = list(values)
+    floats = name_values((x for x in kept if isinstance(x, float)), digits)
+    return {value: floats.get(value, str(value)) for value in kept}
+
+
+def _write(value: float, digits: int) -> str:
+    apart = abs(1 - value)
+    nines = math.floor(-math.log10(apart)) if 0 < apart < 0.5 else 0
+    return f"{value:.{digits + nines}g}"

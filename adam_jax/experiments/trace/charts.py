@@ -1,0 +1,162 @@
+"""The picture of paths: where they go on the surface, and how soon they arrive."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from adam_jax.experiments.drawing import (
+    LIMIT,
+    Line,
+    Look,
+    Panel,
+    choose_looks,
+    compose,
+    draw_lines,
+    to_chart,
+)
+from adam_jax.experiments.scales import name_values, scale_log
+from adam_jax.experiments.trace.paths import NEAR, Trace
+from adam_jax.experiments.trace.surfaces import Surface
+
+START = Look("#000000", width=0)
+STAR = "M0-1 .23-.31 .95-.31 .36.12 .59.81 0 .38-.59.81-.36.12-.95-.31-.23-.31Z"
+MINIMUM = Look("#f0c000", width=0, shape=STAR)
+MARKS = {"start": START, "minimum": MINIMUM}
+WIDTH, HEIGHT = 350, 350  # of a panel
+GRID, LEVELS = 2, 12  # greys for each pixel of a panel, along a side; contours
+DECADES = 4  # of the loss, below the highest one drawn
+
+
+def draw_traces(
+    title: str, surface: Surface, traces: Mapping[str, Trace]
+) -> alt.VConcatChart:
+    """Draw the paths on the surface, and beside it two lines each over the steps.
+
+    They are the loss and the distance that is left; where the loss changes from step
+    to step, as in [R] Figure 1, x and the average regret.
+
+    Args:
+      title: Stands above.
+      surface: What the paths are on.
+      traces: The paths, by name.
+    """
+    paths = [trace.points.T for trace in traces.values()]
+    limit = Line("near", [0, surface.steps], [NEAR, NEAR], LIMIT, marked=False)
+    if surface.step_loss is None:
+        above = [trace.losses - lowest_loss(surface) for trace in traces.values()]
+        left = [trace.distances for trace in traces.values()]
+        beside = {
+            "Loss above the lowest": (above, _scale_log(above)),
+            "Distance to the nearest minimum": (left, _scale_log(left), [limit]),
+        }
+    else:
+        regrets = [trace.regrets for trace in traces.values()]
+        # Of the first few steps the mean is high, and of no interest.
+        high = 1.2 * max(mean[len(mean) // 20 :].max() for mean in regrets)
+        regret = "Average regret: loss above the minimum's, so far"
+        places = [x for x, _ in paths]
+        beside = {
+            "x: the best is -1, the worst 1": (places, _scale(-1.05, 1.05)),
+            regret: (regrets, _scale(0.0, float(high))),
+        }
+    panels = [chart_surface(surface, traces, paths)]
+    panels += [_over_steps(name, traces, *about) for name, about in beside.items()]
+    return compose(title, panels, 3, width=WIDTH, height=HEIGHT)
+
+
+def chart_surface(
+    surface: Surface, traces: Mapping[str, Trace], paths: Sequence[Any] = ()
+) -> Panel:
+    """Chart contours, at equal steps of the logarithm of the loss, and paths on them.
+
+    Args:
+      surface: What is drawn, with its start and its minima.
+      traces: The paths that the legend names.
+      paths: Those that are drawn: of each its x and its y.
+    """
+    legend = list_looks(traces)
+    lines = [
+        Line(name, path[0].tolist(), path[1].tolist(), look, marked=False)
+        for (name, look), path in zip(legend.items(), paths, strict=False)
+    ]
+    for name, points in (("minimum", surface.minima), ("start", (surface.start,))):
+        x, y = np.transpose(points).tolist()
+        lines.append(Line(name, x, y, MARKS[name], joined=False))
+    (left, right), (bottom, top) = surface.bounds
+    x = alt.X("x:Q", title="x", **_scale(left, right))
+    chart = draw_lines(lines, x, "y", _scale(bottom, top))
+    # An image of the greys, which fills the panel.
+    middle = {"x": alt.value(WIDTH / 2), "y": alt.value(HEIGHT / 2)}
+    size = {"width": WIDTH, "height": HEIGHT, "aspect": False}
+    greys = to_chart([{}]).mark_image(url=_paint(surface), **size).encode(**middle)
+    title = "Paths, on contours of the loss (log scale)"
+    return Panel(title, "", greys + chart, legend | MARKS)
+
+
+def list_looks(traces: Mapping[str, Trace]) -> dict[str, Look]:
+    """Give the look of each path, by its name and its learning rate."""
+    rates = name_values(x.optimizer.learning_rate for x in traces.values())
+    labels = (f"{k} ({rates[v.optimizer.learning_rate]})" for k, v in traces.items())
+    return dict(zip(labels, choose_looks(len(traces)), strict=True))
+
+
+def lowest_loss(surface: Surface) -> float:
+    """Give the loss at the minima."""
+    return float(surface.loss(jnp.array(surface.minima[0])))
+
+
+def _paint(surface: Surface) -> str:
+    """Paint the contours in pale greys, on which paths stand out, as a URL."""
+    (left, right), (bottom, top) = surface.bounds
+    x = jnp.linspace(left, right, GRID * WIDTH)
+    y = jnp.linspace(top, bottom, GRID * HEIGHT)
+    losses = jax.vmap(jax.vmap(surface.loss))(jnp.stack(jnp.meshgrid(x, y), axis=-1))
+    above = np.asarray(losses, np.float64) - lowest_loss(surface)
+    allowed = np.abs(x) <= surface.limit
+    high = above[:, allowed].max()
+    shares = 1 + np.log10(np.maximum(above / high, 10.0**-DECADES)) / DECADES
+    levels = np.ceil(shares * LEVELS)
+    greys = 255 - 6 * levels
+    edges = (np.diff(levels, axis=0, append=levels[-1:]) != 0) | (
+        np.diff(levels, axis=1, append=levels[:, -1:]) != 0
+    )
+    greys = np.where(edges, greys - 14, greys)
+    greys[:, ~allowed] = 255
+    file = io.BytesIO()
+    Image.fromarray(greys.astype(np.uint8)).save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _over_steps(
+    title: str,
+    traces: Mapping[str, Trace],
+    values: Sequence[np.ndarray],
+    scale: dict[str, Any],
+    others: Sequence[Line] = (),
+) -> Panel:
+    legend = list_looks(traces)
+    lines = [
+        Line(name, range(len(own)), own.tolist(), look, marked=False)
+        for (name, look), own in zip(legend.items(), values, strict=True)
+    ]
+    x = alt.X("x:Q", title="step", scale=alt.Scale(nice=False))
+    chart = draw_lines([*lines, *others], x, "", scale)
+    return Panel(title, "", chart, legend | MARKS)
+
+
+def _scale(low: float, high: float) -> dict[str, Any]:
+    return {"scale": alt.Scale(domain=[low, high], nice=False), "axis": alt.Axis()}
+
+
+def _scale_log(lines: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Show no more decades than rounding, and no higher than a divergence, needs."""
+    values = np.concatenate(lines)
+    first = float(max(line[0] for line in lines) or values.max())
+    return scale_log(values[values > 0], 1e-10 * first, 1e3 * first)
