@@ -31,6 +31,30 @@ OPTIMISED = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that makes a long suite a short one."""
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        help="of the cases of a test, run the first and then only each so-manieth",
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave out what --every says."""
+    every, counted = config.getoption("--every"), dict[str, int]()
+    kept, left = [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        counted[test] = number = counted.get(test, -1) + 1
+        (left if number % every else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compile_little(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let LLVM optimise little elsewhere: most programs run once."""
