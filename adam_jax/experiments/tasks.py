@@ -23,13 +23,20 @@ from adam_jax.experiments.batches import (
     read_rows,
 )
 from adam_jax.experiments.built_in import build_problem
-from adam_jax.experiments.config import BUILT_IN, MAKE, TaskConfig, require_label
+from adam_jax.experiments.config import (
+    BUILT_IN,
+    MAKE,
+    TaskConfig,
+    require,
+    require_label,
+)
 from adam_jax.experiments.interrupts import Faulty
 from adam_jax.experiments.metrics import LOSS
 from adam_jax.experiments.problems import TEST_SEED, Problem
 
 SPLIT_SEED = 0  # not the run's seed: runs compare on the same test examples only
 TESTED_AT_ONCE = 4096  # examples
+TAKEN = ("train_loss", "test_loss", "test_error", "learning_rate", "skipped")
 
 
 class Task(NamedTuple):
@@ -82,6 +89,8 @@ def build_task(config: TaskConfig) -> Task:
         _, metrics = jax.eval_shape(test, params, examples)
     for name, value in metrics.items():
         require_label("a name among metrics", name)
+        expected = f"none of {', '.join(TAKEN)}"
+        require(name not in TAKEN, "a name among metrics", name, expected)
         if value.shape:
             raise ValueError(
                 f"metrics of {config.problem} gives {name!r} the shape {value.shape}, "

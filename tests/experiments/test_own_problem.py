@@ -336,6 +336,10 @@ FAULTS = {
         "all must be alike",
     ),
     "another test": ({"test": {"x": X, "y": X[:, None]}}, "they must be alike"),
+    "a name that is taken": (
+        {"metrics": lambda params, batch: {"test_loss": 0.0}},
+        "'test_loss', but must be none of",
+    ),
     "a metric of each": (
         {"metrics": lambda params, batch: {"x": batch["x"]}},
         "gives 'x' the shape (5,), but",
