@@ -40,6 +40,9 @@ LEFT_OUT = {
     for name in ("shampoo", "soap")
 }
 
+# Why an option is not the default.
+WHY = {"swats": " (at its own, the paper's 1e-9, it switched in no trial of ours)"}
+
 # What a claim is about and this study has not.
 NOT_HERE = {
     "adan": "large batches",
@@ -109,6 +112,7 @@ def describe(problems, parts):
         for key, value in ({"momentum": own["momentum"]} | own["arguments"]).items():
             if value is not None:
                 changed[optimizer] = f"`{optimizer}` has a {key} of {value:g}"
+                changed[optimizer] += WHY.get(optimizer, "")
     usual = max(grids, key=lambda ends: len(grids[ends]))
     ranges = [f"{usual[0]:g} to {usual[1]:g}"]
     ranges += [
@@ -148,7 +152,7 @@ def describe(problems, parts):
             "in each table are to be expected of chance alone.",
             "*ms a step* is the CPU time of the fastest epoch of one run, its test "
             "included, divided by its steps. The runs of a program are made in turn, "
-            "on one thread, with another program on the other core.",
+            "on one thread, beside other programs: a fifth more or less says nothing.",
             f"Machine: {'; '.join(sorted(machines))}. All took "
             f"{sum(part['cpu_seconds'] for part in parts.values()) / 60:.0f} minutes "
             "of CPU time, compilation included; with two programs at once it is half "
