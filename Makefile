@@ -68,7 +68,7 @@ figures: $(VENV)/ready  ## Repeat the published figures in docs/ (12 min), and t
 	$(BIN)/python benchmarks/training_loss.py
 
 # Stopped, it goes on; rm -r runs/study makes all of it anew.
-study: $(VENV)/ready  ## Train three small problems by every optimizer, and write docs/study.md (40 min, in parts).
+study: $(VENV)/ready  ## Train three small problems by every optimizer, and write docs/study.md (1 hour of CPU time, in parts).
 	$(BIN)/python benchmarks/family_study.py $(ARGS)
 
 pictures: $(VENV)/ready  ## Draw the pictures in docs/ anew, and print their figures (2 min).

@@ -38,7 +38,7 @@ CURVES = {"train_loss": "training loss", "test_loss": "test loss"}
 LEFT_OUT = {
     ("words", name): "one axis has 5,000 words, and a matrix for it 25 million elements"
     for name in ("shampoo", "soap")
-}
+} | {("mnist", "shampoo"): "it takes the root of a matrix of 784 by 784 in each step"}
 
 # Why an option is not the default.
 WHY = {"swats": " (at its own, the paper's 1e-9, it switched in no trial of ours)"}
@@ -107,7 +107,7 @@ def describe(problems, parts):
     grids, changed = {}, {}
     for (_, optimizer), part in parts.items():
         rates = part["config"]["grid"]["learning_rate"]
-        grids.setdefault((rates[0], rates[-1]), set()).add(optimizer)
+        grids.setdefault((rates[0], rates[-1]), {})[optimizer] = None
         (own,) = part["config"]["optimizers"]
         for key, value in ({"momentum": own["momentum"]} | own["arguments"]).items():
             if value is not None:
