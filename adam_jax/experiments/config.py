@@ -176,7 +176,7 @@ class TaskConfig:
     """Describe what is trained, and for how long.
 
     Attributes:
-      name: Name of the run, and of its folder; by default, that of the problem.
+      name: Name of the run, and of its folder; null: that of the problem.
       runs_dir: Folder in which the run gets a folder of its own: NAME, or the
         first free one of NAME-2, NAME-3, ... so that no run is overwritten.
       problem: Handwritten digits, 8 by 8 pixels (digits) or 28 by 28 (mnist); which
