@@ -52,17 +52,8 @@ def loops(population, chunk):
     """Return how often a loop over members goes round."""
     hyperparams, keys = population._select(range(chunk))
     carry = population._init(hyperparams, keys)
-    program = jax.make_jaxpr(population._run_epoch)
-    jaxpr = program(
-        hyperparams,
-        carry,
-        keys,
-        1,
-        population.task.batches.rows,
-        population.task.examples,
-        0,
-        4,
-    )
+    program = jax.make_jaxpr(population._advance_members)
+    jaxpr = program(hyperparams, carry, keys, 1, population.task.batches.rows, 0, 4)
     return [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
 
 
@@ -108,13 +99,13 @@ def test_chunks_fit_the_memory_and_share_one_program(whole, monkeypatch):
     task = build_task(config)
     chunked = Population(config, task, ADAMW, SETTINGS)
     traces = []
-    run = Population._run_epoch
+    run = Population._advance_members
 
     def count(self, *args):
         traces.append(args)
         return run(self, *args)
 
-    monkeypatch.setattr(Population, "_run_epoch", count)
+    monkeypatch.setattr(Population, "_advance_members", count)
     steps = [(working, len(done)) for working, done in chunked.train()]
     assert chunked.chunk in (4, 5)
     assert chunked.bytes_needed <= needed

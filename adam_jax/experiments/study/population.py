@@ -120,20 +120,14 @@ class Population:
         self, hyperparams: dict[str, Array], keys: Array, epoch: int
     ) -> dict[str, np.ndarray]:
         """Train the chunk for an epoch, and give what was measured of each member."""
-        start, measured = 0, {}
+        advance, test = self._compiled
+        start = 0
         while start < self.steps_per_epoch:
             data, stop = self.task.batches.read(epoch - 1, start)
-            self.carry, measured = self._compiled(
-                hyperparams,
-                self.carry,
-                keys,
-                epoch,
-                data,
-                self.task.examples,
-                start,
-                stop,
-            )
+            state = hyperparams, self.carry, keys
+            self.carry = advance(*state, epoch, data, start, stop)
             start = stop
+        self.carry, measured = test(self.carry, self.task.examples)
         return jax.device_get(measured)
 
     def _make_ready(self) -> None:
@@ -143,34 +137,33 @@ class Population:
     def _compile(self) -> Any:
         """Compile for as many members at once as the memory holds: one, if need be."""
         while True:
-            compiled = self._traced.lower().compile()
-            sizes = compiled.memory_analysis()
-            self.bytes_needed = (
-                sizes.argument_size_in_bytes
-                + sizes.output_size_in_bytes
-                - sizes.alias_size_in_bytes
-                + sizes.temp_size_in_bytes
-            )
+            steps, test = (traced.lower().compile() for traced in self._traced)
+            # The data of the other program are there, too.
+            data, _ = self.task.batches.read(0, 0)
+            train, tested = _count_bytes(data), _count_bytes(self.task.examples)
+            sizes = _count_needed(steps) + tested, _count_needed(test) + train
+            self.bytes_needed = max(sizes)
             allowed = self.config.memory_bytes
             if self.bytes_needed <= allowed or self.chunk == 1:
-                return compiled
-            shared = _count_bytes((self.task.batches.read(0, 0)[0], self.task.examples))
+                return steps, test
+            shared = train + tested
             each = (self.bytes_needed - shared) / self.chunk
             fitting = int((allowed - shared) / each)
             self.chunk = max(1, min(self.chunk - 1, fitting))
             self._traced = self._trace()
 
     def _trace(self) -> Any:
+        """Trace the program of the steps, and that of the test."""
         hyperparams, keys = self._select(range(self.chunk))
         carry = jax.eval_shape(self._init, hyperparams, keys)
-        jitted = jax.jit(self._run_epoch, donate_argnums=1)
         data, _ = self.task.batches.read(0, 0)
-        read = 1, data, self.task.examples, 0, 0
-        traced = jitted.trace(hyperparams, carry, keys, *read)
-        if self.chunk > 1 and ALONE in str(traced.jaxpr):
+        advance = jax.jit(self._advance_members, donate_argnums=1)
+        steps = advance.trace(hyperparams, carry, keys, 1, data, 0, 0)
+        if self.chunk > 1 and ALONE in str(steps.jaxpr):
             self.chunk = 1
             return self._trace()
-        return traced
+        test = jax.jit(self._test_members, donate_argnums=0)
+        return steps, test.trace(carry, self.task.examples)
 
     def _select(self, chosen: Sequence[int]) -> tuple[dict[str, Array], Array]:
         """Give the hyperparameters and the keys of some members, a row each."""
@@ -196,51 +189,39 @@ class Population:
     def _init_state(self, hyperparams: dict[str, Array], params: Any) -> Any:
         return self._build(hyperparams).init(params)
 
-    def _run_epoch(
+    def _advance_members(
         self,
         hyperparams: dict[str, Array],
         carry: Carry,
         keys: Array,
         epoch: int,
         data: Any,
-        examples: Any,
         start: int,
         stop: int,
-    ) -> tuple[Carry, dict[str, Array]]:
-        """Take steps of an epoch; after its last one, test.
-
-        Returns:
-          What goes on, and what was measured: zeros before the end of an epoch.
-        """
-
-        def run(hyperparams: dict[str, Array], carry: Carry, key: Array) -> Any:
+    ) -> Carry:
+        def run(hyperparams: dict[str, Array], carry: Carry, key: Array) -> Carry:
             key = jax.random.fold_in(key, epoch)
             tx = self._build(hyperparams)
             return take_steps(self.task, tx, carry, data, key, start, stop)
 
-        def test(carry: Carry) -> tuple[Carry, dict[str, Array]]:
+        return self._map(run, hyperparams, carry, keys)
+
+    # A program of its own: in a cond at the end of the steps, XLA on CPU may wait for
+    # ever.
+    def _test_members(self, carry: Carry, examples: Any) -> tuple[Carry, Any]:
+        def test(carry: Carry) -> tuple[Carry, dict[str, Any]]:
             test_loss, metrics = self.task.test(carry.params, examples)
             mean = carry.loss_sum / self.steps_per_epoch
             measured = {"train_loss": mean, "test_loss": test_loss, "metrics": metrics}
             return carry._replace(loss_sum=jnp.zeros([])), measured
 
-        def map_members(function: Callable[..., Any], *members: Any) -> Any:
-            # What vmap makes of a cond takes both branches, which one need not do.
-            if self.chunk == 1:
-                return jax.lax.map(lambda member: function(*member), members)
-            return jax.vmap(function)(*members)
+        return self._map(test, carry)
 
-        carry = map_members(run, hyperparams, carry, keys)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(lambda carry: map_members(test, carry)[1], carry),
-        )
-        return jax.lax.cond(
-            stop == self.steps_per_epoch,
-            lambda carry: map_members(test, carry),
-            lambda carry: (carry, zeros),
-            carry,
-        )
+    def _map(self, function: Callable[..., Any], *members: Any) -> Any:
+        # What vmap makes of a cond takes both branches, which one member need not do.
+        if self.chunk == 1:
+            return jax.lax.map(lambda member: function(*member), members)
+        return jax.vmap(function)(*members)
 
     def _report(self, number: int, curves: dict[str, Any]) -> Member:
         options, seed = self.members[number]
@@ -252,6 +233,13 @@ class Population:
 def _draw(init: Callable[[Array], Any], keys: Array) -> Any:
     """Draw the parameters of each key."""
     return jax.vmap(init)(keys)
+
+
+def _count_needed(compiled: Any) -> int:
+    """Count the bytes that a program needs."""
+    sizes = compiled.memory_analysis()
+    kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    return kept - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
 
 
 def _count_bytes(tree: Any) -> int:
