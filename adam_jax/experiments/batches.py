@@ -36,6 +36,21 @@ def count_rows(rows: Any, name: str) -> int:
     return shapes[0][0]
 
 
+def count_tested(count: int, share: float) -> int:
+    """Count the examples that are kept for testing, a share of all.
+
+    Raises:
+      ValueError: if that leaves none for it, or none to learn from.
+    """
+    kept = round(count * share)
+    if not 0 < kept < count:
+        raise ValueError(
+            f"test_share is {share}, but must leave training and test one or more of "
+            f"{count} examples each"
+        )
+    return kept
+
+
 def read_rows(data: Any, name: str) -> Any:
     """Give arrays of examples as they are, and batches joined to such arrays.
 
@@ -208,10 +223,10 @@ class Stream:
                 first = batch if self._first is None else self._first
                 if count_rows(batch, "a batch of train") < count_rows(first, "train"):
                     continue
-                if _describe(batch) != _describe(first):
+                if describe(batch) != describe(first):
                     raise ValueError(
-                        f"batch {number} of train is {_describe(batch)}, but the first "
-                        f"one is {_describe(first)}: all must be alike"
+                        f"batch {number} of train is {describe(batch)}, but the first "
+                        f"one is {describe(first)}: all must be alike"
                     )
                 given = True
                 yield batch
@@ -219,5 +234,6 @@ class Stream:
                 raise ValueError("train gives no batches")
 
 
-def _describe(batch: Any) -> str:
+def describe(batch: Any) -> str:
+    """Write the dtype and the shape of each array."""
     return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", batch))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from adam_jax.experiments.batches import count_tested
 from adam_jax.experiments.config import TaskConfig
 
 SPLIT_SEED = 0  # Not the run's seed: runs compare on the same test examples only.
@@ -105,12 +106,7 @@ def split_wilson(test_share: float) -> Dataset:
       ValueError: if a part would be empty.
     """
     count = WILSON_EXAMPLES
-    test_count = round(count * test_share)
-    if not 0 < test_count < count:
-        raise ValueError(
-            f"test_share is {test_share}, but must leave training and test one or more "
-            f"of {count} examples each"
-        )
+    test_count = count_tested(count, test_share)
     rng = np.random.default_rng(SPLIT_SEED)
     labels = np.where(rng.random(count) < WILSON_POSITIVE, 1, -1)
     own = np.zeros((count, count, 5))

@@ -195,10 +195,9 @@ def chart_losses(runs: Runs, loss: str = "loss") -> list[Panel]:
 
 def draw_metric(lines: Sequence[Line], x: alt.X, name: str) -> Any:
     """Draw lines of a metric: an accuracy in percent."""
-    curves = [ys for line in lines for ys in (line.y, *sum(line.bands, ()))]
-    values = [y for ys in curves for y in ys]
     if name == ACCURACY:
-        return draw_lines(lines, x, "test labels found", scale_shares(values), ".2%")
+        scale = scale_shares(_gather(lines))
+        return draw_lines(lines, x, "test labels found", scale, ".2%")
     return draw_lines(lines, x, name, scale_linear())
 
 
@@ -269,14 +268,19 @@ def _chart(
 
 
 def _draw(topic: Topic, lines: Sequence[Line]) -> Panel:
-    edges = [edge for line in lines for band in line.bands for edge in band]
-    values = [y for ys in (*(line.y for line in lines), *edges) for y in ys]
+    values = _gather(lines)
     # A rate that falls to zero would take all the room at its end.
     least = 1e-5 * max((y for y in values if math.isfinite(y)), default=1.0)
     scale = scale_log(values, least) if topic.y_title else scale_linear()
     count = max(len(line.x) for line in lines)
     chart = draw_lines(lines, epochs_axis(count), topic.y_title, scale)
     return Panel(topic.title, topic.caption, chart, list_lines(lines))
+
+
+def _gather(lines: Sequence[Line]) -> list[float]:
+    """Give all values of lines, and of the edges of their bands."""
+    curves = [ys for line in lines for ys in (line.y, *sum(line.bands, ()))]
+    return [y for ys in curves for y in ys]
 
 
 def _list_groups(last: Epoch) -> dict[str, tuple[str, Look]]:

@@ -19,6 +19,8 @@ from adam_jax.experiments.batches import (
     Rows,
     Stream,
     count_rows,
+    count_tested,
+    describe,
     holds_rows,
     read_rows,
 )
@@ -197,12 +199,7 @@ def _read_data(problem: Problem, config: TaskConfig) -> tuple[Rows | Stream, Any
 def _split(rows: Any, share: float) -> tuple[Any, Any]:
     """Keep a share of the examples for testing, always the same ones."""
     count = count_rows(rows, "train")
-    kept = round(count * share)
-    if not 0 < kept < count:
-        raise ValueError(
-            f"test_share is {share}, but must leave training and test one or more of "
-            f"{count} examples each"
-        )
+    kept = count_tested(count, share)
     order = np.random.default_rng(SPLIT_SEED).permutation(count)
     parts = np.sort(order[kept:]), np.sort(order[:kept])
     return tuple(jax.tree.map(lambda x, part=part: x[part], rows) for part in parts)
@@ -228,10 +225,9 @@ def _check_functions(problem: Problem, batch: Any, name: str) -> Any:
     if getattr(loss, "shape", None) != () or not jnp.issubdtype(
         loss.dtype, jnp.floating
     ):
-        given = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", loss)
         raise ValueError(
-            f"loss of {name} gives {given}, but must give a floating scalar, as the "
-            "mean over the batch"
+            f"loss of {name} gives {describe(loss)}, but must give a floating scalar, "
+            "as the mean over the batch"
         )
     return params
 

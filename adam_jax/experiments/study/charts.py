@@ -27,18 +27,18 @@ from adam_jax.experiments.scales import (
 )
 from adam_jax.experiments.study.config import MEASURES, CompareConfig, SweepConfig
 from adam_jax.experiments.study.maps import CROSS, chart_map, chart_points
-from adam_jax.experiments.study.members import Member
+from adam_jax.experiments.study.members import LOSSES, Member
 from adam_jax.experiments.study.outcomes import (
     Outcome,
     count_diverged,
     group_members,
     label,
+    rank,
     split_by_optimizer,
     varied,
 )
 from adam_jax.experiments.study.settings import list_values
 
-LOSSES = {"train_loss": "Training loss", "test_loss": "Test loss"}
 SEEDS = "Line: the mean over the seeds; band: from the lowest to the highest."
 SHOWN = 12  # lines that can be told apart in one chart
 RESOLUTION = 1e-8  # of a loss in float32: what is below is rounding
@@ -101,8 +101,8 @@ def chart_curves(
         return lines
 
     panels = []
-    for curve, title in LOSSES.items():
-        lines = over_seeds(curve)
+    for curve in LOSSES:
+        lines, title = over_seeds(curve), MEASURES[curve].capitalize()
         # A run that explodes leaves room for the others.
         starts = [line.y[0] for line in lines if 0 < line.y[0] < math.inf]
         ceiling = 10 * float(np.median(starts)) if starts else math.inf
@@ -266,7 +266,7 @@ def chart_setting(
         zip(groups.items(), looks, strict=False)
     ):
         joined = every is not None or varied(outcomes, name) == [key]
-        ranked = sorted(group, key=lambda outcome: outcome.score)
+        ranked = rank(group)
         best = {outcome.setting[key]: outcome for outcome in reversed(ranked)}
         kept = [best[value] for value in sorted(best)] if joined else group
         x = [place(outcome.setting[key]) for outcome in kept]

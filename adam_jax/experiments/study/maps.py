@@ -8,7 +8,7 @@ import altair as alt
 from adam_jax.experiments.drawing import Panel, to_chart
 from adam_jax.experiments.scales import choose_ticks, settings_axis, to_words
 from adam_jax.experiments.study.config import MEASURES
-from adam_jax.experiments.study.outcomes import Outcome, count_diverged
+from adam_jax.experiments.study.outcomes import Outcome, count_diverged, rank
 
 SPAN = 30  # beyond so many times the best, all settings are equally useless
 WRITTEN = 6  # columns of a heat map whose cells have room for numbers
@@ -31,7 +31,7 @@ def chart_map(
     """
     what, colour, ends, remark = _choose_colours(every or outcomes)
     best: dict[tuple[float, float], Outcome] = {}
-    for outcome in sorted(outcomes, key=lambda outcome: outcome.score):
+    for outcome in rank(outcomes):
         best.setdefault((outcome.setting[x], outcome.setting[y]), outcome)
     across, up = (to_words(sorted(set(v)), 3) for v in zip(*best, strict=True))
     rows = [

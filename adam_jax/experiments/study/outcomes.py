@@ -9,12 +9,10 @@ import numpy as np
 
 from adam_jax.experiments.metrics import write_metric
 from adam_jax.experiments.scales import name_values, to_words
-from adam_jax.experiments.study.config import Range
-from adam_jax.experiments.study.members import Member
+from adam_jax.experiments.study.config import MEASURES, Range
+from adam_jax.experiments.study.members import LOSSES, Member
 from adam_jax.experiments.study.settings import list_values
 from adam_jax.experiments.tables import Table
-
-LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 
 
 class Spread(NamedTuple):
@@ -114,7 +112,8 @@ def tabulate(
     """
     groups = split_by_optimizer(outcomes)
     keys = list(dict.fromkeys(key for name in groups for key in varied(outcomes, name)))
-    curves = LOSSES | {name: f"test {name}" for name in outcomes[0].metrics}
+    curves = {curve: MEASURES[curve] for curve in LOSSES}
+    curves |= {name: f"test {name}" for name in outcomes[0].metrics}
     heads = ["optimizer", *keys, *curves.values()]
     heads += [] if target is None else [f"epochs to training loss {target:g}"]
     words = {key: to_words(x.setting.get(key, "-") for x in outcomes) for key in keys}
