@@ -30,7 +30,6 @@ from study_page import LEFT_OUT, write_page
 from adam_jax import OPTIMIZERS, SwitchState
 from adam_jax.experiments.batches import count_rows
 from adam_jax.experiments.cli import IN_ORDER
-from adam_jax.experiments.config import ModelConfig
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.study.config import GridConfig, SweepConfig, SweptCandidate
 from adam_jax.experiments.study.members import to_json
@@ -45,17 +44,17 @@ CHOOSING, REPORTED = 0, (1, 2, 3)  # seeds
 # Members are trained in turn (memory = 1). Side by side, each of seven took as much CPU
 # time (7.0 ms a step, and 6.2 in turn, on topics; 6.1 and 6.2 on mnist; 4.3 and 4.2 on
 # words), and three seeds would need copies to fill up a program made for seven rates.
-TASK = {"label_smoothing": 0.0, "seeds": [CHOOSING], "memory": 1}
+SMOOTHING = {"label_smoothing": 0.0}
+TASK = {"seeds": [CHOOSING], "memory": 1}
 PROBLEMS = {
     "topics": TASK
     | {
         "problem": "topics",
-        "context": 32,
         "epochs": 5,
         "epoch_steps": 60,
         "batch_size": 16,
-        "test_share": 0.02,
-        "model": ModelConfig(name="transformer", widths=(32, 32), heads=2),
+        "arguments": SMOOTHING
+        | {"widths": [32, 32], "heads": 2, "context": 32, "test_share": 0.02},
     },
     "mnist": TASK
     | {
@@ -63,14 +62,14 @@ PROBLEMS = {
         "epochs": 10,
         "epoch_steps": 30,
         "batch_size": 50,
-        "model": ModelConfig(name="cnn", widths=(8, 16)),
+        "arguments": SMOOTHING | {"model": "cnn", "widths": [8, 16]},
     },
     "words": TASK
     | {
         "problem": "words",
         "epochs": 8,
         "batch_size": 64,
-        "model": ModelConfig(name="logistic", dropout=0.5),
+        "arguments": SMOOTHING | {"model": "logistic", "dropout": 0.5},
     },
 }
 

@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
+from adam_jax.experiments.config import OptimizerConfig, TrainConfig
 from adam_jax.experiments.training import Trainer
 
 RATES = [float(f"{rate:.12g}") for rate in np.geomspace(1e-5, 0.1, 64)]
@@ -35,7 +35,7 @@ def time_process(command, epochs, *options):
         config.write_text('[[optimizers]]\nname = "adam"\n', "utf-8")
         tables = [f"--config={config}"] if command == "sweep" else []
         program = [sys.executable, "-m", "adam_jax.experiments"]
-        common = [f"--epochs={epochs}", f"--model.widths={WIDTHS}"]
+        common = [f"--epochs={epochs}", f"--arguments.widths={WIDTHS}"]
         began = time.perf_counter()
         subprocess.run(
             [
@@ -57,7 +57,7 @@ def time_trainer(epochs, rate):
     began = time.perf_counter()
     config = TrainConfig(
         epochs=epochs,
-        model=ModelConfig(widths=tuple(WIDTHS)),
+        arguments={"widths": WIDTHS},
         optimizer=OptimizerConfig(learning_rate=rate),
     )
     for _ in Trainer(config).segments():

@@ -14,7 +14,6 @@ import family_study
 import study_page
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments.config import ModelConfig
 from adam_jax.experiments.study.outcomes import Spread
 
 TINY = family_study.TASK | {
@@ -22,7 +21,7 @@ TINY = family_study.TASK | {
     "epochs": 2,
     "epoch_steps": 1,
     "batch_size": 16,
-    "model": ModelConfig(name="logistic"),
+    "arguments": {"model": "logistic"},
 }
 NAMES = ["adam", "sgd"]
 RATES = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0]

@@ -45,8 +45,8 @@ def count_tested(count: int, share: float) -> int:
     kept = round(count * share)
     if not 0 < kept < count:
         raise ValueError(
-            f"test_share is {share}, but must leave training and test one or more of "
-            f"{count} examples each"
+            f"the share kept for testing is {share}, but must leave training and test "
+            f"one or more of {count} examples each"
         )
     return kept
 

@@ -1,6 +1,8 @@
 """The five problems that come along: data, a model and its loss."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,82 +10,173 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from pydantic import Field
 
-from adam_jax.experiments.config import TaskConfig
-from adam_jax.experiments.data import Examples, load_dataset
+from adam_jax.experiments.config import require
+from adam_jax.experiments.data import (
+    Dataset,
+    Examples,
+    split_digits,
+    split_mnist,
+    split_topics,
+    split_wilson,
+    split_words,
+)
 from adam_jax.experiments.metrics import ACCURACY, LOSS
 from adam_jax.experiments.models import build_model
-from adam_jax.experiments.problems import TEST_SEED, Problem
+from adam_jax.experiments.problems import Problem, nnx_problem
 from adam_jax.experiments.vae import negative_elbo
 
-# Which models go with which data.
-IMAGE_MODELS = ("logistic", "mlp", "cnn", "vae")
-FITTING = {
-    "digits": IMAGE_MODELS,
-    "mnist": IMAGE_MODELS,
-    "words": ("logistic", "mlp"),
-    "topics": ("transformer",),
-    "wilson": ("linear",),
-}
+SPLITS = {"digits": split_digits, "mnist": split_mnist, "words": split_words}
 MOST_PARAMETERS = 10**8  # Adam holds four arrays of them
+# What an argument may be; what is larger is a mistake, and would only fill the memory.
+Width = Annotated[int, Field(gt=0, le=65_536)]
+Widths = Annotated[tuple[Width, ...], Field(max_length=64)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+TestShare = Annotated[float, Field(gt=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Dtype = Literal["float32", "bfloat16"]
 
 
-def build_problem(config: TaskConfig) -> Problem:
-    """Load the data of a config, and build its model.
+def classify(
+    data: str,
+    /,
+    *,
+    model: Literal["logistic", "mlp", "cnn", "vae"] = "mlp",
+    widths: Widths = (128, 64),
+    latent: Width = 20,
+    dropout: Share = 0.0,
+    hidden_bias: Finite = 0.0,
+    label_smoothing: Share = 0.1,
+    param_dtype: Dtype = "float32",
+    test_share: TestShare = 0.2,
+) -> Problem:
+    """Make digits, mnist or words: classes are told apart, or images compressed.
 
-    Raises:
-      ValueError: if the model does not go with the data, or the data refuses the
-        config.
+    Args:
+      data: One of SPLITS.
+      model: A dense network (mlp) or one without hidden layers (logistic); for digits
+        and mnist also a convolutional one that halves the image in each layer (cnn), or
+        a variational autoencoder (vae).
+      widths: Units (mlp), channels (cnn), or units of the encoder, of which the decoder
+        has the reverse (vae).
+      latent: Dimensions of the code of the vae.
+      dropout: Share of the inputs of mlp, cnn and logistic that is set to zero in
+        training; the rest grows by as much.
+      hidden_bias: Bias with which the hidden layers of mlp and cnn start.
+      label_smoothing: Share of each target that is spread over all classes.
+      param_dtype: In which the parameters are kept; the arithmetic is float32.
+      test_share: Share of the data kept for testing: the same whatever the seed.
     """
-    fitting = FITTING[config.problem]
-    if config.model.name not in fitting:
-        raise ValueError(
-            f"model.name is {config.model.name!r}, but problem = {config.problem!r} "
-            f"goes with {' or '.join(map(repr, fitting))}"
+    is_vae, fitting = model == "vae", data != "words" or model in ("logistic", "mlp")
+    require(fitting, "arguments.model", model, f"logistic or mlp for {data}")
+    require(not (is_vae and dropout), "arguments.dropout", dropout, "0 for a vae")
+    dataset = SPLITS[data](test_share)
+    build = partial(
+        build_model,
+        model,
+        dataset,
+        widths=widths,
+        latent=latent,
+        hidden_bias=hidden_bias,
+        param_dtype=param_dtype,
+    )
+    if is_vae:
+        return nnx_problem(
+            _check_size(build, widths),
+            lambda vae, examples, key: negative_elbo(
+                examples.inputs, vae(examples.inputs, key)
+            ).mean(),
+            *dataset,
+            loss_name="negative ELBO in nats",
         )
-    dataset = load_dataset(config)
-    classes = dataset.classes
+    measure = partial(compare_classes, smoothing=label_smoothing)
+    return _make_problem(_check_size(build, widths), dataset, measure, dropout)
 
-    def build(key: Array) -> nnx.Module:
-        return build_model(config.model, dataset.train, classes, key)
 
+digits = partial(classify, "digits")
+mnist = partial(classify, "mnist")
+words = partial(classify, "words")
+
+
+def topics(
+    *,
+    context: Annotated[int, Field(gt=0, le=4096)] = 64,
+    widths: Annotated[Widths, Field(min_length=1)] = (64, 64),
+    heads: Width = 4,
+    label_smoothing: Share = 0.1,
+    param_dtype: Dtype = "float32",
+    test_share: TestShare = 0.2,
+) -> Problem:
+    """Make topics: a causal transformer predicts characters of Python's manual.
+
+    Args:
+      context: Characters in a window; a window is one example.
+      widths: The width of each block, all equal.
+      heads: Heads of attention in each block.
+      label_smoothing: Share of each target that is spread over all characters.
+      param_dtype: In which the parameters are kept; the arithmetic is float32.
+      test_share: Share of the text kept for testing: its end.
+    """
+    require(len({*widths}) == 1, "arguments.widths", [*widths], "all equal")
+    divides = widths[0] % heads == 0
+    require(divides, "arguments.heads", heads, f"a divisor of {widths[0]}")
+    dataset = split_topics(test_share, context)
+    options = {"widths": widths, "heads": heads, "param_dtype": param_dtype}
+    build = partial(build_model, "transformer", dataset, **options)
+    measure = partial(compare_classes, smoothing=label_smoothing)
+    return _make_problem(_check_size(build, widths), dataset, measure)
+
+
+def wilson(*, param_dtype: Dtype = "float32", test_share: TestShare = 0.2) -> Problem:
+    """Make wilson: a linear model fits examples on which Adam generalises worse.
+
+    Args:
+      param_dtype: In which the parameters of the linear model, which start at zero, are
+        kept; the arithmetic is float32.
+      test_share: Share of the 400 examples kept for testing.
+    """
+    dataset = split_wilson(test_share)
+    build = partial(build_model, "linear", dataset, param_dtype=param_dtype)
+    name = "half the squared error"
+    return _make_problem(build, dataset, compare_signs, loss_name=name)
+
+
+def _check_size(
+    build: Callable[[Array], nnx.Module], widths: tuple[int, ...]
+) -> Callable[[Array], nnx.Module]:
+    """Refuse what builds a model that is too large, before it is built."""
     shapes = nnx.eval_shape(build, jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes)))
     if parameters > MOST_PARAMETERS:
         raise ValueError(
-            f"model.widths is {list(config.model.widths)}, which makes {parameters:,} "
+            f"arguments.widths is {list(widths)}, which makes {parameters:,} "
             f"parameters, but there must be at most {MOST_PARAMETERS:,}"
         )
-    graphdef = nnx.graphdef(shapes)
+    return build
 
-    def init(key: Array) -> Any:
-        return nnx.to_pure_dict(nnx.state(build(key)))
 
-    def measure(params: Any, examples: Examples, key: Array) -> dict[str, Array]:
-        model: Any = nnx.merge(graphdef, params)
-        match config.model.name:
-            case "vae":
-                made = model(examples.inputs, key)
-                return {LOSS: negative_elbo(examples.inputs, made).mean()}
-            case "linear":
-                return compare_signs(model(examples.inputs)[:, 0], examples.labels)
-        logits = model(examples.inputs)
-        return compare_classes(logits, examples.labels, config.label_smoothing)
+def _make_problem(
+    build: Callable[[Array], nnx.Module],
+    dataset: Dataset,
+    measure: Callable[[Array, Array], dict[str, Array]],
+    dropout: float = 0.0,
+    loss_name: str = "cross-entropy in nats",
+) -> Problem:
+    """Make the problem of a model whose outputs are compared with labels."""
 
-    def metrics(params: Any, examples: Examples) -> dict[str, Array]:
-        return measure(params, examples, jax.random.key(TEST_SEED))
+    def metrics(model: Any, examples: Examples) -> dict[str, Array]:
+        return measure(model(examples.inputs), examples.labels)
 
-    def loss(params: Any, examples: Examples, key: Array) -> Array:
-        if share := config.model.dropout:
-            examples = examples._replace(inputs=drop(examples.inputs, share, key))
-        return measure(params, examples, key)[LOSS]
+    def loss(model: Any, examples: Examples, key: Array) -> Array:
+        if dropout:
+            examples = examples._replace(inputs=drop(examples.inputs, dropout, key))
+        return metrics(model, examples)[LOSS]
 
-    baselines = {}
-    if config.model.name != "vae":
-        labels = np.asarray(dataset.test.labels)
-        commonest = np.unique(labels, return_counts=True)[1].max()
-        baselines[ACCURACY] = float(commonest / labels.size)
-    return Problem(init, loss, dataset.train, dataset.test, metrics, baselines)
+    labels = np.asarray(dataset.test.labels)
+    commonest = np.unique(labels, return_counts=True)[1].max()
+    baselines = {ACCURACY: float(commonest / labels.size)}
+    return nnx_problem(build, loss, *dataset, metrics, baselines, loss_name)
 
 
 def compare_classes(logits: Array, labels: Array, smoothing: float) -> dict[str, Array]:
@@ -97,6 +190,7 @@ def compare_classes(logits: Array, labels: Array, smoothing: float) -> dict[str,
 
 def compare_signs(outputs: Array, labels: Array) -> dict[str, Array]:
     """Give half the mean squared error, and the share of labels whose sign is found."""
+    outputs = outputs[:, 0]
     loss = optax.l2_loss(outputs, labels.astype(outputs.dtype)).mean()
     found = (jnp.sign(outputs) == labels).mean(dtype=jnp.float32)
     return {LOSS: loss, ACCURACY: found}

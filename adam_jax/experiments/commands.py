@@ -4,11 +4,11 @@ import ast
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import docstring_parser
 
@@ -19,12 +19,39 @@ from adam_jax.experiments.trace.config import TraceConfig
 
 
 def list_optimizers() -> str:
-    """List the optimizers. Their table is read as text: to import it takes JAX."""
-    table = Path(adam_jax.__file__).with_name("family") / "table.py"
-    nodes = ast.walk(ast.parse(table.read_text("utf-8")))
-    keys: Any = next(node.keys for node in nodes if isinstance(node, ast.Dict))
-    names = ", ".join(sorted(map(ast.literal_eval, keys)))
+    """List the optimizers."""
+    table = next(x for x in _read("family/table.py") if isinstance(x, ast.Dict))
+    names = ", ".join(sorted(map(ast.literal_eval, cast(Any, table.keys))))
     return f"optimizers:\n{textwrap.indent(textwrap.fill(names, 76), '  ')}\n\n"
+
+
+def list_problems() -> str:
+    """List what --arguments may set of the problems that come along."""
+    lists = []
+    for node in _read("experiments/built_in.py"):
+        if isinstance(node, ast.FunctionDef) and node.args.kwonlyargs:
+            takes = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            defaults = {x.arg: ast.unparse(cast(Any, value)) for x, value in takes}
+            doc = docstring_parser.parse(ast.get_docstring(node) or "")
+            rows = {
+                x.arg_name: f"{x.description} (default: {defaults[x.arg_name]})"
+                for x in doc.params
+                if x.arg_name in defaults
+            }
+            head = (doc.short_description or "").removeprefix("Make ")
+            lists.append(_list_rows(f"arguments of {head.removesuffix('.')}", rows))
+    return "".join(lists)
+
+
+def _read(module: str) -> Iterator[ast.AST]:
+    """Read a module of the package as text: to import it takes JAX."""
+    path = Path(adam_jax.__file__).parent / module
+    return ast.walk(ast.parse(path.read_text("utf-8")))
+
+
+def list_all() -> str:
+    """List what a run may be of: problems and optimizers."""
+    return list_problems() + list_optimizers()
 
 
 def list_surfaces() -> str:
@@ -72,9 +99,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("run", options.TrainOptions, True, list_optimizers),
-    "compare": Command("study.compare", CompareConfig, True),
-    "sweep": Command("study.sweep", SweepConfig, True),
+    "train": Command("run", options.TrainOptions, True, list_all),
+    "compare": Command("study.compare", CompareConfig, True, list_all),
+    "sweep": Command("study.sweep", SweepConfig, True, list_all),
     "inspect": Command("inspection", options.InspectOptions),
     "report": Command("report.command", options.ReportOptions),
     "bench": Command("bench.command", options.BenchOptions, False, list_candidates),

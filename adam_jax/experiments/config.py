@@ -10,10 +10,8 @@ import adam_jax
 
 BUILT_IN = ("digits", "mnist", "words", "topics", "wilson")
 MAKE = "make"  # the function of a problem's module
-# What is larger is a mistake, and would only fill the memory.
+# More are a mistake, and would only fill the memory.
 MOST_EPOCHS = 100_000
-MOST_CONTEXT = 4096
-MOST_WIDTH, MOST_WIDTHS = 65_536, 64
 
 
 def require(holds: bool, key: str, value: object, expected: str) -> None:
@@ -35,64 +33,6 @@ def require_label(key: str, label: str) -> None:
     shown = label.isprintable() and re.fullmatch(r"[^\s_$\\][^$\\]{,59}", label)
     expected = "up to 60 printable characters, without '$' or '\\', and no '_' first"
     require(bool(shown), key, label, expected)
-
-
-ModelName = Literal["logistic", "mlp", "cnn", "vae", "transformer", "linear"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Say which network is trained.
-
-    Attributes:
-      name: For digits, mnist and words a dense network (mlp) or one without hidden
-        layers (logistic); for digits and mnist also a convolutional one that halves
-        the image in each layer (cnn), or a variational autoencoder (vae); for topics
-        a causal transformer; for wilson a linear model that starts at zero (linear).
-      widths: Units (mlp), channels (cnn), units of the encoder, of which the decoder
-        has the reverse (vae) or, all equal, the width of each block (transformer).
-      latent: Dimensions of the code of the vae.
-      heads: Heads of attention in each block of the transformer.
-      dropout: Share of the inputs of mlp, cnn and logistic that is set to zero in
-        training; the rest grows by as much.
-      hidden_bias: Bias with which the hidden layers of mlp and cnn start.
-      param_dtype: In which the parameters are kept; the arithmetic is float32.
-    """
-
-    name: ModelName = "mlp"
-    widths: tuple[int, ...] = (128, 64)
-    latent: int = 20
-    heads: int = 4
-    dropout: float = 0.0
-    hidden_bias: float = 0.0
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        usable = all(0 < width <= MOST_WIDTH for width in self.widths)
-        few = len(self.widths) <= MOST_WIDTHS
-        expected = f"up to {MOST_WIDTHS} numbers from 1 to {MOST_WIDTH}"
-        require(usable and few, "model.widths", list(self.widths), expected)
-        finite = math.isfinite(self.hidden_bias)
-        require(finite, "model.hidden_bias", self.hidden_bias, "a finite number")
-        usable = 0 < self.latent <= MOST_WIDTH
-        require(usable, "model.latent", self.latent, f"from 1 to {MOST_WIDTH}")
-        share = 0 <= self.dropout < 1
-        require(share, "model.dropout", self.dropout, "at least 0 and below 1")
-        takes = self.dropout == 0 or self.name in ("mlp", "cnn", "logistic")
-        require(takes, "model.dropout", self.dropout, f"0 for model.name {self.name}")
-        if self.name == "transformer":
-            widths, heads = list(self.widths), self.heads
-            equal = len(set(widths)) == 1
-            require(equal, "model.widths", widths, "equal in a transformer")
-            divides = heads > 0 and widths[0] % heads == 0
-            require(divides, "model.heads", heads, f"a divisor of {widths[0]}")
-
-    @property
-    def loss_name(self) -> str:
-        """Name the loss, with its unit."""
-        names = {"vae": "negative ELBO in nats", "linear": "half the squared error"}
-        return names.get(self.name, "cross-entropy in nats")
 
 
 @dataclass(frozen=True)
@@ -184,18 +124,14 @@ class TaskConfig:
         of Python's manual (topics); the examples of which Wilson et al. show that
         adaptive methods generalise worse on them (wilson); or a problem of your own, as
         package.module:make or path/to/file.py (see adam-jax new --help).
-      arguments: A table of what the function of your own problem is given.
-      context: Characters in a window of topics; a window is one example.
+      arguments: A table of what the function that makes the problem is given: its
+        model, and what else it takes (listed below for those that come along).
       epochs: How often every training example is seen.
       epoch_steps: Steps in an epoch; null: as many as the examples fill.
       batch_size: Training examples in each step. An epoch leaves out what does
         not fill a batch: other examples each time.
-      label_smoothing: Share of each target that is spread over all classes; of no
-        effect on vae and linear, which have none.
       penalty: Half of this, times the sum of all squared parameters, is added to the
         training loss. (optimizer.l2 has the same gradient, but is not reported.)
-      test_share: Share of the data kept for testing: the same whatever the seed.
-      model: The network.
       resume: Folder of a run or a study that was killed or interrupted, to go on to the
         end that it would have had. Its config is kept: no other option goes with this
         one.
@@ -205,14 +141,10 @@ class TaskConfig:
     runs_dir: str = "runs"
     problem: str = "digits"
     arguments: dict[str, Any] = field(default_factory=dict)
-    context: int = 64
     epochs: int = 40
     epoch_steps: int | None = None
     batch_size: int = 32
-    label_smoothing: float = 0.1
     penalty: float = 0.0
-    test_share: float = 0.2
-    model: ModelConfig = field(default_factory=ModelConfig)
     resume: str | None = None
 
     def __post_init__(self) -> None:
@@ -222,23 +154,13 @@ class TaskConfig:
         bearable = 0 < self.epochs <= MOST_EPOCHS
         require(bearable, "epochs", self.epochs, f"from 1 to {MOST_EPOCHS}")
         require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
-        bearable = 0 < self.context <= MOST_CONTEXT
-        require(bearable, "context", self.context, f"from 1 to {MOST_CONTEXT}")
         given = self.epoch_steps is None or self.epoch_steps > 0
         require(given, "epoch_steps", self.epoch_steps, "1 or more")
-        smooth = 0 <= self.label_smoothing < 1
-        expected = "at least 0 and below 1"
-        require(smooth, "label_smoothing", self.label_smoothing, expected)
         finite = 0 <= self.penalty < math.inf
         require(finite, "penalty", self.penalty, "0 or more, and finite")
-        inside = 0 < self.test_share < 1
-        require(inside, "test_share", self.test_share, "between 0 and 1")
 
     def _check_problem(self) -> None:
         if self.problem in BUILT_IN:
-            own = not self.arguments
-            expected = f"left out: {self.problem} takes none"
-            require(own, "arguments", self.arguments, expected)
             return
         source, _, function = self.problem.partition(":")
         shown = self.problem.isprintable() and re.fullmatch(r"\w*", function)
@@ -246,13 +168,6 @@ class TaskConfig:
         own = ":" in self.problem or source.endswith(".py")
         expected = f"one of {', '.join(BUILT_IN)}, module:function or a file.py"
         require(bool(shown and known and own), "problem", self.problem, expected)
-        for key in ("model", "context", "label_smoothing"):
-            default = getattr(TaskConfig, key, ModelConfig())
-            if getattr(self, key) != default:
-                raise ValueError(
-                    f"{key} is set, but only {', '.join(BUILT_IN)} take it: what a "
-                    "problem of your own takes are its arguments"
-                )
 
     @property
     def run_name(self) -> str:
@@ -265,14 +180,8 @@ class TaskConfig:
     @property
     def subject(self) -> str:
         """Say in few words what is trained."""
-        if self.problem in BUILT_IN:
-            return f"{self.model.name} on {self.problem}"
-        return self.problem
-
-    @property
-    def loss_name(self) -> str:
-        """Name the loss, with its unit."""
-        return self.model.loss_name if self.problem in BUILT_IN else "loss"
+        model = self.arguments.get("model")
+        return f"{model} on {self.problem}" if model else self.problem
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import numpy as np
 from jax import Array
 
 from adam_jax.experiments.batches import count_tested
-from adam_jax.experiments.config import TaskConfig
 
 SPLIT_SEED = 0  # Not the run's seed: runs compare on the same test examples only.
 FOLDER = Path(__file__).parent / "data_files"  # its README says what is in it
@@ -40,24 +39,7 @@ class Dataset(NamedTuple):
     @property
     def classes(self) -> int:
         """Count the labels that there may be."""
-        return 1 + int(max(part.labels.max() for part in self))
-
-
-def load_dataset(config: TaskConfig) -> Dataset:
-    """Load and split what the config names.
-
-    Raises:
-      ValueError: if a part would hold too few examples.
-    """
-    if config.problem == "topics":
-        return split_topics(config.test_share, config.context)
-    split = {
-        "digits": split_digits,
-        "mnist": split_mnist,
-        "words": split_words,
-        "wilson": split_wilson,
-    }[config.problem]
-    return split(config.test_share)
+        return 1 + max(int(np.asarray(part.labels).max()) for part in self)
 
 
 def split_digits(test_share: float) -> Dataset:

@@ -10,42 +10,43 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from adam_jax.experiments.config import ModelConfig
-from adam_jax.experiments.data import Examples
+from adam_jax.experiments.data import Dataset
 from adam_jax.experiments.transformer import Transformer
 from adam_jax.experiments.vae import VAE
 
 
 def build_model(
-    config: ModelConfig, examples: Examples, classes: int, key: Array
+    name: str,
+    dataset: Dataset,
+    key: Array,
+    *,
+    widths: tuple[int, ...] = (),
+    latent: int = 0,
+    heads: int = 0,
+    hidden_bias: float = 0.0,
+    param_dtype: str = "float32",
 ) -> nnx.Module:
-    """Build the network of a config, its parameters drawn from a key.
+    """Build a network for the examples of a dataset, its parameters drawn from a key.
 
-    Args:
-      config: The network.
-      examples: Such as it is to take.
-      classes: How many logits it gives; a vae and a linear model have no classes.
-      key: A key of jax.random.
+    The options are those of the problems in built_in.py.
     """
-    rngs, param_dtype = nnx.Rngs(key), jnp.dtype(config.param_dtype)
-    options: Any = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
-    shape, widths = examples.inputs.shape[1:], config.widths
-    match config.name:
+    rngs, dtype = nnx.Rngs(key), jnp.dtype(param_dtype)
+    options: Any = {"param_dtype": dtype, "dtype": jnp.float32, "rngs": rngs}
+    shape, classes = dataset.train.inputs.shape[1:], dataset.classes
+    match name:
         case "transformer":
             (context,) = shape
-            return Transformer(
-                classes, context, widths, config.heads, param_dtype, rngs
-            )
+            return Transformer(classes, context, widths, heads, dtype, rngs)
         case "cnn":
-            return build_cnn(shape, widths, classes, config.hidden_bias, options)
+            return build_cnn(shape, widths, classes, hidden_bias, options)
         case "vae":
-            return build_vae(math.prod(shape), widths, config.latent, options)
+            return build_vae(math.prod(shape), widths, latent, options)
         case "linear":
             options |= {"use_bias": False, "kernel_init": nnx.initializers.zeros}
             return nnx.Sequential(nnx.Linear(math.prod(shape), 1, **options))
-    if config.name == "logistic":
-        widths = ()
-    return build_mlp(math.prod(shape), widths, classes, config.hidden_bias, options)
+        case "logistic":
+            widths = ()
+    return build_mlp(math.prod(shape), widths, classes, hidden_bias, options)
 
 
 def build_mlp(

@@ -13,7 +13,8 @@ class TrainOptions(TrainConfig):
     Examples:
       adam-jax train --config digits_mlp
       adam-jax train --config digits_mlp --optimizer.learning_rate 3e-4
-      adam-jax train --model.name cnn --model.widths "[32, 64]" --optimizer.name lion
+      adam-jax train --arguments.model cnn --arguments.widths "[32, 64]"
+      adam-jax train --problem mnist --optimizer.name lion
       adam-jax train --resume runs/digits_mlp
       adam-jax inspect runs/digits_mlp
     """

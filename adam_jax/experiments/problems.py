@@ -28,12 +28,14 @@ class Problem:
         than once, or a function that gives an iterator. Its batches are taken in
         their order, then those of its next pass; a smaller one is left out.
       test: The same for the examples that each epoch is tested on; batches are read
-        once, and kept. None keeps `--test_share` of the rows of `train` for it.
+        once, and kept. A number keeps such a share of the rows of `train` for it: the
+        same ones whatever the seed.
       metrics: Map (params, batch) to a dict of scalars, the means over a batch of
         test examples, to be reported beside the loss: "accuracy" is shown in percent.
         A "loss" among them is the test loss; else it is `loss`, with a fixed key.
       baselines: What a metric is without a model, by name: such as the share of the
         commonest label. A dotted line marks it in pictures.
+      loss_name: What the loss is, with its unit, in tables and pictures.
 
     Example: a straight line through five points.
 
@@ -52,18 +54,20 @@ class Problem:
     init: Callable[[Array], Any]
     loss: Callable[[Any, Any, Array], Array]
     train: Any
-    test: Any = None
+    test: Any = 0.2
     metrics: Callable[[Any, Any], Mapping[str, Array]] | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
+    loss_name: str = "loss"
 
 
 def nnx_problem(
     build: Callable[[Array], nnx.Module],
     loss: Callable[[Any, Any, Array], Array],
     train: Any,
-    test: Any = None,
+    test: Any = 0.2,
     metrics: Callable[[Any, Any], Mapping[str, Array]] | None = None,
     baselines: Mapping[str, float] | None = None,
+    loss_name: str = "loss",
 ) -> Problem:
     """Make a problem of a Flax NNX module.
 
@@ -78,6 +82,7 @@ def nnx_problem(
       test: As in `Problem`.
       metrics: Map (module, batch) to a dict of scalars, as in `Problem`.
       baselines: As in `Problem`.
+      loss_name: As in `Problem`.
 
     Raises:
       ValueError: if the module holds what is no parameter, such as batch statistics.
@@ -119,4 +124,4 @@ def nnx_problem(
         found = metrics(module, batch) if metrics else {}
         return {LOSS: loss(module, batch, key), **found}
 
-    return Problem(init, train_loss, train, test, measure, baselines or {})
+    return Problem(init, train_loss, train, test, measure, baselines or {}, loss_name)

@@ -108,7 +108,7 @@ class Report:
         optimizer_state = opt_state.inner_state  # the figures left out
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer_state))
         config, taken = self.config, trainer.taken / trainer.seconds
-        rows = describe_last(last, config.epochs, config.loss_name)
+        rows = describe_last(last, config.epochs, trainer.task.loss_name)
         if config.optimizer.guard != "none":
             rows["skipped"] = f"{last.skipped:,} of {last.step:,} steps"
         rows["steps per second"] = f"{taken:,.0f} (compilation left out)"

@@ -174,7 +174,9 @@ def _train(
 def _conclude(trainer: Trainer, folder: RunFolder, report: Report) -> None:
     save_params(folder.path / "params.npz", trainer.carry.params)
     if folder.epochs:
-        picture = to_picture(draw_run(trainer.config, folder.epochs))
+        picture = to_picture(
+            draw_run(trainer.config, folder.epochs, trainer.task.loss_name)
+        )
         replace_file(folder.path / "run.png", lambda file: file.write(picture))
         report.summarise(folder.epochs[-1])
 

@@ -120,7 +120,9 @@ CORRECTIONS = Topic(
 FACTORS = {"first moment": "bias_correction_mu", "second": "bias_correction_nu"}
 
 
-def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> alt.VConcatChart:
+def draw_run(
+    config: TrainConfig, epochs: Sequence[Epoch], loss_name: str = "loss"
+) -> alt.VConcatChart:
     """Draw the picture of a run.
 
     There is a panel each for loss, test accuracy if the model has one, effective step,
@@ -131,10 +133,11 @@ def draw_run(config: TrainConfig, epochs: Sequence[Epoch]) -> alt.VConcatChart:
     Args:
       config: That of the run.
       epochs: What is drawn.
+      loss_name: What the loss is.
     """
     runs = {config.run_name: epochs}
     panels = [
-        *chart_losses(runs, config.loss_name),
+        *chart_losses(runs, loss_name),
         *_chart_steps(runs),
         *(x for topic in (RATIOS, UPDATES, GRADIENTS) for x in _chart(runs, topic)),
     ]

@@ -24,7 +24,6 @@ from adam_jax.experiments.batches import (
     holds_rows,
     read_rows,
 )
-from adam_jax.experiments.built_in import build_problem
 from adam_jax.experiments.config import (
     BUILT_IN,
     MAKE,
@@ -36,6 +35,7 @@ from adam_jax.experiments.interrupts import Faulty
 from adam_jax.experiments.metrics import LOSS
 from adam_jax.experiments.problems import TEST_SEED, Problem
 
+HOME = "adam_jax.experiments.built_in"
 SPLIT_SEED = 0  # not the run's seed: runs compare on the same test examples only
 TESTED_AT_ONCE = 4096  # examples
 TAKEN = ("train_loss", "test_loss", "test_error", "learning_rate", "skipped")
@@ -52,6 +52,7 @@ class Task(NamedTuple):
       test: Map (params, examples) to the test loss, and to the other metrics by name.
       metrics: Their names.
       baselines: As in `Problem`.
+      loss_name: As in `Problem`.
     """
 
     batches: Rows | Stream
@@ -61,6 +62,7 @@ class Task(NamedTuple):
     test: Callable[[Any, Any], tuple[Array, dict[str, Array]]]
     metrics: tuple[str, ...]
     baselines: Mapping[str, float]
+    loss_name: str
 
 
 def build_task(config: TaskConfig) -> Task:
@@ -70,10 +72,7 @@ def build_task(config: TaskConfig) -> Task:
       ValueError: if the problem or its data refuse the config, or are of no use.
       Faulty: if code of the problem raises an error.
     """
-    if config.problem in BUILT_IN:
-        problem = build_problem(config)
-    else:
-        problem = load_problem(config.problem, config.arguments)
+    problem = load_problem(config.problem, config.arguments)
     batches, examples = _read_data(problem, config)
     params = _check_functions(problem, batches.batch, config.problem)
 
@@ -99,7 +98,14 @@ def build_task(config: TaskConfig) -> Task:
                 "but it must be a scalar"
             )
     return Task(
-        batches, examples, problem.init, loss, test, tuple(metrics), problem.baselines
+        batches,
+        examples,
+        problem.init,
+        loss,
+        test,
+        tuple(metrics),
+        problem.baselines,
+        problem.loss_name,
     )
 
 
@@ -108,7 +114,7 @@ def load_problem(place: str, arguments: dict[str, Any]) -> Problem:
 
     Args:
       place: `package.module:function` or `path/to/file.py:function`; without a
-        function, it is `make`.
+        function, it is `make`. Or one of those that come along.
       arguments: What it is given.
 
     Raises:
@@ -116,7 +122,8 @@ def load_problem(place: str, arguments: dict[str, Any]) -> Problem:
         give a `Problem`.
       Faulty: if it raises another error.
     """
-    source, _, name = place.partition(":")
+    comes_along = place in BUILT_IN
+    source, _, name = (f"{HOME}:{place}" if comes_along else place).partition(":")
     spec = _find(source)
     with _theirs(source):
         module = _load(spec)
@@ -124,7 +131,8 @@ def load_problem(place: str, arguments: dict[str, Any]) -> Problem:
     if not callable(make):
         raise ValueError(f"problem is {place!r}, but {source} has no {name or MAKE}()")
     checked = check_call(make, arguments, "arguments")
-    with _theirs(place):
+    # What those that come along refuse is said in one sentence.
+    with contextlib.nullcontext() if comes_along else _theirs(place):
         problem = make(**checked)
     if not isinstance(problem, Problem):
         raise ValueError(
@@ -169,8 +177,9 @@ def _load(spec: ModuleSpec) -> Any:
 def _read_data(problem: Problem, config: TaskConfig) -> tuple[Rows | Stream, Any]:
     """Give what is learned from, and what is tested on."""
     train, test = problem.train, problem.test
+    kept_back = isinstance(test, int | float)
     if not holds_rows(train):
-        if test is None:
+        if kept_back:
             raise ValueError(
                 "train gives batches, of which none are kept for testing: the problem "
                 "must give test, too"
@@ -178,8 +187,8 @@ def _read_data(problem: Problem, config: TaskConfig) -> tuple[Rows | Stream, Any
         batches: Rows | Stream = Stream(train, config.epoch_steps)
     else:
         train = read_rows(train, "train")
-        if test is None:
-            train, test = _split(train, config.test_share)
+        if kept_back:
+            train, test = _split(train, test)
         batches = Rows(train, config.batch_size, config.epoch_steps)
     examples = read_rows(test, "test")
     if not count_rows(examples, "test"):

@@ -13,7 +13,7 @@ from adam_jax.experiments.cli import main
 from adam_jax.experiments.metrics import Epoch, to_json
 
 # Two steps an epoch: half of the 1,437 training images each.
-TINY = ("--batch_size=718", "--epochs=2", "--model.widths=[8]")
+TINY = ("--batch_size=718", "--epochs=2", "--arguments.widths=[8]")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir()
         (folder / "config.toml").write_text(
             f'name = "{name}"\nproblem = "digits"\nepochs = 4\nseed = 0\n'
-            '[model]\nname = "mlp"\nwidths = [8, 4]\n'
+            '[arguments]\nmodel = "mlp"\nwidths = [8, 4]\n'
             '[optimizer]\nname = "adam"\nlearning_rate = 0.001\nschedule = "constant"\n'
         )
         made = [make_epoch(n)._replace(**changes) for n in range(1, epochs + 1)]

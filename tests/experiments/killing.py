@@ -22,7 +22,7 @@ TRAIN = (
     "train",
     "--batch_size=100",  # 14 steps an epoch
     "--epochs=3",
-    "--model.widths=[]",
+    "--arguments.widths=[]",
     "--checkpoint_every=3",
 )
 

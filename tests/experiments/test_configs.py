@@ -42,10 +42,10 @@ def get_options(config, runs_dir):
     options = [command, f"--config={config}", f"--runs_dir={runs_dir}", *SHORT[command]]
     if config.stem.startswith("topics"):
         # One block, not five: of each the figures would be traced.
-        options += ["--model.widths=[32]", "--test_share=0.01"]
+        options += ["--arguments.widths=[32]", "--arguments.test_share=0.01"]
         options += ["--optimizer.warmup_steps=1"]
     if re.search(r'^problem = "(mnist|words)"', config.read_text(), re.MULTILINE):
-        options += ["--model.widths=[8]", "--model.latent=2", "--test_share=0.02"]
+        options += ["--arguments.widths=[8]", "--arguments.test_share=0.02"]
     if command == "sweep":
         options += ["--grid.learning_rate=[0.01]"]
     if config.stem == "figure_kb4":
@@ -72,7 +72,7 @@ def test_its_step_can_be_traced(config, runs_dir, monkeypatch):
 def test_it_runs_for_two_steps(name, runs_dir):
     (config,) = (config for config in CONFIGS if config.stem == name)
     command = get_command(config)
-    small = ["--model.widths=[8]"] if command != "trace" else []
+    small = ["--arguments.widths=[8]"] if command != "trace" else []
     assert main([*get_options(config, runs_dir), *small]) == 0
     folder = runs_dir / name
     if command == "train":
@@ -118,9 +118,9 @@ def test_a_config_is_taken_by_name(tmp_path, monkeypatch, capfd):
     def read(*options):
         return commands.read_options(["train", *options])
 
-    assert read("--config", "digits_cnn").model.name == "cnn"
+    assert read("--config", "digits_cnn").arguments["model"] == "cnn"
     Path("digits_cnn").mkdir()  # a folder is none
-    assert read("--config=digits_cnn").model.name == "cnn"
+    assert read("--config=digits_cnn").arguments["model"] == "cnn"
     Path("digits_mlp").write_text("seed = 7")  # a file is taken as it is
     assert read("--config", "digits_mlp").seed == 7
     assert main(["train", "--config", "digit_mlp"]) == 2

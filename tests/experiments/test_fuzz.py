@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adam_jax.experiments import commands, run
+from adam_jax.experiments import built_in, commands, run
+from adam_jax.experiments.arguments import check_call
 from adam_jax.experiments.batches import Rows
-from adam_jax.experiments.built_in import FITTING
-from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
+from adam_jax.experiments.config import BUILT_IN, OptimizerConfig, TrainConfig
 from adam_jax.experiments.data import Examples
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
 from adam_jax.experiments.study import study
@@ -77,6 +77,7 @@ JUNK = (
     b"\xff",
     b"e",
 )
+ARGUMENTS = ("model", "widths", "latent", "dropout", "hidden_bias", "param_dtype", "x")
 NO_TOML = (b"", b"\xef\xbb\xbf", b"\xff\xfe\0", b"[" * 9999, b"a=" + b"[" * 9999)
 
 
@@ -91,9 +92,11 @@ def list_paths(table, before=()):
 
 def list_options(config, before=()):
     """Give the path of every option of a config, and of some that are none."""
-    tables = {"model": ModelConfig, "optimizer": OptimizerConfig, "grid": GridConfig}
+    tables = {"optimizer": OptimizerConfig, "grid": GridConfig}
     for field in dataclasses.fields(config):
         yield (*before, field.name)
+        if field.name == "arguments" and not before:
+            yield from ((field.name, key) for key in ARGUMENTS)
         if field.name in tables:
             yield from list_options(tables[field.name], (*before, field.name))
     if config is TraceConfig:
@@ -207,16 +210,15 @@ def make_data(count):
 
 def build_small_task(config):
     """Stand in for `build_task`: two parameters, and nothing to learn."""
-    if config.problem not in FITTING:
+    if config.problem not in BUILT_IN:
         raise ValueError("problem is none that comes along")
-    if config.model.name not in FITTING[config.problem]:
-        raise ValueError("the model does not fit")
+    check_call(getattr(built_in, config.problem), config.arguments, "arguments")
 
     def init(key):
         return {"w": jnp.zeros(2)}
 
     rows = Rows(make_data(1437), config.batch_size, config.epoch_steps)
-    return Task(rows, None, init, None, None, ("accuracy",), {})
+    return Task(rows, None, init, None, None, ("accuracy",), {}, "loss")
 
 
 class SmallTrainer:

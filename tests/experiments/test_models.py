@@ -6,32 +6,32 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from adam_jax.experiments.config import ModelConfig
-from adam_jax.experiments.data import Examples, split_digits, split_topics
+from adam_jax.experiments.data import Dataset, Examples, split_digits, split_topics
 from adam_jax.experiments.models import build_model
 
 KEY = jax.random.key(0)
-IMAGES = Examples(jnp.zeros((1, 8, 8)), jnp.zeros(1, jnp.int32))
+IMAGES = Dataset(*2 * [Examples(jnp.zeros((1, 8, 8)), jnp.full(1, 9))])
+TEXT = Dataset(*2 * [Examples(jnp.zeros((1, 6), jnp.int32), jnp.full((1, 6), 9))])
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 @pytest.mark.parametrize("widths", [(), (4,), (4, 3, 2, 2, 2)])
 def test_models_map_images_to_logits(name, widths):
-    model = build_model(ModelConfig(name=name, widths=widths), IMAGES, 10, KEY)
+    model = build_model(name, IMAGES, KEY, widths=widths)
     assert model(jnp.ones((5, 8, 8))).shape == (5, 10)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_hidden_layers_start_with_the_bias_of_the_config(name):
-    config = ModelConfig(name=name, widths=(4, 3), hidden_bias=-2.5)
-    state = nnx.to_pure_dict(nnx.state(build_model(config, IMAGES, 10, KEY)))
+    model = build_model(name, IMAGES, KEY, widths=(4, 3), hidden_bias=-2.5)
+    state = nnx.to_pure_dict(nnx.state(model))
     biases = [layer["bias"] for layer in state["layers"].values()]
     assert [set(np.unique(bias)) for bias in biases] == [{-2.5}, {-2.5}, {0}]
 
 
 def test_parameters_come_from_the_seed():
     def kernel(seed):
-        model = build_model(ModelConfig(widths=(4,)), IMAGES, 10, jax.random.key(seed))
+        model = build_model("mlp", IMAGES, jax.random.key(seed), widths=(4,))
         return jax.tree.leaves(nnx.state(model))[1]
 
     assert np.array_equal(kernel(0), kernel(0))
@@ -52,9 +52,7 @@ def test_digits_are_split_once_and_for_all():
 
 
 def test_the_transformer_sees_the_past_only():
-    text = Examples(jnp.zeros((1, 6), jnp.int32), jnp.full((1, 6), 9))
-    config = ModelConfig(name="transformer", widths=(8, 8), heads=2)
-    model = build_model(config, text, 10, KEY)
+    model = build_model("transformer", TEXT, KEY, widths=(8, 8), heads=2)
     logits = model(jnp.arange(6)[None])
     assert logits.shape == (1, 6, 10)
     changed = model(jnp.arange(6)[None].at[0, 4].set(0))
@@ -63,13 +61,12 @@ def test_the_transformer_sees_the_past_only():
 
 
 def test_parameters_of_every_model_may_be_bfloat16():
-    text = Examples(jnp.zeros((1, 6), jnp.int32), jnp.full((1, 6), 9))
-    for name, examples in [("mlp", IMAGES), ("cnn", IMAGES), ("transformer", text)]:
-        config = ModelConfig(name, (8,), heads=2, param_dtype="bfloat16")
-        model = build_model(config, examples, 10, KEY)
+    options = {"widths": (8,), "heads": 2, "param_dtype": "bfloat16"}
+    for name, data in [("mlp", IMAGES), ("cnn", IMAGES), ("transformer", TEXT)]:
+        model = build_model(name, data, KEY, **options)
         for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
             assert leaf.dtype == jnp.bfloat16
-        assert model(examples.inputs).dtype == jnp.float32
+        assert model(data.train.inputs).dtype == jnp.float32
 
 
 def test_topics_are_windows_of_one_text():

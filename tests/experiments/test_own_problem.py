@@ -273,9 +273,8 @@ WRONG = {
     "no argument": ("--arguments.width=3.5", None),
     "an argument of digits": (
         ("--problem=digits", "--arguments.width=3"),
-        "arguments is {'width': 3}, but must be left out: digits takes none",
+        "arguments: got an unexpected keyword argument 'width': did you mean widths?",
     ),
-    "a model": ("--model.name=cnn", "model is set, but only digits, mnist, words, to"),
     "too large a batch": ("--batch_size=30", "there are only 19 training examples"),
     "no accuracy": (
         ("--measure=test_error", "--grid.learning_rate=[0.1]"),

@@ -10,18 +10,23 @@ from scipy.stats import bernoulli, norm
 import adam_jax
 from adam_jax.experiments import data
 from adam_jax.experiments.built_in import drop
-from adam_jax.experiments.config import ModelConfig, TaskConfig
-from adam_jax.experiments.data import Examples
+from adam_jax.experiments.config import TaskConfig
+from adam_jax.experiments.data import Dataset, Examples
 from adam_jax.experiments.models import build_model
 from adam_jax.experiments.tasks import build_task
 
 KEY = jax.random.key(3)
 
 
-def problem(name, problem="digits", **options):
-    """Build a problem of a small model, its functions compiled."""
-    model = ModelConfig(name=name, widths=(7,), **options)
-    built = build_task(TaskConfig(problem=problem, label_smoothing=0.0, model=model))
+def problem(model, **options):
+    """Build digits for a small model, its functions compiled."""
+    options |= {"model": model, "widths": [7], "label_smoothing": 0.0}
+    return compiled(TaskConfig(arguments=options))
+
+
+def compiled(config):
+    """Build a task, its functions compiled."""
+    built = build_task(config)
     return built._replace(
         init=jax.jit(built.init), loss=jax.jit(built.loss), test=jax.jit(built.test)
     )
@@ -58,9 +63,10 @@ def decode(params, codes):
 
 
 def test_a_penalty_is_added_to_what_is_trained_only():
-    model = ModelConfig(name="logistic")
+    logistic = {"model": "logistic"}
     plain, penalized = (
-        build_task(TaskConfig(model=model, penalty=penalty)) for penalty in (0, 0.3)
+        build_task(TaskConfig(arguments=logistic, penalty=penalty))
+        for penalty in (0, 0.3)
     )
     params, examples = plain.init(KEY), plain.examples
     squares = sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(params))
@@ -160,12 +166,16 @@ def test_what_is_not_dropped_grows():
 
 
 def test_the_cnn_halves_28_pixels_rounding_up():
-    examples = Examples(jnp.zeros((5, 28, 28)), jnp.zeros(5, jnp.int32))
-    config = ModelConfig(name="cnn", widths=(2, 3, 5))
-    model = nnx.eval_shape(lambda: build_model(config, examples, 10, KEY))
+    examples = Examples(jnp.zeros((5, 28, 28)), jnp.full(5, 9))
+    data = Dataset(examples, examples)
+
+    def build():
+        return build_model("cnn", data, KEY, widths=(2, 3, 5))
+
+    model = nnx.eval_shape(build)
     *_, head = nnx.state(model)["layers"].values()
     assert head["kernel"].shape == (4 * 4 * 5, 10)  # 28, 14, 7, 4
-    logits = nnx.eval_shape(lambda: build_model(config, examples, 10, KEY)(examples[0]))
+    logits = nnx.eval_shape(lambda: build()(examples.inputs))
     assert logits.shape == (5, 10)
 
 
@@ -174,7 +184,7 @@ def wilson():
     """Build Wilson's problem with 80 examples; of the 64 to learn from, 37 are 1."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "WILSON_EXAMPLES", 80)
-        return problem("linear", problem="wilson")
+        return compiled(TaskConfig(problem="wilson"))
 
 
 def descend(problem, tx, steps):
@@ -238,16 +248,32 @@ def test_adaptive_methods_find_what_holds_for_the_training_only(wilson, tx):
     np.testing.assert_allclose(kernel[:, 0], expected, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    ("chosen", "name", "goes_with"),
-    [
-        ("words", "cnn", "'logistic' or 'mlp'"),
-        ("wilson", "mlp", "'linear'"),
-        ("digits", "linear", "'logistic' or 'mlp' or 'cnn' or 'vae'"),
-        ("topics", "vae", "'transformer'"),
-    ],
-)
-def test_a_model_that_does_not_fit_is_refused(chosen, name, goes_with):
-    message = f"model.name is '{name}', but problem = '{chosen}' goes with {goes_with}"
+def test_a_model_that_does_not_fit_is_refused():
+    message = "arguments.model is 'cnn', but must be logistic or mlp for words"
     with pytest.raises(ValueError, match=message):
-        problem(name, chosen)
+        build_task(TaskConfig(problem="words", arguments={"model": "cnn"}))
+
+
+TRANSFORMERS = {
+    "unequal blocks": (
+        {"widths": [8, 4]},
+        r"widths is \[8, 4\], but must be all equal",
+    ),
+    "no blocks": ({"widths": []}, r"widths: .* at least 1 item .*, got \[\]"),
+    "too many heads": ({"heads": 3}, "heads is 3, but must be a divisor of 64"),
+    "endless windows": ({"context": 10**12}, "context: .* less than or equal to 4096"),
+    "a model": ({"model": "mlp"}, "arguments: got an unexpected keyword argument"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), TRANSFORMERS.values(), ids=TRANSFORMERS)
+def test_a_transformer_that_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        build_task(TaskConfig(problem="topics", arguments=given))
+
+
+def test_what_comes_along_is_a_problem_like_ones_own():
+    place = "adam_jax.experiments.built_in:wilson"
+    own, named = (build_task(TaskConfig(problem=x)) for x in (place, "wilson"))
+    assert own.loss_name == named.loss_name == "half the squared error"
+    assert np.array_equal(own.examples.inputs, named.examples.inputs)

@@ -210,7 +210,7 @@ def test_the_config(write_run):
         file.write('[[tried]]\nname = "adam"\nb1 = 0.9\n[[tried]]\nname = "sgd"\n')
     words = report(folder)[0].words
     for key, value in (
-        ("model.widths", "[8, 4]"),
+        ("arguments.widths", "[8, 4]"),
         ("optimizer.learning_rate", "0.001"),
         ("tried.1", "name=adam, b1=0.9"),
         ("tried.2", "name=sgd"),

@@ -35,16 +35,16 @@ from adam_jax.experiments.folder import RunFolder
 from adam_jax.experiments.metrics import read_epochs
 
 # Two steps an epoch, of two.
-TINY = ("--batch_size=718", "--epochs=2", "--model.widths=[]")
+TINY = ("--batch_size=718", "--epochs=2", "--arguments.widths=[]")
 RESULTS = ("metrics.jsonl", "params.npz")
 # Every option that puts something else into the state.
 RICH = (
-    "--model.param_dtype=bfloat16",
+    "--arguments.param_dtype=bfloat16",
     "--optimizer.rounding=stochastic",
     "--optimizer.mu_dtype=8bit",
     "--optimizer.nu_dtype=bfloat16",
     "--optimizer.guard=spikes",
-    "--model.widths=[64]",  # a kernel of 4,096: with 8-bit codes
+    "--arguments.widths=[64]",  # a kernel of 4,096: with 8-bit codes
 )
 OTHERS = {
     "an option": (["--seed=3"], "seed is set, but --resume goes on with the config of"),

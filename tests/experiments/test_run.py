@@ -187,7 +187,7 @@ def no_slope(params, examples, key):
 
 
 def test_bfloat16_rounded_to_the_nearest_swallows_updates(train, runs_dir):
-    small = ("--model.param_dtype=bfloat16", "--optimizer.learning_rate=1e-5")
+    small = ("--arguments.param_dtype=bfloat16", "--optimizer.learning_rate=1e-5")
     assert train(*small) == 0
     last = records(runs_dir / "digits")[-1]
     assert last["figures"]["swallowed/layers/1/kernel"] > 0.9
@@ -206,7 +206,7 @@ def test_a_run_without_moments_is_inspected(train, runs_dir, capfd):
 
 
 def test_without_labels_no_accuracy_is_shown(train, runs_dir, capfd):
-    assert train("--model.name=vae", "--model.latent=2") == 0
+    assert train("--arguments.model=vae", "--arguments.latent=2") == 0
     assert main(["inspect", str(runs_dir / "digits")]) == 0
     out, err = capfd.readouterr()
     assert err == "" and "accuracy" not in out and "nan" not in out

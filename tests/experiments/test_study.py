@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
+from adam_jax.experiments.config import OptimizerConfig, TrainConfig
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
 from adam_jax.experiments.study import population
 from adam_jax.experiments.study.config import (
@@ -28,7 +28,7 @@ from adam_jax.experiments.training import Trainer
 
 CURVES = ("train_loss", "test_loss", "accuracy")
 ADAMW = Candidate(name="adamw", schedule="cosine", warmup_steps=2, eps=1e-6)
-TASK = {"batch_size": 359, "epochs": 3, "model": ModelConfig(widths=(8,))}
+TASK = {"batch_size": 359, "epochs": 3, "arguments": {"widths": [8]}}
 STUDY = StudyConfig(**TASK, seeds=[5, 0], optimizers=(ADAMW,))
 SETTINGS = [
     {"learning_rate": 1e-2, "b2": 0.9, "weight_decay": 0.1},

@@ -45,7 +45,7 @@ from adam_jax.experiments.study.population import Population
 TINY = """\
 batch_size = 718
 epochs = 2
-[model]
+[arguments]
 widths = [8]
 [[optimizers]]
 name = "adam"
@@ -57,7 +57,7 @@ learning_rate = 1e37
 SWEEP = """\
 batch_size = 718
 epochs = 2
-[model]
+[arguments]
 widths = [8]
 [[optimizers]]
 name = "adam"
@@ -150,7 +150,7 @@ batch_size = 718
 epochs = 2
 seeds = 2
 memory = 2_100_000
-[model]
+[arguments]
 widths = [8]
 [[optimizers]]
 name = "adam"
@@ -314,7 +314,7 @@ def test_two_processes_cannot_train_the_same_study(whole, capfd):
         (("seeds = 2", "seeds = [5, 6]"), "is broken: its members are not those of i"),
         (("epochs = 2", "epochs = 3"), "is broken: its members are not those of its c"),
         (("seeds = 2", "seeds = 0"), "seeds is 0, but must be from 1"),
-        (("[grid]", "[model]"), "config.toml: .*Cannot declare"),
+        (("[grid]", "[arguments]"), "config.toml: .*Cannot declare"),
         (("seeds = 2", "target_loss = 2"), "target_loss is no option"),
     ],
 )
@@ -510,7 +510,7 @@ MISTAKES = {
     ),
     "an error of a vae": (
         "sweep",
-        "measure = 'test_error'\nmodel.name = 'vae'\n" + ADAM + "[grid]\nb1 = [0]",
+        "measure = 'test_error'\narguments.model = 'vae'\n" + ADAM + "[grid]\nb1 = [0]",
         "measure is 'test_error', but must be a loss",
     ),
     "a negative penalty": (

@@ -9,12 +9,12 @@ from cases import often
 
 from adam_jax import FIGURES, OPTIMIZERS
 from adam_jax.experiments import training
-from adam_jax.experiments.config import ModelConfig, OptimizerConfig, TrainConfig
+from adam_jax.experiments.config import OptimizerConfig, TrainConfig
 from adam_jax.experiments.data import Examples
 from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
 from adam_jax.experiments.training import Carry, Trainer
 
-TINY = TrainConfig(batch_size=718, epochs=3, model=ModelConfig(widths=(8,)))
+TINY = TrainConfig(batch_size=718, epochs=3, arguments={"widths": [8]})
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def trainer():
         traces.append(args)
         return take_steps(self, *args)
 
-    config = TrainConfig(batch_size=100, epochs=2, model=ModelConfig(widths=(8,)))
+    config = TrainConfig(batch_size=100, epochs=2, arguments={"widths": [8]})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_take_steps", count)
         trainer = Trainer(config)
@@ -164,7 +164,7 @@ def test_the_report_gives_the_rate_of_the_last_step():
     config = TrainConfig(
         batch_size=1437,
         epochs=2,
-        model=ModelConfig(widths=()),
+        arguments={"widths": []},
         optimizer=OptimizerConfig(warmup_steps=1),
     )
     first, second = filter(None, Trainer(config).segments())

@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 import adam_jax
 from adam_jax.experiments import report
-from adam_jax.experiments.config import BUILT_IN
 from adam_jax.experiments.drawing import Panel, to_page
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.metrics import write_metric
@@ -169,8 +168,8 @@ def _describe_run(run: Run) -> str:
     def of(key: str) -> Any:
         return run.config.get(key, "?")
 
-    problem = of("problem")
-    subject = f"{of('model.name')} on {problem}" if problem in BUILT_IN else problem
+    model = run.config.get("arguments.model")
+    subject = f"{model} on {of('problem')}" if model else of("problem")
     return (
         f"{subject}, trained by {of('optimizer.name')}, "
         f"learning rate {of('optimizer.learning_rate')} ({of('optimizer.schedule')}), "
