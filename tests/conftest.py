@@ -36,23 +36,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every",
         type=int,
-        default=1,
-        help="of the cases of a test, run the first and then only each so-manieth",
+        default=3,
+        help="of the cases of a test, all are crossings but the first and then each "
+        "so-manieth (default: 3)",
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Leave out what --every says."""
+    """Mark as crossings what --every says."""
     every, counted = config.getoption("--every"), dict[str, int]()
-    kept, left = [], []
     for item in items:
         test = item.nodeid.partition("[")[0]
         counted[test] = number = counted.get(test, -1) + 1
-        (left if number % every else kept).append(item)
-    items[:] = kept
-    config.hook.pytest_deselected(items=left)
+        if number % every:
+            item.add_marker("crossing")
 
 
 @pytest.fixture(autouse=True, scope="module")

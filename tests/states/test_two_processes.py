@@ -136,6 +136,7 @@ def test_two_processes_train_save_and_die_like_one(tmp_path, kind):
         np.testing.assert_allclose(single.params[name], param, atol=4e-4)
 
 
+@pytest.mark.crossing
 def test_the_example_goes_on_alone_where_two_were_killed(tmp_path):
     example = Path(__file__).parents[2] / "examples" / "two_processes.py"
     start = tmp_path / "start"
