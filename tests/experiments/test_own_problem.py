@@ -398,4 +398,4 @@ def test_what_an_optimizer_alone_takes_is_set_by_name(here, capfd):
 
 def test_a_problem_is_made_of_pure_functions():
     problem = Problem(lambda key: {"w": jnp.ones(2)}, lambda params, batch, key: 0.0, X)
-    assert problem.test is None and problem.metrics is None and not problem.baselines
+    assert problem.test == 0.2 and problem.metrics is None and not problem.baselines

@@ -223,7 +223,7 @@ def test_train_records_what_report_shows(train, runs_dir):
     recorded = json.loads((runs_dir / "digits" / "environment.json").read_text())
     page, charts = report(runs_dir / "digits")
     assert {"Recorded when training began.", recorded["cpu"]} <= set(page.words)
-    assert "mlp on digits, trained by adam" in " ".join(page.words)
+    assert "digits, trained by adam" in " ".join(page.words)
     assert len(charts["Gradient"].lines()) == 1 + 4
 
 
