@@ -15,7 +15,7 @@ import docstring_parser
 import adam_jax
 from adam_jax.experiments import arguments, options
 from adam_jax.experiments.study.config import CompareConfig, SweepConfig
-from adam_jax.experiments.trace.config import TraceConfig
+from adam_jax.experiments.trace.trace_config import TraceConfig
 
 
 def list_optimizers() -> str:
@@ -105,7 +105,7 @@ COMMANDS = {
     "inspect": Command("inspection", options.InspectOptions),
     "report": Command("report.command", options.ReportOptions),
     "bench": Command("bench.command", options.BenchOptions, False, list_candidates),
-    "trace": Command("trace.command", TraceConfig, True, list_surfaces),
+    "trace": Command("trace.tracing", TraceConfig, True, list_surfaces),
     "family": Command("family", options.FamilyOptions),
     "new": Command("new", options.NewOptions),
     "configs": Command("shipped", options.ConfigsOptions),

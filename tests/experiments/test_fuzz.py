@@ -26,7 +26,7 @@ from adam_jax.experiments.study.config import CompareConfig, GridConfig, SweepCo
 from adam_jax.experiments.study.population import Population
 from adam_jax.experiments.tasks import Task
 from adam_jax.experiments.trace import paths
-from adam_jax.experiments.trace.config import TraceConfig
+from adam_jax.experiments.trace.trace_config import TraceConfig
 
 TRIALS = 250  # of each command
 LONGEST = 400  # characters of a sentence

@@ -13,51 +13,37 @@ from jax import Array
 from adam_jax import OPTIMIZERS
 from adam_jax.experiments.config import OptimizerConfig
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
-from adam_jax.experiments.trace.config import TraceConfig
-from adam_jax.experiments.trace.surfaces import HEAVY_BALL, SURFACES, Point, Surface
+from adam_jax.experiments.trace.surfaces import HEAVY_BALL, SURFACES, Surface
+from adam_jax.experiments.trace.trace_config import TraceConfig
 
 NEAR = 1e-2  # distance from a minimum that counts as having reached it
 
 
 class Trace(NamedTuple):
-    """Hold the path of one optimizer; after a divergence it ends.
-
-    Attributes:
-      optimizer: Its config.
-      points: Of each step, that of the start first: (steps + 1, 2), float32.
-      losses: Loss at each point.
-      regrets: Average regret at each point but the last: how much lower the losses of
-        the steps so far, each at the point that it met, were at the minimum.
-      distances: Distance of each point to the nearest minimum.
-      reached: First step within `NEAR` of a minimum, if there is one.
-      left: First step from which on the path stays outside what is drawn.
-      diverged: First step whose point or loss is not finite; it is not in the path.
-    """
+    """Hold the path of one optimizer; before a step that diverges it ends."""
 
     optimizer: OptimizerConfig
-    points: np.ndarray
-    losses: np.ndarray
+    points: np.ndarray  # (steps + 1, 2), that of the start first
+    losses: np.ndarray  # at each point
+    # At each point but the last: how much lower the losses of the steps so far, each at
+    # the point that it met, were at the minimum; their mean.
     regrets: np.ndarray
-    distances: np.ndarray
-    reached: int | None
-    left: int | None
-    diverged: int | None
+    distances: np.ndarray  # of each point to the nearest minimum
+    reached: int | None  # the first step within `NEAR` of a minimum
+    left: int | None  # the first step from which on it stays outside what is drawn
+    diverged: int | None  # the first step whose point or loss is not finite
 
 
 def place_surface(config: TraceConfig) -> Surface:
     """Give the surface of a config, with the start and the steps that it sets."""
     surface = SURFACES[config.surface]
     x, y = config.start or surface.start
-    bounds = _widen(surface.bounds[0], x), _widen(surface.bounds[1], y)
+    bounds = []
+    for (low, high), at in zip(surface.bounds, (x, y), strict=True):
+        margin = 0.05 * (high - low)
+        bounds.append((min(low, at - margin), max(high, at + margin)))
     steps = config.steps or surface.steps
-    return surface._replace(start=(x, y), steps=steps, bounds=bounds)
-
-
-def _widen(ends: tuple[float, float], x: float) -> tuple[float, float]:
-    """Give bounds that x is inside of, with a margin."""
-    low, high = ends
-    margin = 0.05 * (high - low)
-    return min(low, x - margin), max(high, x + margin)
+    return surface._replace(start=(x, y), steps=steps, bounds=tuple(bounds))
 
 
 def choose_options(config: TraceConfig) -> dict[str, dict[str, Any]]:
@@ -108,27 +94,19 @@ def compile_traces(
         except ValueError as error:
             message = str(error).removeprefix("optimizer.")
             raise ValueError(f"settings.{name}: {message}") from error
-    return {name: _compile(config, surface, *found) for name, found in built.items()}
+    key = jax.random.key(config.seed)
+    return {name: _compile(surface, key, *found) for name, found in built.items()}
 
 
 def _compile(
-    config: TraceConfig,
     surface: Surface,
+    key: Array,
     optimizer: OptimizerConfig,
     tx: optax.GradientTransformation,
 ) -> Callable[[], Trace]:
-    start, key = jnp.array(surface.start, jnp.float32), jax.random.key(config.seed)
-    compiled = jax.jit(partial(_walk, surface, tx)).lower(start, key).compile()
-    return partial(_trace, surface, optimizer, compiled, start, key)
-
-
-def _trace(
-    surface: Surface,
-    optimizer: OptimizerConfig,
-    walk: Callable[..., Any],
-    *where_and_key: Array,
-) -> Trace:
-    return measure(surface, optimizer, *jax.device_get(walk(*where_and_key)))
+    start = jnp.array(surface.start, jnp.float32)
+    walk = jax.jit(partial(_walk, surface, tx)).lower(start, key).compile()
+    return lambda: measure(surface, optimizer, *jax.device_get(walk(start, key)))
 
 
 def _walk(
@@ -164,13 +142,12 @@ def measure(
     regrets: np.ndarray,
 ) -> Trace:
     """Cut a path where it diverges, and find when it does what."""
-    finite = np.isfinite(points).all(axis=1) & np.isfinite(losses)
-    diverged = find_first(~finite)
+    diverged = _find_first(~(np.isfinite(points).all(axis=1) & np.isfinite(losses)))
     points, losses = points[:diverged], losses[:diverged]
-    distances = measure_distances(points, surface.minima)
+    apart = points.astype(np.float64)[:, None] - np.array(surface.minima)
+    distances = np.hypot(*np.moveaxis(apart, -1, 0)).min(axis=1)
     low, high = np.transpose(surface.bounds)
-    outside = ((points < low) | (points > high)).any(axis=1)
-    inside = np.flatnonzero(~outside)
+    inside = np.flatnonzero(((low <= points) & (points <= high)).all(axis=1))
     left = int(inside[-1]) + 1 if inside.size else 0
     return Trace(
         optimizer,
@@ -178,19 +155,11 @@ def measure(
         losses,
         regrets[: len(points) - 1],
         distances,
-        reached=find_first(distances <= NEAR),
+        reached=_find_first(distances <= NEAR),
         left=left if left < len(points) else None,
         diverged=diverged,
     )
 
 
-def measure_distances(points: np.ndarray, minima: tuple[Point, ...]) -> np.ndarray:
-    """Give the distance of each point to the nearest minimum."""
-    apart = points.astype(np.float64)[:, None] - np.array(minima)
-    return np.hypot(apart[..., 0], apart[..., 1]).min(axis=1)
-
-
-def find_first(happens: np.ndarray) -> int | None:
-    """Give the first place that is true."""
-    places = np.flatnonzero(happens)
-    return int(places[0]) if places.size else None
+def _find_first(happens: np.ndarray) -> int | None:
+    return int(happens.argmax()) if happens.any() else None

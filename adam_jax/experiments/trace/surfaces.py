@@ -24,31 +24,20 @@ HEAVY_BALL = {"momentum": {"name": "sgd", "momentum": 0.9}}
 
 
 class Surface(NamedTuple):
-    """Hold a loss of two numbers, and how to show it.
-
-    Attributes:
-      about: What it shows, in a few words.
-      loss: From a point, shaped (2,), to its loss; the mean one, if it changes.
-      minima: Where the loss is lowest.
-      start: Where the paths start.
-      bounds: What is drawn: the least and the greatest x, and the same of y.
-      steps: How many are taken.
-      settings: The optimizers that are shown unless others are asked for, and their
-        options, as of OptimizerConfig.
-      step_loss: The loss of a step, from the point, the step (it counts from 1) and a
-        key; None: it is always the same.
-      limit: After each step both coordinates are clipped to [-limit, limit].
-    """
+    """Hold a loss of two numbers, and how to show it."""
 
     about: str
-    loss: Callable[[Array], Array]
+    loss: Callable[[Array], Array]  # of a point, shaped (2,); the mean, if it changes
     minima: tuple[Point, ...]
     start: Point
-    bounds: tuple[Point, Point]
+    bounds: tuple[Point, Point]  # of what is drawn: ends of x, ends of y
     steps: int
+    # The optimizers that are shown unless others are asked for, and their options.
     settings: dict[str, dict[str, Any]]
+    # The loss of a step, from the point, the step (it counts from 1) and a key, if it
+    # is not always the same.
     step_loss: Callable[[Array, Array, Array], Array] | None = None
-    limit: float = math.inf
+    limit: float = math.inf  # both coordinates are clipped to [-limit, limit]
 
 
 def _rosenbrock(point: Array) -> Array:
@@ -77,19 +66,17 @@ def _saddle(point: Array) -> Array:
     return x**2 / 2 - y**2 / 2 + y**4 / 4
 
 
-def _reddi(point: Array) -> Array:
+def _reddi(point: Array, slope: Any = (SPIKE - 2) / 3) -> Array:
     x, y = point
-    return (SPIKE - 2) / 3 * x + y**2 / 2
+    return slope * x + y**2 / 2
 
 
 def _reddi_in_turn(point: Array, step: Array, _key: Array) -> Array:
-    x, y = point
-    return jnp.where(step % 3 == 1, SPIKE, -1.0) * x + y**2 / 2
+    return _reddi(point, jnp.where(step % 3 == 1, SPIKE, -1.0))
 
 
 def _reddi_drawn(point: Array, _step: Array, key: Array) -> Array:
-    x, y = point
-    return jnp.where(jax.random.bernoulli(key, 1 / 3), SPIKE, -1.0) * x + y**2 / 2
+    return _reddi(point, jnp.where(jax.random.bernoulli(key, 1 / 3), SPIKE, -1.0))
 
 
 def _rates(**rates: float) -> dict[str, dict[str, Any]]:

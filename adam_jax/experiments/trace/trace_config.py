@@ -64,12 +64,10 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        from adam_jax.experiments.trace.surfaces import SURFACES  # it takes JAX
 
-        from adam_jax.experiments.trace.surfaces import SURFACES
-
-        surfaces = ", ".join(SURFACES)
-        known = self.surface in SURFACES
-        require(known, "surface", self.surface, f"one of {surfaces}")
+        known, expected = self.surface in SURFACES, f"one of {', '.join(SURFACES)}"
+        require(known, "surface", self.surface, expected)
         rate, steps = self.learning_rate, self.steps
         usable = rate is None or 0 < rate < math.inf
         require(usable, "learning_rate", rate, "positive and finite")

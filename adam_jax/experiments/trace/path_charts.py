@@ -25,10 +25,11 @@ from adam_jax.experiments.scales import name_values, scale_log
 from adam_jax.experiments.trace.paths import NEAR, Trace
 from adam_jax.experiments.trace.surfaces import Surface
 
-START = Look("#000000", width=0)
 STAR = "M0-1 .23-.31 .95-.31 .36.12 .59.81 0 .38-.59.81-.36.12-.95-.31-.23-.31Z"
-MINIMUM = Look("#f0c000", width=0, shape=STAR)
-MARKS = {"start": START, "minimum": MINIMUM}
+MARKS = {
+    "start": Look("#000000", width=0),
+    "minimum": Look("#f0c000", width=0, shape=STAR),
+}
 WIDTH, HEIGHT = 350, 350  # of a panel
 GRID, LEVELS = 2, 12  # greys for each pixel of a panel, along a side; contours
 DECADES = 4  # of the loss, below the highest one drawn
@@ -41,33 +42,44 @@ def draw_traces(
 
     They are the loss and the distance that is left; where the loss changes from step
     to step, as in [R] Figure 1, x and the average regret.
-
-    Args:
-      title: Stands above.
-      surface: What the paths are on.
-      traces: The paths, by name.
     """
+    legend = list_looks(traces)
+
+    def chart_steps(
+        title: str,
+        values: Sequence[np.ndarray],
+        scale: dict[str, Any],
+        *others: Line,
+    ) -> Panel:
+        lines = [
+            Line(name, range(len(own)), own.tolist(), look, marked=False)
+            for (name, look), own in zip(legend.items(), values, strict=True)
+        ]
+        x = alt.X("x:Q", title="step", scale=alt.Scale(nice=False))
+        chart = draw_lines([*lines, *others], x, "", scale)
+        return Panel(title, "", chart, legend | MARKS)
+
     paths = [trace.points.T for trace in traces.values()]
-    limit = Line("near", [0, surface.steps], [NEAR, NEAR], LIMIT, marked=False)
+    panels = [chart_surface(surface, traces, paths)]
     if surface.step_loss is None:
         above = [trace.losses - lowest_loss(surface) for trace in traces.values()]
         left = [trace.distances for trace in traces.values()]
-        beside = {
-            "Loss above the lowest": (above, _scale_log(above)),
-            "Distance to the nearest minimum": (left, _scale_log(left), [limit]),
-        }
+        near = Line("near", [0, surface.steps], [NEAR, NEAR], LIMIT, marked=False)
+        name = "Distance to the nearest minimum"
+        panels += [
+            chart_steps("Loss above the lowest", above, _scale_log(above)),
+            chart_steps(name, left, _scale_log(left), near),
+        ]
     else:
+        places = [x for x, _ in paths]
         regrets = [trace.regrets for trace in traces.values()]
         # Of the first few steps the mean is high, and of no interest.
         high = 1.2 * max(mean[len(mean) // 20 :].max() for mean in regrets)
-        regret = "Average regret: loss above the minimum's, so far"
-        places = [x for x, _ in paths]
-        beside = {
-            "x: the best is -1, the worst 1": (places, _scale(-1.05, 1.05)),
-            regret: (regrets, _scale(0.0, float(high))),
-        }
-    panels = [chart_surface(surface, traces, paths)]
-    panels += [_over_steps(name, traces, *about) for name, about in beside.items()]
+        name = "Average regret: loss above the minimum's, so far"
+        panels += [
+            chart_steps("x: the best is -1, the worst 1", places, _scale(-1.05, 1.05)),
+            chart_steps(name, regrets, _scale(0.0, float(high))),
+        ]
     return compose(title, panels, 3, width=WIDTH, height=HEIGHT)
 
 
@@ -89,9 +101,8 @@ def chart_surface(
     for name, points in (("minimum", surface.minima), ("start", (surface.start,))):
         x, y = np.transpose(points).tolist()
         lines.append(Line(name, x, y, MARKS[name], joined=False))
-    (left, right), (bottom, top) = surface.bounds
-    x = alt.X("x:Q", title="x", **_scale(left, right))
-    chart = draw_lines(lines, x, "y", _scale(bottom, top))
+    x, y = (_scale(*ends) for ends in surface.bounds)
+    chart = draw_lines(lines, alt.X("x:Q", title="x", **x), "y", y)
     # An image of the greys, which fills the panel.
     middle = {"x": alt.value(WIDTH / 2), "y": alt.value(HEIGHT / 2)}
     size = {"width": WIDTH, "height": HEIGHT, "aspect": False}
@@ -123,32 +134,14 @@ def _paint(surface: Surface) -> str:
     high = above[:, allowed].max()
     shares = 1 + np.log10(np.maximum(above / high, 10.0**-DECADES)) / DECADES
     levels = np.ceil(shares * LEVELS)
-    greys = 255 - 6 * levels
-    edges = (np.diff(levels, axis=0, append=levels[-1:]) != 0) | (
-        np.diff(levels, axis=1, append=levels[:, -1:]) != 0
+    below, beside = (
+        np.diff(levels, axis=n, append=levels.take([-1], n)) for n in (0, 1)
     )
-    greys = np.where(edges, greys - 14, greys)
+    greys = 255 - 6 * levels - 14 * ((below != 0) | (beside != 0))
     greys[:, ~allowed] = 255
     file = io.BytesIO()
     Image.fromarray(greys.astype(np.uint8)).save(file, "png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _over_steps(
-    title: str,
-    traces: Mapping[str, Trace],
-    values: Sequence[np.ndarray],
-    scale: dict[str, Any],
-    others: Sequence[Line] = (),
-) -> Panel:
-    legend = list_looks(traces)
-    lines = [
-        Line(name, range(len(own)), own.tolist(), look, marked=False)
-        for (name, look), own in zip(legend.items(), values, strict=True)
-    ]
-    x = alt.X("x:Q", title="step", scale=alt.Scale(nice=False))
-    chart = draw_lines([*lines, *others], x, "", scale)
-    return Panel(title, "", chart, legend | MARKS)
 
 
 def _scale(low: float, high: float) -> dict[str, Any]:
