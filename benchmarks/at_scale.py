@@ -36,7 +36,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.compiled import find_devices, place
-from adam_jax.experiments.bench.problems import parse_size
+from adam_jax.experiments.bench.sizes import parse_size
 
 GIB = 2**30
 

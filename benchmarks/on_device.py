@@ -32,7 +32,7 @@ import optax
 import adam_jax
 from adam_jax import fused, numerics, randomness
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, TIMED_FORMATS
-from adam_jax.experiments.bench.problems import Problem, parse_size
+from adam_jax.experiments.bench.sizes import Problem, parse_size
 from adam_jax.experiments.bench.steppers import draw_grads
 from adam_jax.experiments.bench.timing import compare
 

@@ -104,7 +104,7 @@ COMMANDS = {
     "sweep": Command("study.sweep", SweepConfig, True, list_all),
     "inspect": Command("inspection", options.InspectOptions),
     "report": Command("report.command", options.ReportOptions),
-    "bench": Command("bench.command", options.BenchOptions, False, list_candidates),
+    "bench": Command("bench.benchmark", options.BenchOptions, False, list_candidates),
     "trace": Command("trace.tracing", TraceConfig, True, list_surfaces),
     "family": Command("family", options.FamilyOptions),
     "new": Command("new", options.NewOptions),

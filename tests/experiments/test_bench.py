@@ -20,14 +20,14 @@ from adam_jax.experiments.bench import (
     candidates,
     compiled,
     plan,
-    problems,
+    sizes,
     steppers,
     timing,
 )
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, WRAPPERS
 from adam_jax.experiments.bench.plan import make_plan, why_missing
-from adam_jax.experiments.bench.problems import Problem, parse_size
-from adam_jax.experiments.bench.report import BenchReport
+from adam_jax.experiments.bench.rows import BenchReport
+from adam_jax.experiments.bench.sizes import Problem, parse_size
 from adam_jax.experiments.bench.steppers import draw_grads
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.machine import PACKAGES
@@ -198,8 +198,8 @@ def test_another_base(capfd):
 
 
 def test_what_does_not_fit_into_memory_is_left_out(tmp_path, capfd, monkeypatch):
-    memory = problems.psutil.virtual_memory()._replace(available=100 * 60)
-    monkeypatch.setattr(problems.psutil, "virtual_memory", lambda: memory)
+    memory = sizes.psutil.virtual_memory()._replace(available=100 * 60)
+    monkeypatch.setattr(sizes.psutil, "virtual_memory", lambda: memory)
     path = tmp_path / "bench.json"
     command = ["bench", "--sizes", "2^20", "64", "--candidates", "optax", "--repeats=2"]
     assert main([*command, "--formats=float32", f"--json={path}"]) == 0

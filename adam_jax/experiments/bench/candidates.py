@@ -1,8 +1,8 @@
 """Who is measured: names, formats, and how each makes its stepper."""
 
-import functools
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,26 +48,15 @@ TIMED_FORMATS = ("float32", "bfloat16", "8bit", "pure_bfloat16", "pure_8bit")
 
 
 class Candidate(NamedTuple):
-    """One that is measured.
+    """One that is measured: a program of JAX, or what has a stepper of its own."""
 
-    Attributes:
-      about: a few words for the help.
-      program: a format -> what is compiled; None if it is no program of JAX.
-      formats: names of `FORMATS`.
-      base: the name of the candidate that it is measured beside, in float32.
-      why_missing: returns a sentence where it cannot be measured.
-      needs_kernel: it is timed only where there is a kernel for it.
-      cycle: steps are taken in multiples of so many.
-      stepper: gradients -> what takes its steps, if it is no program of JAX.
-    """
-
-    about: str
+    about: str  # a few words for the help
     program: Callable[[Format], Program] | None
     formats: Sequence[str] = tuple(FORMATS)
-    base: str = "optax"
+    base: str = "optax"  # the candidate that it is measured beside, in float32
     why_missing: Callable[[], str | None] = lambda: None
-    needs_kernel: bool = False
-    cycle: int = 1
+    needs_kernel: bool = False  # it is timed only where there is a kernel for it
+    cycle: int = 1  # steps are taken in multiples of so many
     stepper: Callable[[Sequence[jax.Array]], Stepper] | None = None
 
     def make(self, format: Format, grads: Sequence[jax.Array]) -> Stepper:
@@ -78,32 +67,27 @@ class Candidate(NamedTuple):
         return self.stepper(grads)
 
 
-def _is_pure(format: Format) -> bool:
-    return format.dtype == "bfloat16"
-
-
 def _optax(format: Format) -> Any:
     return optax.adamw(LEARNING_RATE)
-
-
-def _optax_clipped(format: Format) -> Any:
-    return optax.chain(optax.clip_by_global_norm(1.0), _optax(format))
 
 
 def _ours(format: Format, wrap: Any = lambda tx: tx) -> Any:
     """Return an adamw of the package's, with both moments in the format."""
     tx = wrap(adam_jax.adamw(LEARNING_RATE, mu_dtype=format.mu, nu_dtype=format.nu))
-    return adam_jax.round_to_params(tx) if _is_pure(format) else tx
+    return adam_jax.round_to_params(tx) if format.dtype == "bfloat16" else tx
 
 
 def _packed(format: Format) -> Any:
-    return _ours(format, wrap=adam_jax.packed)
+    return _ours(format, adam_jax.packed)
 
 
-def _rollfast(format: Format) -> Any:
-    from rollfast import adamw8  # pyright: ignore[reportMissingImports]
+def _clipped(make_tx: Callable[[Format], Any], format: Format) -> Any:
+    return optax.chain(optax.clip_by_global_norm(1.0), make_tx(format))
 
-    return adamw8(LEARNING_RATE)
+
+def _compensated(format: Format) -> Any:
+    tx = adam_jax.adamw(LEARNING_RATE, mu_dtype=format.mu, nu_dtype=format.nu)
+    return adam_jax.compensate_params(tx)
 
 
 def _record(format: Format, figures: list[str] | None, every: int) -> Any:
@@ -111,9 +95,10 @@ def _record(format: Format, figures: list[str] | None, every: int) -> Any:
     return adam_jax.record(tx, figures, learning_rate=LEARNING_RATE, every=every)
 
 
-def _compensated(format: Format) -> Any:
-    tx = adam_jax.adamw(LEARNING_RATE, mu_dtype=format.mu, nu_dtype=format.nu)
-    return adam_jax.compensate_params(tx)
+def _rollfast(format: Format) -> Any:
+    from rollfast import adamw8  # pyright: ignore[reportMissingImports]
+
+    return adamw8(LEARNING_RATE)
 
 
 def _stepping(
@@ -149,13 +134,8 @@ def _loss(params, targets):
     return sum(0.5 * jnp.sum((param - target) ** 2) for param, target in pairs)
 
 
-def _clipped(format: Format) -> Any:
-    return optax.chain(optax.clip_by_global_norm(1.0), _ours(format))
-
-
 def _why_not_compiled() -> str | None:
-    found = find_compiler()
-    return None if found else "there is no C++ compiler to build it with"
+    return None if find_compiler() else "there is no C++ compiler to build it with"
 
 
 def _why_not_installed(package: str, options: str = "") -> str | None:
@@ -165,8 +145,8 @@ def _why_not_installed(package: str, options: str = "") -> str | None:
 
 def _why_no_rollfast() -> str | None:
     try:
-        from rollfast import adamw8  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:  # older ones have none
+        _rollfast(FORMATS["8bit"])
+    except ImportError:  # older ones have no adamw8
         return "to measure it, run pip install 'rollfast>=1.0' (Python 3.12 or newer)"
     return None
 
@@ -191,7 +171,7 @@ CANDIDATES = {
     ),
     "fused_clipped": Candidate(
         "fused_step behind optax.clip_by_global_norm",
-        _stepping(_clipped, fuse=True),
+        _stepping(partial(_clipped, _ours), fuse=True),
         base="clipped",
         needs_kernel=True,
     ),
@@ -202,7 +182,7 @@ CANDIDATES = {
     ),
     "clipped": Candidate(
         "optax.adamw behind optax.clip_by_global_norm; the base of fused_clipped",
-        _stepping(_optax_clipped),
+        _stepping(partial(_clipped, _optax)),
         formats=("float32",),
     ),
     "adamw": Candidate("adam_jax.adamw", _stepping(_ours)),
@@ -212,14 +192,14 @@ CANDIDATES = {
         program=None,
         stepper=TorchStepper,
         formats=("float32",),
-        why_missing=functools.partial(_why_not_installed, "torch", TORCH_FOR_CPU),
+        why_missing=partial(_why_not_installed, "torch", TORCH_FOR_CPU),
     ),
     "bitsandbytes": Candidate(
         "bitsandbytes.optim.AdamW8bit, where it is installed",
         program=None,
         stepper=BitsandbytesStepper,
         formats=("8bit",),
-        why_missing=functools.partial(_why_not_installed, "bitsandbytes"),
+        why_missing=partial(_why_not_installed, "bitsandbytes"),
     ),
     "rollfast": Candidate(
         "rollfast.adamw8, where it is installed",
@@ -251,12 +231,12 @@ WRAPPERS = {
     ),
     "skip_nonfinite": Candidate(
         "skip_nonfinite(adamw)",
-        _stepping(functools.partial(_ours, wrap=adam_jax.skip_nonfinite)),
+        _stepping(partial(_ours, wrap=adam_jax.skip_nonfinite)),
         formats=("float32",),
     ),
     "skip_spikes": Candidate(
         "skip_spikes(adamw)",
-        _stepping(functools.partial(_ours, wrap=adam_jax.skip_spikes)),
+        _stepping(partial(_ours, wrap=adam_jax.skip_spikes)),
         formats=("float32",),
     ),
 }
@@ -265,15 +245,16 @@ _FIGURE_SETS = {
     "default": ("the figures that are its default", None),
     "one": ("one figure", ["update_norm"]),
 }
+_INTERVALS = {1: ("", ""), 100: ("_every_100", ", every 100 steps")}
 WRAPPERS |= {
-    f"record_{name}" + ("" if every == 1 else f"_every_{every}"): Candidate(
-        f"record(adamw) of {about}" + ("" if every == 1 else f", every {every} steps"),
-        _stepping(functools.partial(_record, figures=figures, every=every)),
+    f"record_{name}{suffix}": Candidate(
+        f"record(adamw) of {about}{often}",
+        _stepping(partial(_record, figures=figures, every=every)),
         formats=("float32",),
         base="adamw",
         cycle=every,
     )
     for name, (about, figures) in _FIGURE_SETS.items()
-    for every in (1, 100)
+    for every, (suffix, often) in _INTERVALS.items()
 }
 CANDIDATES |= WRAPPERS

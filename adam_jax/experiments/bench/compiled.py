@@ -19,9 +19,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 # Of each kind, the 16 chips out of which one is compiled for.
 CHIPS = {"v5e": "4x4", "v5p": "2x2x4", "v6e": "4x4", "h100": "1x1x16"}
 
-_LIBTPU = "libtpu==0.0.52"
-_CUDA = "jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0}"
-_MODULES = {_LIBTPU: ("libtpu",), _CUDA: ("jax_cuda12_plugin", "jax_plugins")}
 _TPU_SETTINGS = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # or a second process would be aborted
     "TPU_SKIP_MDS_QUERY": "1",  # or it would look for a TPU in the network
@@ -57,31 +54,25 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 class Cost(NamedTuple):
-    """What one device does in a step.
+    """What one device does in a step."""
 
-    Attributes:
-      moved: bytes read from and written to main memory, by operands and results; what
-        is moved inside of branches is not counted.
-      temporary: bytes beside arguments and results.
-      not_in_place: bytes of results that do not lie where an argument lay.
-      fusions: how many there are.
-      copies: how many there are, transpositions too.
-      branches: conditionals and loops.
-      collectives: how many there are of each kind.
-    """
-
+    # Bytes read from and written to main memory, by operands and results; what is moved
+    # inside of branches is not counted.
     moved: int
-    temporary: int
-    not_in_place: int
+    temporary: int  # bytes beside arguments and results
+    not_in_place: int  # bytes of results that do not lie where an argument lay
     fusions: int
-    copies: int
-    branches: int
-    collectives: dict[str, int]
+    copies: int  # and transpositions
+    branches: int  # conditionals and loops
+    collectives: dict[str, int]  # how many there are of each kind
 
 
 def packages(kind: str) -> str:
     """Return what pip is to install, without dependencies, to compile for a kind."""
-    return (_CUDA if kind == "h100" else _LIBTPU).format(jax.__version__)
+    if kind == "h100":
+        version = jax.__version__
+        return f"jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}"
+    return "libtpu==0.0.52"
 
 
 def find_devices(target: str) -> list[Any]:
@@ -99,7 +90,7 @@ def find_devices(target: str) -> list[Any]:
             f"compiled is {target!r}, but must be one of {', '.join(CHIPS)}, perhaps "
             "with its chips, as in v5e:4x4"
         )
-    needed = _MODULES[_CUDA if kind == "h100" else _LIBTPU]
+    needed = ("jax_cuda12_plugin", "jax_plugins") if kind == "h100" else ("libtpu",)
     if not all(map(importlib.util.find_spec, needed)):
         raise ValueError(
             f"to compile for {kind}, run pip install --no-deps {packages(kind)}"
@@ -107,15 +98,14 @@ def find_devices(target: str) -> list[Any]:
     jax.config.update("jax_platforms", "cpu")  # or JAX would look for a real one
     for name, value in _TPU_SETTINGS.items():
         os.environ.setdefault(name, value)
+    shape = chips or CHIPS[kind]
     try:
         if kind == "h100":
             described = topologies.get_topology_desc(
-                kind, "cuda", target_config=_H100, topology=chips or CHIPS[kind]
+                kind, "cuda", target_config=_H100, topology=shape
             )
         else:
-            described = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{kind}:{chips or CHIPS[kind]}"
-            )
+            described = topologies.get_topology_desc(f"{kind}:{shape}", "tpu")
     except Exception as error:  # of any kind: it comes out of the plugin
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"cannot compile for {target}: {first}") from error
@@ -153,11 +143,6 @@ def read_cost(compiled: Any) -> Cost:
     text = compiled.as_text()
     moved, operations = count_traffic(text)
     memory = compiled.memory_analysis()
-    collectives = re.findall(
-        r"\s(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
-        r"(?:-start)?\(",
-        text,
-    )
     return Cost(
         moved,
         memory.temp_size_in_bytes,
@@ -165,21 +150,25 @@ def read_cost(compiled: Any) -> Cost:
         fusions=operations["fusion"],
         copies=sum(operations[x] for x in ("copy", "copy-start", "transpose")),
         branches=operations["conditional"] + operations["while"],
-        collectives=dict(collections.Counter(collectives)),
+        collectives=dict(collections.Counter(_COLLECTIVE.findall(text))),
     )
 
 
+_COLLECTIVE = re.compile(
+    r"\s(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+    r"(?:-start)?\("
+)
+_ENTRY = re.compile(r"^ENTRY [^\n]*\{\n(.*?)^\}", re.S | re.M)
+# Of each line: a name, the type of the result, the operation, its operands, the rest.
+_INSTRUCTION = re.compile(
+    r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:, (\w+=.*))?$",
+    re.M,
+)
+_OPERAND = re.compile(r"%([\w.\-]+)")
+# A dtype, its bits, the dimensions, the layout.
+_ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 # These read and write nothing.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
-
-
-class _Instruction(NamedTuple):
-    """One line of the entry computation: the type of its result, and from what."""
-
-    type: str
-    operation: str
-    operands: list[str]
-    rest: str
 
 
 def count_traffic(text: str) -> tuple[int, collections.Counter[str]]:
@@ -189,56 +178,33 @@ def count_traffic(text: str) -> tuple[int, collections.Counter[str]]:
       text: of the compiled module. Each instruction reads its operands and writes its
         results once, if they lie in main memory: those in a TPU's VMEM are marked S(1).
     """
-    instructions = _parse_entry(text)
-    total, operations = 0, collections.Counter[str]()
-    for found in instructions.values():
-        operations[found.operation] += 1
-        if found.operation in _FREE or found.operation.endswith("-done"):
+    [entry] = _ENTRY.findall(text)
+    instructions = {name: found for name, *found in _INSTRUCTION.findall(entry)}
+    total = 0
+    for kind, operation, operands, rest in instructions.values():
+        if operation in _FREE or operation.endswith("-done"):
             continue
-        if "ConcatBitcast" in found.rest:  # a custom call of TPUs that moves nothing
+        if "ConcatBitcast" in rest:  # a custom call of TPUs that moves nothing
             continue
-        if found.operation.endswith("-start"):  # its type: destination, source, context
-            ends = _sizes(found.type)[:2]
-            slow = [size for size, is_fast in ends if not is_fast]
-            total += min(size for size, _ in ends) * len(slow)
-            continue
-        types = [instructions[x].type for x in {*found.operands} & {*instructions}]
-        sizes = [size for kind in (found.type, *types) for size in _sizes(kind)]
-        total += sum(size for size, is_fast in sizes if not is_fast)
-    return total, operations
+        arrays = _measure_arrays(kind)
+        if operation.endswith("-start"):  # its type: destination, source, context
+            least = min(size for size, _ in arrays[:2])
+            arrays = [(least, is_fast) for _, is_fast in arrays[:2]]
+        else:
+            read = {*_OPERAND.findall(operands)} & instructions.keys()
+            arrays += [
+                x for name in read for x in _measure_arrays(instructions[name][0])
+            ]
+        total += sum(size for size, is_fast in arrays if not is_fast)
+    return total, collections.Counter(x for _, x, *_ in instructions.values())
 
 
-def _parse_entry(text: str) -> dict[str, _Instruction]:
-    """Return the instructions of the entry computation, by name."""
-    [body] = re.findall(r"^ENTRY [^\n]*\{\n(.*?)^\}", text, re.S | re.M)
-    instructions = {}
-    for name, rest in re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", body, re.M):
-        end = _closing(rest, 1) + 1 if rest.startswith("(") else rest.index(" ")
-        kind, call = rest[:end], rest[end:].strip()
-        if match := re.match(r"([\w\-]+)\(", call):
-            arguments = call[match.end() : _closing(call, match.end())]
-            operands = re.findall(r"%([\w.\-]+)", arguments)
-            instructions[name] = _Instruction(kind, match[1], operands, call)
-    return instructions
-
-
-def _closing(text: str, start: int) -> int:
-    """Return where the parenthesis is closed that was opened before `start`."""
-    depth = 1
-    for i in range(start, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if depth == 0:
-            return i
-    return len(text)
-
-
-def _sizes(type: str) -> list[tuple[int, bool]]:
+def _measure_arrays(kind: str) -> list[tuple[int, bool]]:
     """Return the bytes of each array of a type, and whether it lies in VMEM."""
-    found = re.findall(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?", type)
     return [
         (
             math.prod(map(int, filter(None, dims.split(",")))) * int(bits or 8) // 8,
             "S(1)" in layout,
         )
-        for _, bits, dims, layout in found
+        for _, bits, dims, layout in _ARRAY.findall(kind)
     ]

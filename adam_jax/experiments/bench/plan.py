@@ -1,6 +1,6 @@
 """What a run of the benchmark measures, from the options of the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from adam_jax.experiments.bench.candidates import (
     Candidate,
 )
 from adam_jax.experiments.bench.compiled import find_devices
-from adam_jax.experiments.bench.problems import Problem, parse_size
+from adam_jax.experiments.bench.sizes import Problem, parse_size
 from adam_jax.experiments.drawing import PICTURES
 from adam_jax.experiments.options import BenchOptions
 
@@ -28,6 +28,7 @@ COMPILED_SIZES = ("16384,8192",)
 COMPILED = ("optax", "adamw", "fused_step", "compensated")
 COMPILED += ("skip_nonfinite", "skip_spikes", "record_one", "record_default")
 REPEATS, QUICK_REPEATS = 25, 3
+SECONDS, QUICK_SECONDS = 10.0, 0.2  # after which fewer pairs will do
 
 
 class Cell(NamedTuple):
@@ -40,23 +41,13 @@ class Cell(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to do.
-
-    Attributes:
-      cells: the rows to measure.
-      repeats: pairs of turns.
-      budget: seconds after which fewer pairs will do.
-      missing: {candidate: why it is left out}.
-      compiled: the machine to compile for; None if steps are timed.
-      devices: its devices.
-    """
+    """What to do."""
 
     cells: list[Cell]
-    repeats: int
-    budget: float
-    missing: dict[str, str]
-    compiled: str | None
-    devices: list[Any]
+    missing: dict[str, str]  # why a candidate is left out
+    repeats: int  # pairs of turns
+    budget: float  # seconds after which fewer pairs will do
+    devices: list[Any]  # to compile for; if there are none, steps are timed
 
 
 def make_plan(config: BenchOptions) -> Plan:
@@ -67,54 +58,53 @@ def make_plan(config: BenchOptions) -> Plan:
     """
     if config.compiled and (config.repeats or config.picture):
         raise ValueError("what is compiled is not run: leave out repeats and picture")
-    repeats = config.repeats
-    if repeats is None:
-        repeats = QUICK_REPEATS if config.quick else REPEATS
+    repeats, budget = REPEATS, SECONDS
+    sizes, formats = SIZES, TIMED_FORMATS
+    if config.quick:
+        repeats, budget = QUICK_REPEATS, QUICK_SECONDS
+        sizes, formats = QUICK_SIZES, QUICK_FORMATS
+    elif config.compiled:
+        sizes, formats = COMPILED_SIZES, tuple(FORMATS)
+    names = COMPILED if config.compiled else tuple(CANDIDATES)
+    if config.repeats is not None:
+        repeats = config.repeats
     if repeats < 2:
         raise ValueError(f"repeats is {repeats}, but must be 2 or more")
     for path in (config.json, config.picture):
         if path is not None:
             _expect_writable(path)
-    if config.picture is not None:
-        _expect_picture(config.picture)
-    sizes, usual = SIZES, TIMED_FORMATS
-    if config.quick:
-        sizes, usual = QUICK_SIZES, QUICK_FORMATS
-    elif config.compiled:
-        sizes, usual = COMPILED_SIZES, tuple(FORMATS)
+    if config.picture is not None and config.picture.suffix not in PICTURES:
+        raise ValueError(
+            f"cannot draw {config.picture}: its name must end in .png, .svg or .pdf"
+        )
     problems = [parse_size(text) for text in config.sizes or sizes]
-    formats = _choose("format", config.formats or usual, FORMATS)
-    some = COMPILED if config.compiled else None
-    names = _choose("candidate", config.candidates or some, CANDIDATES)
-    [forced] = _choose("base", [config.base], CANDIDATES) if config.base else [None]
+    formats = _expect_known("format", config.formats or formats, FORMATS)
+    names = _expect_known("candidate", config.candidates or names, CANDIDATES)
+    forced = _expect_known("base", [config.base] if config.base else [], CANDIDATES)
     missing = {
         name: why
-        for name, candidate in CANDIDATES.items()
-        if (why := why_missing(candidate, bool(config.compiled)))
+        for name in CANDIDATES
+        if (why := why_missing(CANDIDATES[name], bool(config.compiled)))
     }
-    for name in (*config.candidates, forced):
+    for name in (*config.candidates, *forced):
         if name in missing:
             raise ValueError(f"{name} cannot be measured here: {missing[name]}")
     everything = not (config.sizes or config.candidates or config.compiled)
+    wrapped = () if config.quick else WRAPPERS_SIZES
     cells = [
-        Cell(problem, name, format, forced or CANDIDATES[name].base)
+        Cell(problem, name, format, *(forced or [CANDIDATES[name].base]))
         for problem in problems
         for name in names
         if name not in missing
-        and not (everything and _is_left_out(name, problem, config.quick))
+        and not (everything and name in WRAPPERS and problem.name not in wrapped)
         for format in CANDIDATES[name].formats
         if format in formats
     ]
     if not cells:
         raise ValueError(f"no candidate that is left knows {' or '.join(formats)}")
-    return Plan(
-        cells,
-        repeats,
-        budget=0.2 if config.quick else 10.0,
-        missing={k: v for k, v in missing.items() if k in names},
-        compiled=config.compiled,
-        devices=find_devices(config.compiled) if config.compiled else [],
-    )
+    missing = {name: why for name, why in missing.items() if name in names}
+    devices = find_devices(config.compiled) if config.compiled else []
+    return Plan(cells, missing, repeats, budget, devices)
 
 
 def why_missing(candidate: Candidate, compiled: bool = False) -> str | None:
@@ -126,19 +116,14 @@ def why_missing(candidate: Candidate, compiled: bool = False) -> str | None:
     return candidate.why_missing()
 
 
-def _is_left_out(name: str, problem: Problem, quick: bool) -> bool:
-    return name in WRAPPERS and (quick or problem.name not in WRAPPERS_SIZES)
-
-
-def _choose(
-    what: str, chosen: Sequence[str] | None, known: dict[str, Any]
-) -> Sequence[str]:
-    for name in chosen or ():
+def _expect_known(what: str, chosen: Iterable[str], known: dict[str, Any]) -> list[str]:
+    """Return what is chosen, each once."""
+    for name in chosen:
         if name not in known:
             raise ValueError(
                 f"{what} {name!r} is unknown: choose from {', '.join(known)}"
             )
-    return list(dict.fromkeys(chosen)) if chosen else list(known)
+    return list(dict.fromkeys(chosen))
 
 
 def _expect_writable(path: Path) -> None:
@@ -149,8 +134,3 @@ def _expect_writable(path: Path) -> None:
         raise ValueError(f"cannot write {path}: {error.strerror}") from error
     if not existed:
         path.unlink()
-
-
-def _expect_picture(path: Path) -> None:
-    if path.suffix not in PICTURES:
-        raise ValueError(f"cannot draw {path}: its name must end in .png, .svg or .pdf")

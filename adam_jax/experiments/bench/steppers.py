@@ -15,25 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax.experiments.bench.problems import Problem
+from adam_jax.experiments.bench.sizes import Problem
 from adam_jax.experiments.machine import cores
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 1e-4
 
 
 class Stepper(Protocol):
-    """Takes steps.
+    """Takes steps."""
 
-    Attributes:
-      compile_seconds: to trace and compile a step; None where nothing is compiled.
-      state_bytes: the bytes of the optimizer's state, once a step is taken.
-      peak_bytes: those of parameters, gradients, state and what a step takes beside
-        them.
-    """
-
-    compile_seconds: float | None
-    state_bytes: int
-    peak_bytes: int
+    compile_seconds: float | None = None  # None where nothing is compiled
+    state_bytes: int = 0  # of the optimizer's state, once a step is taken
+    peak_bytes: int = 0  # with parameters, gradients, and what a step takes beside them
 
     def run(self, steps: int) -> None:
         """Take steps, and return when the last is done."""
@@ -44,15 +37,10 @@ class Stepper(Protocol):
 
 
 class Program(NamedTuple):
-    """An optimizer as JAX compiles it.
+    """An optimizer as JAX compiles it."""
 
-    Attributes:
-      init: params -> state.
-      step: (params, state, grads) -> (params, state); donates the first two.
-    """
-
-    init: Callable[[Any], Any]
-    step: Callable[[Any, Any, Any], Any]
+    init: Callable[[Any], Any]  # params -> state
+    step: Callable[[Any, Any, Any], Any]  # params, state, grads -> params, state
 
 
 def draw_grads(problem: Problem, dtype: Any) -> list[jax.Array]:
@@ -74,13 +62,11 @@ def compile_step(
     return compiled, time.perf_counter() - start
 
 
-class JaxStepper:
-    """A jitted step that donates parameters and state."""
-
-    compile_seconds: float | None
+class JaxStepper(Stepper):
+    """A jitted step that donates parameters and state, from zero on."""
 
     def __init__(self, program: Program, grads: Sequence[jax.Array]):
-        """Start at zero."""
+        """Compile it for the gradients that all steps take."""
         self._grads = grads
         self._params = [jnp.zeros_like(grad) for grad in grads]
         self._state = jax.jit(program.init)(self._params)
@@ -109,29 +95,30 @@ class JaxStepper:
         return [np.array(param, np.float32) for param in self._params]
 
 
-class BareLoop:
+class BareLoop(Stepper):
     """The package's bare C++ loop: the limit on this machine."""
-
-    compile_seconds: float | None = None
 
     def __init__(self, grads: Sequence[jax.Array]):
         """Take float32 gradients."""
-        self._grads = grads
         # XLA's memory, as of all others: NumPy asks Linux for larger pages.
-        self._params, self._mu, self._nu = (
+        self._params, *moments = (
             jax.block_until_ready([jnp.zeros_like(grad) for grad in grads])
             for _ in range(3)
         )
+        self._held = grads, *moments  # the loop knows only where they lie
         size = sum(grad.nbytes for grad in grads)
         self.state_bytes, self.peak_bytes = 2 * size, 4 * size
         self._past = 0
-        library = _build_bare_loop()
         count = len(grads)
+        addresses = (
+            (ctypes.c_void_p * count)(*(x.unsafe_buffer_pointer() for x in arrays))
+            for arrays in (self._params, grads, *moments)
+        )
         self._step = functools.partial(
-            library.AdamJaxBareLoop,
+            _build_bare_loop().AdamJaxBareLoop,
             ctypes.c_int64(count),
             (ctypes.c_int64 * count)(*(grad.size for grad in grads)),
-            *map(_pointers, (self._params, grads, self._mu, self._nu)),
+            *addresses,
             *map(ctypes.c_float, (LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY)),
         )
 
@@ -146,35 +133,24 @@ class BareLoop:
 
 
 def find_compiler() -> str | None:
-    """Return the C++ compiler that builds the bare loop, or None."""
+    """Give the C++ compiler that builds the bare loop, if there is one."""
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
 @functools.cache
 def _build_bare_loop() -> ctypes.CDLL:
     """Compile the loop, which no step of the package needs, for this machine."""
-    compiler = find_compiler()
-    if compiler is None:
-        raise RuntimeError("there is no C++ compiler to build the bare loop with.")
     source = pathlib.Path(__file__).with_name("bare_loop.cpp")
     with tempfile.TemporaryDirectory() as folder:
-        library = pathlib.Path(folder, "bare_loop.so")
+        library = f"{folder}/bare_loop.so"
         flags = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread"]
-        flags += ["-fno-math-errno", "-fno-trapping-math"]
-        subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
-        return ctypes.CDLL(str(library))  # stays loaded when the file is gone
+        flags += ["-fno-math-errno", "-fno-trapping-math", "-o", library]
+        subprocess.run([find_compiler() or "c++", *flags, str(source)], check=True)
+        return ctypes.CDLL(library)  # stays loaded when the file is gone
 
 
-def _pointers(arrays: Sequence[jax.Array]) -> Any:
-    addresses = (array.unsafe_buffer_pointer() for array in arrays)
-    return (ctypes.c_void_p * len(arrays))(*addresses)
-
-
-class TorchStepper:
-    """PyTorch's AdamW in its fused form, on all cores."""
-
-    compile_seconds: float | None = None
-    state_bytes = peak_bytes = 0
+class TorchStepper(Stepper):
+    """An optimizer of PyTorch's, on all cores: its AdamW in its fused form."""
 
     def __init__(self, grads: Sequence[jax.Array]):
         """Take float32 gradients."""
@@ -184,14 +160,13 @@ class TorchStepper:
         self._params = [torch.zeros(grad.shape, requires_grad=True) for grad in grads]
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = torch.from_dlpack(grad)
-        self._optimizer = self._make(self._params)
+        settings = (LEARNING_RATE, (B1, B2), EPS, WEIGHT_DECAY)
+        self._optimizer = self._make(self._params, *settings)
 
-    def _make(self, params: Any) -> Any:
+    def _make(self, *settings: Any) -> Any:
         import torch  # pyright: ignore[reportMissingImports]
 
-        return torch.optim.AdamW(
-            params, LEARNING_RATE, (B1, B2), EPS, WEIGHT_DECAY, fused=True
-        )
+        return torch.optim.AdamW(*settings, fused=True)
 
     def run(self, steps: int) -> None:
         """Take steps, the first of which makes the state."""
@@ -208,11 +183,9 @@ class TorchStepper:
 
 
 class BitsandbytesStepper(TorchStepper):
-    """The 8-bit AdamW of bitsandbytes, on all cores."""
+    """The 8-bit AdamW of bitsandbytes."""
 
-    def _make(self, params: Any) -> Any:
+    def _make(self, *settings: Any) -> Any:
         import bitsandbytes  # pyright: ignore[reportMissingImports] (no dependency)
 
-        return bitsandbytes.optim.AdamW8bit(
-            params, LEARNING_RATE, (B1, B2), EPS, WEIGHT_DECAY
-        )
+        return bitsandbytes.optim.AdamW8bit(*settings)

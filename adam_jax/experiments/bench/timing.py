@@ -16,23 +16,14 @@ PAUSE_SECONDS = 10e-3
 
 
 class Timing(NamedTuple):
-    """What the pairs say.
+    """What the pairs say: medians, and the quartiles of the ratios."""
 
-    Attributes:
-      seconds: of a step, median.
-      base_seconds: of a step of the base, median.
-      speed: how many times as fast as the base: median of the pairs' ratios.
-      quartiles: of the ratios.
-      pairs: how many there were.
-      steps: taken in a turn.
-    """
-
-    seconds: float
-    base_seconds: float
-    speed: float
+    seconds: float  # of a step
+    base_seconds: float  # of a step of the base
+    speed: float  # how many times as fast as the base
     quartiles: tuple[float, float]
     pairs: int
-    steps: int
+    steps: int  # in a turn
 
 
 def compare(
@@ -57,17 +48,12 @@ def compare(
         len(pairs) < FEWEST_PAIRS or time.perf_counter() - start < budget
     ):
         pairs.append((_seconds_per_step(base, steps), _seconds_per_step(other, steps)))
-    ratios = [a / b for a, b in pairs]
     # The other method would go beyond the extremes of two or three.
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Timing(
-        seconds=statistics.median(b for _, b in pairs),
-        base_seconds=statistics.median(a for a, _ in pairs),
-        speed=middle,
-        quartiles=(low, high),
-        pairs=len(pairs),
-        steps=steps,
+    low, middle, high = statistics.quantiles(
+        (a / b for a, b in pairs), n=4, method="inclusive"
     )
+    base_seconds, seconds = map(statistics.median, zip(*pairs, strict=True))
+    return Timing(seconds, base_seconds, middle, (low, high), len(pairs), steps)
 
 
 def _seconds_per_step(stepper: Stepper, steps: int) -> float:

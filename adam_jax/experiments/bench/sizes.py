@@ -10,7 +10,6 @@ import psutil
 # and what the diagnostics hold between their passes.
 BYTES_PER_PARAMETER = 60
 
-_GPT2_WIDTH, _GPT2_LAYERS = 768, 12
 _NUMBER = r"[1-9]\d*(?:\^\d{1,2})?"
 _GRAMMAR = re.compile(rf"(?:([1-9]\d*)x)?({_NUMBER}(?:,{_NUMBER})*)")
 
@@ -34,7 +33,7 @@ def parse_size(text: str) -> Problem:
       ValueError: if it is none of these.
     """
     if text == "gpt2":
-        return Problem(text, _gpt2_shapes())
+        return Problem(text, _list_gpt2())
     match = _GRAMMAR.fullmatch(text)
     if not match:
         raise ValueError(
@@ -47,27 +46,19 @@ def parse_size(text: str) -> Problem:
     return Problem(text, (axes,) * int(leaves or 1))
 
 
-def _gpt2_shapes() -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of GPT-2 small (124M), whose output layer is its embedding."""
-    width = _GPT2_WIDTH
-    block = (
-        *((width,), (width,)),  # ln_1
-        *((width, 3 * width), (3 * width,)),  # attn.c_attn
-        *((width, width), (width,)),  # attn.c_proj
-        *((width,), (width,)),  # ln_2
-        *((width, 4 * width), (4 * width,)),  # mlp.c_fc
-        *((4 * width, width), (width,)),  # mlp.c_proj
-    )
-    embeddings = ((50257, width), (1024, width))
-    return (*embeddings, *block * _GPT2_LAYERS, (width,), (width,))
+def _list_gpt2(width: int = 768, layers: int = 12) -> tuple[tuple[int, ...], ...]:
+    """Give the shapes of GPT-2 small (124M), whose output layer is its embedding."""
+    norm = (width,), (width,)
+    attention = (width, 3 * width), (3 * width,), (width, width), (width,)
+    dense = (width, 4 * width), (4 * width,), (4 * width, width), (width,)
+    block = (*norm, *attention, *norm, *dense)
+    return ((50257, width), (1024, width), *block * layers, *norm)
 
 
 def why_too_large(problem: Problem) -> str | None:
-    """Return a sentence if the problem does not fit into the memory that is free."""
-    needed = problem.parameters * BYTES_PER_PARAMETER
-    free = psutil.virtual_memory().available
+    """Give a sentence if the problem does not fit into the memory that is free."""
+    needed = problem.parameters * BYTES_PER_PARAMETER / 1e9
+    free = psutil.virtual_memory().available / 1e9
     if needed <= free:
         return None
-    return (
-        f"it needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"
-    )
+    return f"it needs about {needed:.1f} GB of memory, and {free:.1f} are free"
