@@ -26,12 +26,12 @@ from adam_jax.experiments.bench import (
 )
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS, WRAPPERS
 from adam_jax.experiments.bench.plan import make_plan, why_missing
-from adam_jax.experiments.bench.rows import BenchReport
 from adam_jax.experiments.bench.sizes import Problem, parse_size
 from adam_jax.experiments.bench.steppers import draw_grads
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.machine import PACKAGES
 from adam_jax.experiments.options import BenchOptions
+from adam_jax.experiments.progress import Display
 from adam_jax.fused.cpu import native
 
 BUILT = native.available()
@@ -161,10 +161,10 @@ def test_a_run_leaves_figures_and_a_picture(tmp_path, capfd):
 
 
 def test_ctrl_c_saves_what_is_measured(tmp_path, capfd, monkeypatch):
-    def interrupt(self, row):
+    def interrupt(self, line):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(BenchReport, "show", interrupt)
+    monkeypatch.setattr(Display, "note", interrupt)
     paths = [tmp_path / "bench.json", tmp_path / "bench.png"]
     options = [f"--{k}={v}" for k, v in zip(("json", "picture"), paths, strict=True)]
     assert main([*TINY, "--candidates=optax", *options]) == 130

@@ -27,35 +27,29 @@ LOOKS |= {"optax": Look("#7f7f7f"), BARE: Look("#000000", width=3.5)}
 FORMATS = dict(zip(("float32", "bfloat16", "8bit"), DASHES, strict=True))
 BARS_AT = 2**24
 
+Rows = Sequence[dict[str, Any]]
 
-def draw_rows(
-    rows: Sequence[dict[str, Any]], machine: dict[str, Any]
-) -> alt.VConcatChart:
-    """Draw what was measured.
+
+def draw_rows(rows: Rows, machine: dict[str, Any]) -> alt.VConcatChart:
+    """Draw what was measured on a machine.
 
     On the left is time against the size of one leaf, where at least two sizes were
     measured; on the right are the speeds at 16M parameters, or the nearest size.
-
-    Args:
-      rows: What was measured.
-      machine: What it was measured on.
     """
     lines = [row for row in rows if row["leaves"] == 1 and row["candidate"] in LOOKS]
-    panels = []
-    if len({row["parameters"] for row in lines}) > 1:
-        panels.append(chart_times(lines))
     near = min(lines or rows, key=lambda row: abs(row["parameters"] - BARS_AT))
     bars = [row for row in rows if row["size"] == near["size"]]
-    panels.append(chart_speeds(bars))
-    versions = machine["versions"]
+    panels = [chart_speeds(bars)]
+    if len({row["parameters"] for row in lines}) > 1:
+        panels.insert(0, chart_times(lines))
     title = (
         f"A step of AdamW on {machine['cpu']}, {machine['cores']} cores, "
-        f"jax {versions['jax']}, {machine['date'][:10]}"
+        f"jax {machine['versions']['jax']}, {machine['date'][:10]}"
     )
     return compose(title, panels, len(panels), height=max(300, 18 * len(bars)))
 
 
-def chart_times(rows: Sequence[dict[str, Any]]) -> Panel:
+def chart_times(rows: Rows) -> Panel:
     """Chart the time of a step against the size of one leaf."""
     lines = []
     for name, look in LOOKS.items():
@@ -79,37 +73,39 @@ def chart_times(rows: Sequence[dict[str, Any]]) -> Panel:
     return Panel("Time of a step: one leaf", "", chart, list_lines(lines))
 
 
-def chart_speeds(rows: Sequence[dict[str, Any]]) -> Panel:
+def chart_speeds(rows: Rows) -> Panel:
     """Chart the speeds at one size, with their quartiles."""
     bars = []
     for row in rows:
-        low, high = row["speed_quartiles"]
-        words = f"{row['speed']:.2f} ({low:.2f} to {high:.2f})"
+        speed, (low, high) = row["speed"], row["speed_quartiles"]
         name = f"{row['candidate']}, {row['format']}"
-        colour = LOOKS.get(row["candidate"], LIMIT).colour
         bars.append(
-            {"name": f"{name}: {words}", "speed": row["speed"], "colour": colour}
-            | {"low": low, "high": high}
+            {
+                "name": f"{name}: {speed:.2f} ({low:.2f} to {high:.2f})",
+                "colour": LOOKS.get(row["candidate"], LIMIT).colour,
+                "speed": speed,
+                "low": low,
+                "high": high,
+            }
         )
+    rules = [{"at": 1, "dash": [4, 4]}]
+    rules += [
+        {"at": x["speed"], "dash": [1, 0]} for x in rows if x["candidate"] == BARE
+    ]
     bases = ", ".join(dict.fromkeys(row["base"] for row in rows))
     title = f"times as fast as float32 {bases}, median and quartiles"
     # Of a noisy pair the quartiles would squeeze the bars.
-    most = 1.1 * max(1, *(row["speed"] for row in rows))
-    scale = alt.Scale(domain=[0, most])
+    scale = alt.Scale(domain=[0, 1.1 * max(1, *(row["speed"] for row in rows))])
+    x = alt.X("speed:Q", title=title, scale=scale)
     y = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=0))
-    chart = to_chart(bars).encode(y)
-    colour = alt.Color("colour:N", scale=None)
-    reached = to_chart(
-        [{"at": 1, "dash": [4, 4]}]
-        + [{"at": r["speed"], "dash": [1, 0]} for r in rows if r["candidate"] == BARE]
+    colour, dash = (
+        alt.Color("colour:N", scale=None),
+        alt.StrokeDash("dash:N", scale=None),
     )
+    chart = to_chart(bars).encode(y)
     layers = alt.layer(
-        chart.mark_bar(clip=True).encode(
-            alt.X("speed:Q", title=title, scale=scale), color=colour
-        ),
+        chart.mark_bar(clip=True).encode(x, color=colour),
         chart.mark_rule(clip=True, strokeWidth=1.5).encode(x="low:Q", x2="high:Q"),
-        reached.mark_rule(color="#555555").encode(
-            x="at:Q", strokeDash=alt.StrokeDash("dash:N", scale=None)
-        ),
+        to_chart(rules).mark_rule(color="#555555").encode(x="at:Q", strokeDash=dash),
     )
     return Panel(f"Speed at {rows[0]['size']} parameters", "", layers)

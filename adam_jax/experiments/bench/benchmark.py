@@ -1,6 +1,8 @@
 """`adam-jax bench`: measure, show, save."""
 
 import functools
+import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,16 +14,17 @@ from adam_jax.experiments.bench.bench_charts import draw_rows
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.compiled import count_local, place, read_cost
 from adam_jax.experiments.bench.plan import Cell, Plan, make_plan
-from adam_jax.experiments.bench.rows import BenchReport
-from adam_jax.experiments.bench.sizes import Problem, why_too_large
+from adam_jax.experiments.bench.rows import describe_row, print_tables
+from adam_jax.experiments.bench.sizes import Problem
 from adam_jax.experiments.bench.steppers import Stepper, compile_step, draw_grads
 from adam_jax.experiments.bench.timing import compare
 from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.options import BenchOptions
+from adam_jax.experiments.progress import Display
 
-Found = Iterator[tuple[Cell, dict[str, Any]]]
+Found = Iterator[tuple[Cell, dict[str, Any] | str]]  # figures, or why there are none
 
 
 def prepare(config: BenchOptions) -> Callable[[], None]:
@@ -30,8 +33,7 @@ def prepare(config: BenchOptions) -> Callable[[], None]:
     Raises:
       ValueError: if one of them is unusable.
     """
-    plan = make_plan(config)
-    return lambda: run_bench(config, plan)
+    return functools.partial(run_bench, config, make_plan(config))
 
 
 def run_bench(config: BenchOptions, plan: Plan) -> None:
@@ -40,49 +42,55 @@ def run_bench(config: BenchOptions, plan: Plan) -> None:
     Raises:
       KeyboardInterrupt: after Ctrl-C, at the end of the row. What is measured is saved.
     """
-    machine = describe_machine()
-    report = BenchReport(machine, len(plan.cells), config.json)
-    for name, why in plan.missing.items():
-        report.skip(name, why)
+    machine, skipped = describe_machine(), dict(plan.missing)
+    rows: list[dict[str, Any]] = []
+    display = Display("row", len(plan.cells), transient=True)
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
+    display.tell(f"{machine['cpu']}, {machine['cores']} cores; {versions}")
+    load = machine["load_average"][0]
+    if load > 0.5:
+        display.tell(f"The machine is busy (load {load:.1f}): trust ratios, not times.")
+    for name, why in skipped.items():
+        display.tell(f"without {name}: {why}")
+
+    def write() -> None:
+        if config.json is not None:
+            content = {"machine": machine, "skipped": skipped, "rows": rows}
+            config.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
     stop = threading.Event()
     try:
-        with on_interrupt(stop.set), report.display:
-            for cell, found in (count if plan.devices else measure)(plan, report):
-                row = {
-                    "size": cell.problem.name,
-                    "leaves": len(cell.problem.shapes),
-                    "parameters": cell.problem.parameters,
-                    "candidate": cell.candidate,
-                    "format": cell.format,
-                    "base": cell.base,
-                }
-                compiled = {"compiled_for": config.compiled} if config.compiled else {}
-                report.rows.append(row | compiled | found)
-                report.show(report.rows[-1])
-                report.write()
+        with on_interrupt(stop.set), display:
+            take = count if plan.devices else measure
+            for done, (cell, found) in enumerate(take(plan, display), 1):
+                display.reach(done)
+                if isinstance(found, str):
+                    skipped[str(cell)] = found
+                    display.tell(f"without {cell}: {found}")
+                    continue
+                kind = {"compiled_for": config.compiled} if config.compiled else {}
+                rows.append(cell.describe() | kind | found)
+                display.note(describe_row(rows[-1]))
+                write()  # a run that is interrupted has measured something
                 if stop.is_set():
                     raise KeyboardInterrupt
-        report.write()
+        write()
     finally:
-        report.print_tables()
-        if config.picture and report.rows:
-            chart = draw_rows(report.rows, machine)
-            config.picture.write_bytes(to_picture(chart, config.picture.suffix))
+        print_tables(display.console, rows)
+        if config.picture and rows:
+            picture = to_picture(draw_rows(rows, machine), config.picture.suffix)
+            config.picture.write_bytes(picture)
 
 
-def measure(plan: Plan, report: BenchReport) -> Found:
+def measure(plan: Plan, display: Display) -> Found:
     """Measure the cells, problem by problem."""
-    for problem in dict.fromkeys(cell.problem for cell in plan.cells):
-        cells = [cell for cell in plan.cells if cell.problem == problem]
-        if why := why_too_large(problem):
-            report.skip(problem.name, why, len(cells))
-        else:
-            yield from _measure_problem(plan, problem, cells, report)
+    for _, cells in itertools.groupby(plan.cells, key=lambda cell: cell.problem):
+        yield from _measure_problem(plan, [*cells], display)
 
 
-def _measure_problem(
-    plan: Plan, problem: Problem, cells: list[Cell], report: BenchReport
-) -> Found:
+def _measure_problem(plan: Plan, cells: list[Cell], display: Display) -> Found:
+    """Measure those of one problem, base by base."""
+    problem = cells[0].problem
     draw = functools.cache(functools.partial(draw_grads, problem))
     count = problem.parameters
 
@@ -93,7 +101,7 @@ def _measure_problem(
     for base_name in dict.fromkeys(cell.base for cell in cells):
         base = make(base_name, "float32")
         for cell in (cell for cell in cells if cell.base == base_name):
-            report.start(cell)
+            display.label(str(cell))
             stepper = make(cell.candidate, cell.format)
             cycle = CANDIDATES[cell.candidate].cycle
             timing = compare(base, stepper, cycle, plan.repeats, plan.budget)
@@ -114,7 +122,7 @@ def _measure_problem(
             )
 
 
-def count(plan: Plan, report: BenchReport) -> Found:
+def count(plan: Plan, display: Display) -> Found:
     """Compile the cells and their bases, and run nothing."""
 
     @functools.cache
@@ -126,26 +134,20 @@ def count(plan: Plan, report: BenchReport) -> Found:
         params = place(shapes, plan.devices)
         state = place(jax.eval_shape(program.init, params), plan.devices)
         compiled, seconds = compile_step(program, params, state, params)
-        cost, local = read_cost(compiled), count_local(params)
-        return {
-            "moved_bytes_per_parameter": cost.moved / local,
-            "temporary_bytes_per_parameter": cost.temporary / local,
-            "not_in_place_bytes_per_parameter": cost.not_in_place / local,
-            "fusions": cost.fusions,
-            "copies": cost.copies,
-            "branches": cost.branches,
-            "collectives": cost.collectives,
-            "compile_seconds": seconds,
+        cost, local = read_cost(compiled)._asdict(), count_local(params)
+        per_parameter = {
+            f"{name}_bytes_per_parameter": cost.pop(name) / local
+            for name in ("moved", "temporary", "not_in_place")
         }
+        return per_parameter | cost | {"compile_seconds": seconds}
 
     for cell in plan.cells:
-        report.start(cell)
+        display.label(str(cell))
         try:
             base = compile(cell.problem, cell.base, "float32")
             found = compile(cell.problem, cell.candidate, cell.format)
         except Exception as error:  # of any kind: it comes out of the compiler
-            name = f"{cell.problem.name} {cell.candidate}, {cell.format}"
-            report.skip(name, f"it does not compile: {shorten(str(error))}", 1)
+            yield cell, f"it does not compile: {shorten(str(error))}"
             continue
         moved = base["moved_bytes_per_parameter"]
         yield cell, found | {"base_moved_bytes_per_parameter": moved}

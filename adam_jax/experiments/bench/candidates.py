@@ -51,7 +51,7 @@ class Candidate(NamedTuple):
     """One that is measured: a program of JAX, or what has a stepper of its own."""
 
     about: str  # a few words for the help
-    program: Callable[[Format], Program] | None
+    program: Callable[[Format], Program] | None = None
     formats: Sequence[str] = tuple(FORMATS)
     base: str = "optax"  # the candidate that it is measured beside, in float32
     why_missing: Callable[[], str | None] = lambda: None
@@ -77,8 +77,7 @@ def _ours(format: Format, wrap: Any = lambda tx: tx) -> Any:
     return adam_jax.round_to_params(tx) if format.dtype == "bfloat16" else tx
 
 
-def _packed(format: Format) -> Any:
-    return _ours(format, adam_jax.packed)
+_packed = partial(_ours, wrap=adam_jax.packed)
 
 
 def _clipped(make_tx: Callable[[Format], Any], format: Format) -> Any:
@@ -159,7 +158,6 @@ CANDIDATES = {
     ),
     "bare_loop": Candidate(
         "AdamW as a bare C++ loop: the limit on this machine",
-        program=None,
         stepper=BareLoop,
         formats=("float32",),
         why_missing=_why_not_compiled,
@@ -189,14 +187,12 @@ CANDIDATES = {
     "packed": Candidate("packed(adam_jax.adamw)", _stepping(_packed)),
     "torch": Candidate(
         "torch.optim.AdamW(fused=True), where it is installed",
-        program=None,
         stepper=TorchStepper,
         formats=("float32",),
         why_missing=partial(_why_not_installed, "torch", TORCH_FOR_CPU),
     ),
     "bitsandbytes": Candidate(
         "bitsandbytes.optim.AdamW8bit, where it is installed",
-        program=None,
         stepper=BitsandbytesStepper,
         formats=("8bit",),
         why_missing=partial(_why_not_installed, "bitsandbytes"),

@@ -13,7 +13,7 @@ from adam_jax.experiments.bench.candidates import (
     Candidate,
 )
 from adam_jax.experiments.bench.compiled import find_devices
-from adam_jax.experiments.bench.sizes import Problem, parse_size
+from adam_jax.experiments.bench.sizes import Problem, parse_size, why_too_large
 from adam_jax.experiments.drawing import PICTURES
 from adam_jax.experiments.options import BenchOptions
 
@@ -39,12 +39,27 @@ class Cell(NamedTuple):
     format: str
     base: str
 
+    def __str__(self) -> str:
+        """Name it, but for the base."""
+        return f"{self.problem.name} {self.candidate}, {self.format}"
+
+    def describe(self) -> dict[str, Any]:
+        """Give what identifies the row."""
+        return {
+            "size": self.problem.name,
+            "leaves": len(self.problem.shapes),
+            "parameters": self.problem.parameters,
+            "candidate": self.candidate,
+            "format": self.format,
+            "base": self.base,
+        }
+
 
 class Plan(NamedTuple):
     """What to do."""
 
     cells: list[Cell]
-    missing: dict[str, str]  # why a candidate is left out
+    missing: dict[str, str]  # why a candidate or a problem is left out
     repeats: int  # pairs of turns
     budget: float  # seconds after which fewer pairs will do
     devices: list[Any]  # to compile for; if there are none, steps are timed
@@ -103,8 +118,11 @@ def make_plan(config: BenchOptions) -> Plan:
     if not cells:
         raise ValueError(f"no candidate that is left knows {' or '.join(formats)}")
     missing = {name: why for name, why in missing.items() if name in names}
-    devices = find_devices(config.compiled) if config.compiled else []
-    return Plan(cells, missing, repeats, budget, devices)
+    if config.compiled:
+        return Plan(cells, missing, repeats, budget, find_devices(config.compiled))
+    too_large = {x.name: why for x in problems if (why := why_too_large(x))}
+    cells = [cell for cell in cells if cell.problem.name not in too_large]
+    return Plan(cells, missing | too_large, repeats, budget, [])
 
 
 def why_missing(candidate: Candidate, compiled: bool = False) -> str | None:

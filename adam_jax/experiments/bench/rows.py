@@ -1,14 +1,12 @@
-"""The rows of the benchmark: shown and kept as they come, in tables at the end."""
+"""The rows of the benchmark in words: each in a line, all of a size in a table."""
 
-import json
-from pathlib import Path
+import itertools
+from operator import itemgetter
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
-
-from adam_jax.experiments.bench.plan import Cell
-from adam_jax.experiments.progress import Display
 
 TABLE_WIDTH = 132  # narrower, names and numbers would be cut
 # Under each heading, a key of the row and its format; text stands on the left.
@@ -40,69 +38,29 @@ COMPILED = {
 }
 
 
-class BenchReport:
-    """Show, keep and write the rows, and what is left out."""
+def describe_row(row: dict[str, Any]) -> str:
+    """Say in a line what was found."""
+    if "milliseconds" in row:
+        found = f"{row['milliseconds']:.3g} ms, {row['speed']:.2f} x {row['base']}"
+    else:
+        found = f"{row['moved_bytes_per_parameter']:.2f} bytes a parameter moved"
+    return f"{row['size']} {row['candidate']}, {row['format']}: {found}"
 
-    def __init__(self, machine: dict[str, Any], total: int, file: Path | None):
-        """Take what `describe_machine` returned, how many rows come, and their file."""
-        self.machine, self.file = machine, file
-        self.rows: list[dict[str, Any]] = []
-        self.skipped: dict[str, str] = {}
-        self._done = 0  # rows, also those that were skipped
-        self.display = Display("row", total, transient=True)
-        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
-        self.display.tell(f"{machine['cpu']}, {machine['cores']} cores; {versions}")
-        load = machine["load_average"][0]
-        if load > 0.5:
-            self.display.tell(
-                f"The machine is busy (load {load:.1f}): trust ratios, not times."
-            )
 
-    def skip(self, name: str, why: str, rows: int = 0) -> None:
-        """Say and keep what is left out, why, and how many rows that are."""
-        self.skipped[name] = why
-        self.display.tell(f"without {name}: {why}")
-        self._advance(rows)
-
-    def start(self, cell: Cell) -> None:
-        """Tell what is measured now."""
-        self.display.label(f"{cell.problem.name} {cell.candidate}, {cell.format}")
-
-    def show(self, row: dict[str, Any]) -> None:
-        """Show a row that is measured."""
-        self._advance(1)
-        if "milliseconds" in row:
-            found = f"{row['milliseconds']:.3g} ms, {row['speed']:.2f} x {row['base']}"
-        else:
-            found = f"{row['moved_bytes_per_parameter']:.2f} bytes a parameter moved"
-        self.display.note(f"{row['size']} {row['candidate']}, {row['format']}: {found}")
-
-    def _advance(self, rows: int) -> None:
-        self._done += rows
-        self.display.reach(self._done)
-
-    def write(self) -> None:
-        """Write all that there is: a run that is interrupted has measured something."""
-        if self.file is not None:
-            content = {"machine": self.machine, "skipped": self.skipped}
-            content |= {"rows": self.rows}
-            self.file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-    def print_tables(self) -> None:
-        """Print a table for each problem, if there are rows."""
-        if not self.rows:
-            return
-        console = self.display.console
-        console.width = max(console.width, TABLE_WIDTH)
-        for size in dict.fromkeys(row["size"] for row in self.rows):
-            console.print(_make_table([x for x in self.rows if x["size"] == size]))
-        console.print(
-            "speed: how many times as fast as the step it is measured beside, median "
-            "and quartiles of the pairs; of limit: the bare loop's time over this one's"
-            if "speed" in self.rows[0]
-            else "B: bytes a parameter of a chip, as compiled, not run; +: and what is "
-            "moved inside of branches, which is not counted"
-        )
+def print_tables(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print a table for each problem, if there are rows."""
+    if not rows:
+        return
+    console.width = max(console.width, TABLE_WIDTH)
+    for size in dict.fromkeys(row["size"] for row in rows):
+        console.print(_make_table([row for row in rows if row["size"] == size]))
+    console.print(
+        "speed: how many times as fast as the step it is measured beside, median "
+        "and quartiles of the pairs; of limit: the bare loop's time over this one's"
+        if "speed" in rows[0]
+        else "B: bytes a parameter of a chip, as compiled, not run; +: and what is "
+        "moved inside of branches, which is not counted"
+    )
 
 
 def _make_table(rows: list[dict[str, Any]]) -> Table:
@@ -111,8 +69,8 @@ def _make_table(rows: list[dict[str, Any]]) -> Table:
     title = f"{first['size']}: {first['parameters']:,} parameters"
     if "speed" in first:
         columns = TIMED
-        limits = [row for row in rows if row["candidate"] == "bare_loop"]
-        cells = [_describe_timed(row, limits) for row in rows]
+        limit = next((row for row in rows if row["candidate"] == "bare_loop"), None)
+        cells = [_describe_timed(row, limit) for row in rows]
     else:
         columns = COMPILED
         title += f", for {first['compiled_for']}"
@@ -122,24 +80,22 @@ def _make_table(rows: list[dict[str, Any]]) -> Table:
     )
     for name, (_, spec) in columns.items():
         table.add_column(name, justify="right" if spec else "left", no_wrap=True)
-    base = first["base"]
-    for row in cells:
-        if row["base"] != base:
-            table.add_section()
-            base = row["base"]
-        found = [(row[key], spec) for key, spec in columns.values()]
-        table.add_row(*("" if x is None else f"{x:{spec}}" for x, spec in found))
+    for _, group in itertools.groupby(cells, key=itemgetter("base")):
+        for row in group:
+            found = [(row[key], spec) for key, spec in columns.values()]
+            table.add_row(*("" if x is None else f"{x:{spec}}" for x, spec in found))
+        table.add_section()
     return table
 
 
 def _describe_timed(
-    row: dict[str, Any], limits: list[dict[str, Any]]
+    row: dict[str, Any], limit: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Add the quartiles in words, and the share of the limit's speed."""
     low, high = row["speed_quartiles"]
     # Ratios of ratios hold only beside the same base.
-    alike = [limit for limit in limits if limit["base"] == row["base"]]
-    share = row["speed"] / alike[0]["speed"] if alike else None
+    is_alike = limit is not None and limit["base"] == row["base"]
+    share = row["speed"] / limit["speed"] if limit and is_alike else None
     return row | {"quartiles": f"{low:.2f} {high:.2f}", "of_limit": share}
 
 

@@ -66,7 +66,6 @@ class JaxStepper(Stepper):
     """A jitted step that donates parameters and state, from zero on."""
 
     def __init__(self, program: Program, grads: Sequence[jax.Array]):
-        """Compile it for the gradients that all steps take."""
         self._grads = grads
         self._params = [jnp.zeros_like(grad) for grad in grads]
         self._state = jax.jit(program.init)(self._params)
@@ -83,7 +82,6 @@ class JaxStepper(Stepper):
         self.state_bytes = sum(x.nbytes for x in jax.tree.leaves(self._state))
 
     def run(self, steps: int) -> None:
-        """Take steps."""
         for _ in range(steps):
             self._params, self._state = self._step(
                 self._params, self._state, self._grads
@@ -91,15 +89,13 @@ class JaxStepper(Stepper):
         jax.block_until_ready((self._params, self._state))
 
     def params(self) -> list[np.ndarray]:
-        """Copy the parameters."""
         return [np.array(param, np.float32) for param in self._params]
 
 
 class BareLoop(Stepper):
-    """The package's bare C++ loop: the limit on this machine."""
+    """The package's bare C++ loop, for float32: the limit on this machine."""
 
     def __init__(self, grads: Sequence[jax.Array]):
-        """Take float32 gradients."""
         # XLA's memory, as of all others: NumPy asks Linux for larger pages.
         self._params, *moments = (
             jax.block_until_ready([jnp.zeros_like(grad) for grad in grads])
@@ -123,12 +119,10 @@ class BareLoop(Stepper):
         )
 
     def run(self, steps: int) -> None:
-        """Take steps, in the memory of the arrays themselves."""
         self._step(*map(ctypes.c_int64, (self._past, steps, cores())))
         self._past += steps
 
     def params(self) -> list[np.ndarray]:
-        """Copy the parameters."""
         return [np.array(param) for param in self._params]
 
 
@@ -150,10 +144,9 @@ def _build_bare_loop() -> ctypes.CDLL:
 
 
 class TorchStepper(Stepper):
-    """An optimizer of PyTorch's, on all cores: its AdamW in its fused form."""
+    """PyTorch's AdamW in its fused form, for float32, on all cores."""
 
     def __init__(self, grads: Sequence[jax.Array]):
-        """Take float32 gradients."""
         import torch  # pyright: ignore[reportMissingImports] (no dependency)
 
         torch.set_num_threads(cores())
@@ -169,16 +162,14 @@ class TorchStepper(Stepper):
         return torch.optim.AdamW(*settings, fused=True)
 
     def run(self, steps: int) -> None:
-        """Take steps, the first of which makes the state."""
         for _ in range(steps):
             self._optimizer.step()
-        if not self.state_bytes:
+        if not self.state_bytes:  # the first step makes the state
             kept = [x for own in self._optimizer.state.values() for x in own.values()]
             self.state_bytes = sum(x.nbytes for x in kept if hasattr(x, "nbytes"))
             self.peak_bytes = 2 * sum(x.nbytes for x in self._params) + self.state_bytes
 
     def params(self) -> list[np.ndarray]:
-        """Copy the parameters."""
         return [param.detach().numpy().copy() for param in self._params]
 
 

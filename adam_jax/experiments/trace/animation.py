@@ -33,7 +33,7 @@ def draw_frames(
     title: str, surface: Surface, traces: Mapping[str, Trace], steps: Sequence[int]
 ) -> Iterator[Image.Image]:
     """Draw the paths up to each of the steps: the surface once, then what is new."""
-    chart, left, top = frame_panel(chart_surface(surface, traces), WIDTH, HEIGHT)
+    chart, left, top = frame_panel(chart_surface(surface, traces, False), WIDTH, HEIGHT)
     background = Image.open(io.BytesIO(to_picture(chart, scale=1.0))).convert("RGB")
     large = (FINE * WIDTH, FINE * HEIGHT)
     box = (left, top, left + WIDTH, top + HEIGHT)

@@ -59,8 +59,7 @@ def draw_traces(
         chart = draw_lines([*lines, *others], x, "", scale)
         return Panel(title, "", chart, legend | MARKS)
 
-    paths = [trace.points.T for trace in traces.values()]
-    panels = [chart_surface(surface, traces, paths)]
+    panels = [chart_surface(surface, traces)]
     if surface.step_loss is None:
         above = [trace.losses - lowest_loss(surface) for trace in traces.values()]
         left = [trace.distances for trace in traces.values()]
@@ -71,7 +70,7 @@ def draw_traces(
             chart_steps(name, left, _scale_log(left), near),
         ]
     else:
-        places = [x for x, _ in paths]
+        places = [trace.points[:, 0] for trace in traces.values()]
         regrets = [trace.regrets for trace in traces.values()]
         # Of the first few steps the mean is high, and of no interest.
         high = 1.2 * max(mean[len(mean) // 20 :].max() for mean in regrets)
@@ -84,20 +83,17 @@ def draw_traces(
 
 
 def chart_surface(
-    surface: Surface, traces: Mapping[str, Trace], paths: Sequence[Any] = ()
+    surface: Surface, traces: Mapping[str, Trace], with_paths: bool = True
 ) -> Panel:
     """Chart contours, at equal steps of the logarithm of the loss, and paths on them.
 
-    Args:
-      surface: What is drawn, with its start and its minima.
-      traces: The paths that the legend names.
-      paths: Those that are drawn: of each its x and its y.
+    Without paths, its legend names them all the same.
     """
-    legend = list_looks(traces)
-    lines = [
-        Line(name, path[0].tolist(), path[1].tolist(), look, marked=False)
-        for (name, look), path in zip(legend.items(), paths, strict=False)
-    ]
+    legend, lines = list_looks(traces), []
+    if with_paths:
+        for (name, look), trace in zip(legend.items(), traces.values(), strict=True):
+            x, y = trace.points.T.tolist()
+            lines.append(Line(name, x, y, look, marked=False))
     for name, points in (("minimum", surface.minima), ("start", (surface.start,))):
         x, y = np.transpose(points).tolist()
         lines.append(Line(name, x, y, MARKS[name], joined=False))
