@@ -375,7 +375,7 @@ def test_counts_of_a_compiled_step(chips, tmp_path, capfd, monkeypatch):
     """On CPU, for which JAX compiles everywhere."""
     devices = jax.devices()[:chips]
     monkeypatch.setattr(plan, "find_devices", lambda machine: devices)
-    broken = CANDIDATES["packed"]._replace(program=lambda format: 1 // 0)
+    broken = CANDIDATES["packed"]._replace(make_tx=lambda format: 1 // 0)
     monkeypatch.setitem(CANDIDATES, "packed", broken)
     path = tmp_path / "compiled.json"
     options = ("--formats=float32", "--candidates", "optax", "packed", "skip_nonfinite")

@@ -28,19 +28,14 @@ Found = Iterator[tuple[Cell, dict[str, Any] | str]]  # figures, or why there are
 
 
 def prepare(config: BenchOptions) -> Callable[[], None]:
-    """Plan what the options say.
-
-    Raises:
-      ValueError: if one of them is unusable.
-    """
+    """Plan what the options say, or raise a ValueError if one is unusable."""
     return functools.partial(run_bench, config, make_plan(config))
 
 
 def run_bench(config: BenchOptions, plan: Plan) -> None:
-    """Measure or compile what is planned; print a table, write JSON and the picture.
+    """Measure or compile what is planned; print tables, write JSON and the picture.
 
-    Raises:
-      KeyboardInterrupt: after Ctrl-C, at the end of the row. What is measured is saved.
+    Ctrl-C ends it after the row at work: what is measured is saved.
     """
     machine, skipped = describe_machine(), dict(plan.missing)
     rows: list[dict[str, Any]] = []
@@ -127,9 +122,8 @@ def count(plan: Plan, display: Display) -> Found:
 
     @functools.cache
     def compile(problem: Problem, name: str, format_name: str) -> dict[str, Any]:
-        format, make = FORMATS[format_name], CANDIDATES[name].program
-        assert make is not None  # it would not be in the plan
-        program = make(format)
+        format = FORMATS[format_name]
+        program = CANDIDATES[name].program(format)
         shapes = [jax.ShapeDtypeStruct(x, format.dtype) for x in problem.shapes]
         params = place(shapes, plan.devices)
         state = place(jax.eval_shape(program.init, params), plan.devices)

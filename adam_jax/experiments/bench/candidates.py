@@ -48,23 +48,50 @@ TIMED_FORMATS = ("float32", "bfloat16", "8bit", "pure_bfloat16", "pure_8bit")
 
 
 class Candidate(NamedTuple):
-    """One that is measured: a program of JAX, or what has a stepper of its own."""
+    """One that is measured: an optimizer for JAX, or what has a stepper of its own."""
 
     about: str  # a few words for the help
-    program: Callable[[Format], Program] | None = None
+    make_tx: Callable[[Format], Any] | None = None
     formats: Sequence[str] = tuple(FORMATS)
     base: str = "optax"  # the candidate that it is measured beside, in float32
-    why_missing: Callable[[], str | None] = lambda: None
-    needs_kernel: bool = False  # it is timed only where there is a kernel for it
+    fuse: bool = False  # take the fused step; timed only where there is a kernel for it
+    grads_inside: bool = False  # make gradients in the step, of a loss
     cycle: int = 1  # steps are taken in multiples of so many
     stepper: Callable[[Sequence[jax.Array]], Stepper] | None = None
+    why_missing: Callable[[], str | None] = lambda: None
+
+    def program(self, format: Format) -> Program:
+        """Return update and apply_updates, or the fused step, of the optimizer."""
+        assert self.make_tx is not None  # or it would have a stepper
+        tx = self.make_tx(format)
+
+        def update_and_apply(params, grads, state):
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        take = fused.step(tx) if self.fuse else update_and_apply
+
+        def step(params, state, grads):
+            if self.grads_inside:
+                grads = jax.grad(_loss)(params, grads)
+            return take(params, grads, state)
+
+        return Program(tx.init, step)
 
     def make(self, format: Format, grads: Sequence[jax.Array]) -> Stepper:
         """Return what takes steps on gradients of the format's dtype."""
-        if self.program is not None:
-            return JaxStepper(self.program(format), grads)
-        assert self.stepper is not None  # it has one or the other
-        return self.stepper(grads)
+        if self.stepper is not None:
+            return self.stepper(grads)
+        return JaxStepper(self.program(format), grads)
+
+
+def _loss(params, targets):
+    """Return half the squared distance to a target, for gradients inside of the step.
+
+    The hardest case for a native call: XLA can fuse these gradients into its own loops.
+    """
+    pairs = zip(params, targets, strict=True)
+    return sum(0.5 * jnp.sum((param - target) ** 2) for param, target in pairs)
 
 
 def _optax(format: Format) -> Any:
@@ -100,39 +127,6 @@ def _rollfast(format: Format) -> Any:
     return adamw8(LEARNING_RATE)
 
 
-def _stepping(
-    make_tx: Callable[[Format], Any], *, fuse: bool = False, grads_inside: bool = False
-) -> Callable[[Format], Program]:
-    """Return a `Candidate.program` of update and apply_updates, or the fused step."""
-
-    def make(format: Format) -> Program:
-        tx = make_tx(format)
-
-        def update_and_apply(params, grads, state):
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        take = fused.step(tx) if fuse else update_and_apply
-
-        def step(params, state, grads):
-            if grads_inside:
-                grads = jax.grad(_loss)(params, grads)
-            return take(params, grads, state)
-
-        return Program(tx.init, step)
-
-    return make
-
-
-def _loss(params, targets):
-    """Return half the squared distance to a target, for gradients inside of the step.
-
-    The hardest case for a native call: XLA can fuse these gradients into its own loops.
-    """
-    pairs = zip(params, targets, strict=True)
-    return sum(0.5 * jnp.sum((param - target) ** 2) for param, target in pairs)
-
-
 def _why_not_compiled() -> str | None:
     return None if find_compiler() else "there is no C++ compiler to build it with"
 
@@ -153,7 +147,7 @@ def _why_no_rollfast() -> str | None:
 CANDIDATES = {
     "optax": Candidate(
         "optax.adamw, update and apply_updates: the base of most others",
-        _stepping(_optax),
+        _optax,
         formats=("float32", "pure_bfloat16"),
     ),
     "bare_loop": Candidate(
@@ -162,29 +156,25 @@ CANDIDATES = {
         formats=("float32",),
         why_missing=_why_not_compiled,
     ),
-    "fused_step": Candidate(
-        "fused.step(adamw), in place",
-        _stepping(_ours, fuse=True),
-        needs_kernel=True,
-    ),
+    "fused_step": Candidate("fused.step(adamw), in place", _ours, fuse=True),
     "fused_clipped": Candidate(
         "fused_step behind optax.clip_by_global_norm",
-        _stepping(partial(_clipped, _ours), fuse=True),
+        partial(_clipped, _ours),
+        fuse=True,
         base="clipped",
-        needs_kernel=True,
     ),
     "fused_packed": Candidate(
         "fused.step(packed(adamw)): small leaves share their moments' buffers",
-        _stepping(_packed, fuse=True),
-        needs_kernel=True,
+        _packed,
+        fuse=True,
     ),
     "clipped": Candidate(
         "optax.adamw behind optax.clip_by_global_norm; the base of fused_clipped",
-        _stepping(partial(_clipped, _optax)),
+        partial(_clipped, _optax),
         formats=("float32",),
     ),
-    "adamw": Candidate("adam_jax.adamw", _stepping(_ours)),
-    "packed": Candidate("packed(adam_jax.adamw)", _stepping(_packed)),
+    "adamw": Candidate("adam_jax.adamw", _ours),
+    "packed": Candidate("packed(adam_jax.adamw)", _packed),
     "torch": Candidate(
         "torch.optim.AdamW(fused=True), where it is installed",
         stepper=TorchStepper,
@@ -199,22 +189,24 @@ CANDIDATES = {
     ),
     "rollfast": Candidate(
         "rollfast.adamw8, where it is installed",
-        _stepping(_rollfast),
+        _rollfast,
         formats=("8bit",),
         why_missing=_why_no_rollfast,
     ),
     "optax_grads": Candidate(
         "optax, with gradients made inside the jitted step; the base of the next",
-        _stepping(_optax, grads_inside=True),
+        _optax,
+        grads_inside=True,
         formats=("float32",),
         base="optax_grads",
     ),
     "fused_step_grads": Candidate(
         "fused_step, with gradients made inside",
-        _stepping(_ours, fuse=True, grads_inside=True),
+        _ours,
+        fuse=True,
+        grads_inside=True,
         formats=("float32", "bfloat16", "8bit"),
         base="optax_grads",
-        needs_kernel=True,
     ),
 }
 
@@ -222,17 +214,17 @@ CANDIDATES = {
 WRAPPERS = {
     "compensated": Candidate(
         "compensate_params(adamw): bfloat16 parameters and what they leave out",
-        _stepping(_compensated),
+        _compensated,
         formats=("pure_float32", "pure_bfloat16", "pure_8bit"),
     ),
     "skip_nonfinite": Candidate(
         "skip_nonfinite(adamw)",
-        _stepping(partial(_ours, wrap=adam_jax.skip_nonfinite)),
+        partial(_ours, wrap=adam_jax.skip_nonfinite),
         formats=("float32",),
     ),
     "skip_spikes": Candidate(
         "skip_spikes(adamw)",
-        _stepping(partial(_ours, wrap=adam_jax.skip_spikes)),
+        partial(_ours, wrap=adam_jax.skip_spikes),
         formats=("float32",),
     ),
 }
@@ -245,7 +237,7 @@ _INTERVALS = {1: ("", ""), 100: ("_every_100", ", every 100 steps")}
 WRAPPERS |= {
     f"record_{name}{suffix}": Candidate(
         f"record(adamw) of {about}{often}",
-        _stepping(partial(_record, figures=figures, every=every)),
+        partial(_record, figures=figures, every=every),
         formats=("float32",),
         base="adamw",
         cycle=every,

@@ -76,14 +76,7 @@ def packages(kind: str) -> str:
 
 
 def find_devices(target: str) -> list[Any]:
-    """Return described devices: one of a kind, or all of a kind and its chips.
-
-    Args:
-      target: a kind as "v5e", or with its chips as "v5e:4x4".
-
-    Raises:
-      ValueError: if there is no such kind, or what describes it is not installed.
-    """
+    """Return described devices: one of a kind as "v5e", all of "v5e:4x4"."""
     kind, _, chips = target.partition(":")
     if kind not in CHIPS:
         raise ValueError(
@@ -113,12 +106,7 @@ def find_devices(target: str) -> list[Any]:
 
 
 def place(tree: Any, devices: list[Any]) -> Any:
-    """Say where arrays lie: on one device, or cut along the first axis that allows it.
-
-    Args:
-      tree: of `jax.ShapeDtypeStruct`.
-      devices: one, or those over which the arrays are cut.
-    """
+    """Lay arrays on one device, or cut each along the first axis that allows it."""
     mesh = Mesh(np.array(devices), ("chips",))
 
     def put(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -174,29 +162,27 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 def count_traffic(text: str) -> tuple[int, collections.Counter[str]]:
     """Return the bytes that the entry of an HLO module moves, and its operations.
 
-    Args:
-      text: of the compiled module. Each instruction reads its operands and writes its
-        results once, if they lie in main memory: those in a TPU's VMEM are marked S(1).
+    Each instruction reads its operands and writes its results once, if they lie in main
+    memory: those in a TPU's VMEM are marked S(1).
     """
     [entry] = _ENTRY.findall(text)
-    instructions = {name: found for name, *found in _INSTRUCTION.findall(entry)}
+    found = _INSTRUCTION.findall(entry)
+    results = {name: _measure_arrays(kind) for name, kind, *_ in found}
     total = 0
-    for kind, operation, operands, rest in instructions.values():
+    for name, _, operation, operands, rest in found:
         if operation in _FREE or operation.endswith("-done"):
             continue
         if "ConcatBitcast" in rest:  # a custom call of TPUs that moves nothing
             continue
-        arrays = _measure_arrays(kind)
+        arrays = results[name]
         if operation.endswith("-start"):  # its type: destination, source, context
             least = min(size for size, _ in arrays[:2])
             arrays = [(least, is_fast) for _, is_fast in arrays[:2]]
         else:
-            read = {*_OPERAND.findall(operands)} & instructions.keys()
-            arrays += [
-                x for name in read for x in _measure_arrays(instructions[name][0])
-            ]
+            read = {*_OPERAND.findall(operands)} & results.keys()
+            arrays = [*arrays, *(x for own in read for x in results[own])]
         total += sum(size for size, is_fast in arrays if not is_fast)
-    return total, collections.Counter(x for _, x, *_ in instructions.values())
+    return total, collections.Counter(operation for _, _, operation, *_ in found)
 
 
 def _measure_arrays(kind: str) -> list[tuple[int, bool]]:

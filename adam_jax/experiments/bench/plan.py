@@ -66,11 +66,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: BenchOptions) -> Plan:
-    """Return the rows to measure; a base comes before the rows beside it.
-
-    Raises:
-      ValueError: if an option is unusable, in one sentence.
-    """
+    """Return what is to be done; a ValueError says which option is unusable."""
     if config.compiled and (config.repeats or config.picture):
         raise ValueError("what is compiled is not run: leave out repeats and picture")
     repeats, budget = REPEATS, SECONDS
@@ -127,9 +123,9 @@ def make_plan(config: BenchOptions) -> Plan:
 
 def why_missing(candidate: Candidate, compiled: bool = False) -> str | None:
     """Return a sentence if a candidate cannot be timed here, or not be compiled."""
-    if compiled and candidate.program is None:
+    if compiled and candidate.make_tx is None:
         return "JAX does not compile it"
-    if not compiled and candidate.needs_kernel and fused.backend() == "xla":
+    if not compiled and candidate.fuse and fused.backend() == "xla":
         return "there is no kernel for it here"
     return candidate.why_missing()
 

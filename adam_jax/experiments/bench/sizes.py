@@ -27,11 +27,7 @@ class Problem(NamedTuple):
 
 
 def parse_size(text: str) -> Problem:
-    """Read a size: `4096`, `2^12`, a shape `64,64`, 300 leaves `300x4096`, or `gpt2`.
-
-    Raises:
-      ValueError: if it is none of these.
-    """
+    """Read a size: `4096`, `2^12`, a shape `64,64`, leaves `300x4096`, or `gpt2`."""
     if text == "gpt2":
         return Problem(text, _list_gpt2())
     match = _GRAMMAR.fullmatch(text)

@@ -29,14 +29,9 @@ class Timing(NamedTuple):
 def compare(
     base: Stepper, other: Stepper, cycle: int, repeats: int, budget: float
 ) -> Timing:
-    """Let both take turns.
+    """Let both take turns, each of a multiple of `cycle` steps, in `repeats` pairs.
 
-    Args:
-      base: against which the ratio is.
-      other: what is measured.
-      cycle: a turn is a multiple of so many steps.
-      repeats: the number of pairs.
-      budget: seconds after which fewer pairs will do, but not fewer than three.
+    After `budget` seconds fewer pairs will do, but not fewer than three.
     """
     for stepper in (base, other):
         stepper.run(1)  # touches the memory

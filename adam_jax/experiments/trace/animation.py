@@ -66,11 +66,7 @@ def draw_frames(
 
 
 def write_animation(file: Path, frames: Iterable[Image.Image]) -> None:
-    """Write frames as the GIF or the film that the name of the file asks for.
-
-    Raises:
-      OSError: if it cannot be written. No file is left then.
-    """
+    """Write frames as the GIF or the film that the name of the file asks for."""
     # With one palette, only what is new of each frame is written: a tenth of the bytes.
     palette = _make_palette()
     first, *others = (

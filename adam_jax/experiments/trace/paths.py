@@ -47,11 +47,7 @@ def place_surface(config: TraceConfig) -> Surface:
 
 
 def choose_options(config: TraceConfig) -> dict[str, dict[str, Any]]:
-    """Give the options of each optimizer that is asked for, by the name of its path.
-
-    Raises:
-      ValueError: if a name is unknown.
-    """
+    """Give the options of each optimizer that is asked for, by the name of its path."""
     surface = SURFACES[config.surface]
     names = config.optimizers or tuple(surface.settings)
     for name in config.settings:
@@ -80,11 +76,7 @@ def choose_options(config: TraceConfig) -> dict[str, dict[str, Any]]:
 def compile_traces(
     config: TraceConfig, surface: Surface
 ) -> dict[str, Callable[[], Trace]]:
-    """Compile the path of each optimizer, and give what walks it, by its name.
-
-    Raises:
-      ValueError: if an option of an optimizer is unusable.
-    """
+    """Compile the path of each optimizer, and give what walks it, by its name."""
     built = {}
     for name, options in choose_options(config).items():
         try:

@@ -31,11 +31,7 @@ LEGEND = "distance: to the nearest minimum; within: the first step that is so ne
 
 
 def prepare(config: TraceConfig) -> Callable[[], None]:
-    """Compile the paths that the config describes.
-
-    Raises:
-      ValueError: if a value in it is wrong.
-    """
+    """Compile the paths of a config, or raise a ValueError if a value is wrong."""
     resolved, surface = to_toml(config), place_surface(config)
     walks = compile_traces(config, surface)
     return lambda: run_trace(config, resolved, surface, walks)
@@ -49,9 +45,7 @@ def run_trace(
 ) -> None:
     """Walk all paths, and leave config, numbers, picture and animation in a new folder.
 
-    Raises:
-      OSError: if the folder cannot be made or written to.
-      KeyboardInterrupt: after Ctrl-C. All is saved then but the animation.
+    After Ctrl-C all is saved but the animation.
     """
     stop = threading.Event()
     with on_interrupt(stop.set):
