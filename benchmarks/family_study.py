@@ -31,11 +31,15 @@ from adam_jax import OPTIMIZERS, SwitchState
 from adam_jax.experiments.batches import count_rows
 from adam_jax.experiments.cli import IN_ORDER
 from adam_jax.experiments.machine import describe_machine
-from adam_jax.experiments.study.config import GridConfig, SweepConfig, SweptCandidate
-from adam_jax.experiments.study.members import to_json
-from adam_jax.experiments.study.outcomes import find_border, group_members
+from adam_jax.experiments.metrics import to_json
+from adam_jax.experiments.study.outcomes import find_best, group_members
 from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.sweep import find_best
+from adam_jax.experiments.study.settings import find_border
+from adam_jax.experiments.study.study_config import (
+    GridConfig,
+    SweepConfig,
+    SweptCandidate,
+)
 from adam_jax.experiments.tasks import build_task
 
 ROOT = pathlib.Path(__file__).parents[1]

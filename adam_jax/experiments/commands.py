@@ -14,7 +14,7 @@ import docstring_parser
 
 import adam_jax
 from adam_jax.experiments import arguments, options
-from adam_jax.experiments.study.config import CompareConfig, SweepConfig
+from adam_jax.experiments.study.study_config import CompareConfig, SweepConfig
 from adam_jax.experiments.trace.trace_config import TraceConfig
 
 
@@ -100,10 +100,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("run", options.TrainOptions, True, list_all),
-    "compare": Command("study.compare", CompareConfig, True, list_all),
-    "sweep": Command("study.sweep", SweepConfig, True, list_all),
+    "compare": Command("study.study", CompareConfig, True, list_all),
+    "sweep": Command("study.study", SweepConfig, True, list_all),
     "inspect": Command("inspection", options.InspectOptions),
-    "report": Command("report.command", options.ReportOptions),
+    "report": Command("report.reporting", options.ReportOptions),
     "bench": Command("bench.benchmark", options.BenchOptions, False, list_candidates),
     "trace": Command("trace.tracing", TraceConfig, True, list_surfaces),
     "family": Command("family", options.FamilyOptions),

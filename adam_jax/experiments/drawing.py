@@ -21,6 +21,7 @@ WIDTH, HEIGHT = 460, 250  # of a panel in a picture
 SCALE = 1.25  # pixels of a PNG for each of the chart
 PICTURES = (".png", ".svg", ".pdf")
 LETTER, ENTRY = 6.2, 18  # width of a letter in a legend, and height of an entry
+BELOW = 44  # from a panel to its legend: room for the horizontal axis
 CONFIG: dict[str, Any] = {
     "font": "DejaVu Sans, sans-serif",
     "background": "white",
@@ -43,27 +44,21 @@ LIMIT = Look("#7f7f7f", (4, 4), 1.2)  # of a value that lines are held against
 
 
 class Line(NamedTuple):
-    """Say what is drawn as one line.
-
-    Attributes:
-      name: What the legend calls it; lines of one name are switched together.
-      x: Its places on the horizontal axis.
-      y: A value for each place.
-      look: How it looks.
-      bands: Pairs of lower and upper edges, drawn behind it.
-      listed: Whether it is in the legend.
-      joined: Draw a line; if not, dots alone.
-      marked: Draw dots.
-    """
+    """Say what is drawn as one line; lines of one name are switched together."""
 
     name: str
     x: Sequence[Any]
     y: Sequence[float]
     look: Look = Look()
-    bands: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
-    listed: bool = True
-    joined: bool = True
-    marked: bool = True
+    bands: Sequence[tuple[Sequence[float], Sequence[float]]] = ()  # lower, upper edges
+    listed: bool = True  # in the legend
+    joined: bool = True  # by a line; if not, there are dots alone
+    marked: bool = True  # by dots
+
+
+def limit_line(name: str, ends: Sequence[float], value: float) -> Line:
+    """Give the line of a value that others are held against, not in the legend."""
+    return Line(name, ends, [value, value], LIMIT, listed=False, marked=False)
 
 
 class Panel(NamedTuple):
@@ -85,6 +80,11 @@ def choose_looks(count: int) -> list[Look]:
             widths, looks, itertools.cycle(SHAPES), strict=False
         )
     ]
+
+
+def draw_panel(title: str, caption: str, lines: Sequence[Line], *axes: Any) -> Panel:
+    """Draw lines, and their legend; the axes are as for `draw_lines`."""
+    return Panel(title, caption, draw_lines(lines, *axes), list_lines(lines))
 
 
 def draw_lines(
@@ -111,24 +111,23 @@ def draw_lines(
 
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
-        look = dict(zip(("colour", "dash", "width", "shape"), line.look, strict=True))
-        size = 28 if line.joined else 90
-        common = {"key": number, "line": line.name, "size": size, **look}
         every = 1 if len(line.x) <= FEW else round(len(line.x) / MARKED)
         # Lines that coincide are told apart by where they are marked.
         first = number * every // len(lines) % every
+        about = {"key": number, "line": line.name, **line.look._asdict()}
+        about |= {"joined": line.joined, "pointed": line.marked}
+        about |= {"size": 28 if line.joined else 90}
         for n, (at, value) in enumerate(zip(line.x, line.y, strict=True)):
-            row = {"x": at, "y": place(value), "n": n, "joined": line.joined}
-            row |= {"pointed": line.marked, "marked": n % every == first}
-            words = f"{line.name}, {x['title']} {at}: {value:{digits}}"
-            for layer, band in enumerate(line.bands):
-                low, high = (place(edge[n]) for edge in band)
-                if low is not None and high is not None:
+            row = about | {"x": at, "y": place(value), "n": n}
+            row |= {"marked": n % every == first}
+            row |= {"words": f"{line.name}, {x['title']} {at}: {value:{digits}}"}
+            for layer, edges in enumerate(line.bands):
+                low, high = (edge[n] for edge in edges)
+                if layer == 0:
+                    row["words"] += f" ({low:{digits}} to {high:{digits}})"
+                if place(low) is not None and place(high) is not None:
                     row |= {f"low{layer}": low, f"high{layer}": high}
-            if line.bands:
-                low, high = (edge[n] for edge in line.bands[0])
-                words += f" ({low:{digits}} to {high:{digits}})"
-            rows.append(common | row | {"words": words})
+            rows.append(row)
     shown = to_chart(rows).transform_filter("indexof(hidden, datum.line) < 0")
     # Each layer says the scale: of those that are merged, the first one's is taken.
     shown = shown.encode(x, color=alt.Color("colour:N", scale=None), detail="key:N")
@@ -179,34 +178,22 @@ def compose(
     width: int = WIDTH,
     height: int = HEIGHT,
 ) -> alt.VConcatChart:
-    """Put panels side by side and below each other, under one title.
+    """Put panels side by side and below each other, under a title and what it is about.
 
     A legend that several of them have is drawn once, below all.
-
-    Args:
-      title: What stands above.
-      panels: The panels, row by row.
-      columns: How many are side by side.
-      about: What stands below the title.
-      width: Of a panel, in pixels.
-      height: Likewise.
     """
     legends = [panel.legend for panel in panels]
-    shared = next((x for x in legends if legends.count(x) > 1 and x), {})
+    shared = next((x for x in legends if x and legends.count(x) > 1), {})
     charts = []
     for panel in panels:
         lines = textwrap.wrap(panel.caption, int(width / LETTER))
-        about_it: dict[str, Any] = {"subtitle": lines} if lines else {}
-        chart = panel.chart.properties(
-            title=alt.TitleParams(panel.title, **about_it),
-            width=width,
-            height=height,
-        )
+        subtitle: dict[str, Any] = {"subtitle": lines} if lines else {}
+        heading = alt.TitleParams(panel.title, **subtitle)
+        chart = panel.chart.properties(title=heading, width=width, height=height)
         if panel.legend and panel.legend != shared:
-            chart += _draw_legend(panel.legend, width, height + 44)
+            chart += _draw_legend(panel.legend, width, height + BELOW)
         charts.append(chart)
-    grid = alt.concat(*charts, columns=columns)
-    rows: list[Any] = [grid]
+    rows: list[Any] = [alt.concat(*charts, columns=columns)]
     if shared:
         total = columns * (width + 60)
         legend = _draw_legend(shared, total, 8).properties(width=total, height=ENTRY)
@@ -236,23 +223,10 @@ def _draw_legend(looks: Mapping[str, Look], width: float, top: float) -> Any:
     return alt.layer(*layers)
 
 
-def to_spec(chart: Any) -> dict[str, Any]:
-    """Give what Vega-Lite draws, with the parameter that names hidden lines."""
-    spec = chart.to_dict()
-    spec.setdefault("params", []).append({"name": "hidden", "value": []})
-    return spec
-
-
 def frame_panel(panel: Panel, width: int, height: int) -> tuple[Any, int, int]:
-    """Give a panel with its legend, and how far from the left and the top it begins.
-
-    Args:
-      panel: What is shown.
-      width: Of the panel, in pixels.
-      height: Likewise.
-    """
+    """Give a panel with its legend, and how far from the left and the top it begins."""
     left, top = 50, 40
-    legend = _draw_legend(panel.legend, width, height + 44)
+    legend = _draw_legend(panel.legend, width, height + BELOW)
     below = 54 + ENTRY * math.ceil(len(legend.layer) / 3 / 2)
     chart = (panel.chart + legend).properties(
         width=width,
@@ -263,14 +237,15 @@ def frame_panel(panel: Panel, width: int, height: int) -> tuple[Any, int, int]:
     return chart.configure(**CONFIG), left, top
 
 
-def to_picture(chart: Any, suffix: str = ".png", scale: float = SCALE) -> bytes:
-    """Draw a chart.
+def to_spec(chart: Any) -> dict[str, Any]:
+    """Give what Vega-Lite draws, with the parameter that names hidden lines."""
+    spec = chart.to_dict()
+    spec.setdefault("params", []).append({"name": "hidden", "value": []})
+    return spec
 
-    Args:
-      chart: What is drawn.
-      suffix: One of PICTURES: what kind of file it is for.
-      scale: Pixels of a PNG for each of the chart.
-    """
+
+def to_picture(chart: Any, suffix: str = ".png", scale: float = SCALE) -> bytes:
+    """Draw a chart for a file of one of the PICTURES; the scale is that of a PNG."""
     spec = to_spec(chart)
     if suffix == ".png":
         return vl_convert.vegalite_to_png(spec, scale=scale)
@@ -280,11 +255,7 @@ def to_picture(chart: Any, suffix: str = ".png", scale: float = SCALE) -> bytes:
 
 
 def to_page(panel: Panel) -> dict[str, Any]:
-    """Give the chart of a panel for a page: as wide as there, with values to point at.
-
-    Args:
-      panel: What is shown.
-    """
+    """Give the chart of a panel for a page: as wide, with values to point at."""
     spec = to_spec(panel.chart.properties(width="container", height=HEIGHT))
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     pointing = {"on": "pointerover", "clear": "pointerout", "nearest": True}

@@ -68,15 +68,17 @@ def rank_moved(moved: Mapping[str, float]) -> tuple[list[str], list[str]]:
     return ranked[:number], ranked[: -number - 1 : -1]
 
 
-def to_json(epoch: Epoch) -> str:
-    """Write an epoch as one line of JSON, with null for what is not finite."""
+def to_json(entry: Any) -> str:
+    """Write a named tuple as one line of JSON, with null for what is not finite."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: finite(x) for key, x in value.items()}
-        return value if math.isfinite(value) else None
+        if isinstance(value, list):
+            return [*map(finite, value)]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(finite(epoch._asdict()), allow_nan=False)
+    return json.dumps(finite(entry._asdict()), allow_nan=False)
 
 
 def from_json(line: str) -> Epoch:

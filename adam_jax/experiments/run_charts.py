@@ -1,8 +1,7 @@
 """The charts of runs: how well they learn, and Adam at work; and a run's picture."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -12,14 +11,13 @@ from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.drawing import (
     COLOURS,
     DASHES,
-    LIMIT,
     Line,
     Look,
     Panel,
     choose_looks,
     compose,
-    draw_lines,
-    list_lines,
+    draw_panel,
+    limit_line,
 )
 from adam_jax.experiments.metrics import (
     ACCURACY,
@@ -43,20 +41,12 @@ ALL = Look("#7f7f7f", width=4.5)  # wide, and behind: one group's line may be th
 
 
 class Topic(NamedTuple):
-    """Say what a chart of one figure is about.
+    """Say what a chart of one figure is about, and how to read it."""
 
-    Attributes:
-      figure: Its name in adam_jax.FIGURES, or in to_scalars.
-      title: What it tells, in plain words.
-      caption: How to read it.
-      y_title: What the vertical axis measures, on a log scale; if it is empty, the
-        title says it, and the scale is linear.
-    """
-
-    figure: str
+    figure: str  # its name in adam_jax.FIGURES, or in to_scalars
     title: str
     caption: str
-    y_title: str = ""
+    y_title: str = ""  # of a log scale; if it is empty, the scale is linear
 
 
 STEPS = Topic(
@@ -123,24 +113,15 @@ FACTORS = {"first moment": "bias_correction_mu", "second": "bias_correction_nu"}
 def draw_run(
     config: TrainConfig, epochs: Sequence[Epoch], loss_name: str = "loss"
 ) -> alt.VConcatChart:
-    """Draw the picture of a run.
+    """Draw the picture of a run: how it learns, and what its optimizer does.
 
-    There is a panel each for loss, test accuracy if the model has one, effective step,
-    signal-to-noise ratio if the optimizer has one, relative update and gradient. (The
-    step of plain Adam is its ratio, except for eps: the same distribution would say
-    nothing new.)
-
-    Args:
-      config: That of the run.
-      epochs: What is drawn.
-      loss_name: What the loss is.
+    The step of plain Adam is its ratio, except for eps: bands of the ratio would say
+    nothing new, so its medians are drawn, by group.
     """
     runs = {config.run_name: epochs}
-    panels = [
-        *chart_losses(runs, loss_name),
-        *_chart_steps(runs),
-        *(x for topic in (RATIOS, UPDATES, GRADIENTS) for x in _chart(runs, topic)),
-    ]
+    panels = [*chart_losses(runs, loss_name), *_chart_steps(runs)]
+    for topic in (RATIOS, UPDATES, GRADIENTS):
+        panels += _chart(topic, _list_groups(runs, topic.figure))
     optimizer = config.optimizer
     title = (
         f"{config.run_name}: {config.subject}, trained by {optimizer.name}, learning "
@@ -160,15 +141,11 @@ def chart_learning(runs: Runs) -> list[Panel]:
 
 
 def chart_losses(runs: Runs, loss: str = "loss") -> list[Panel]:
-    """Chart the loss, and the test accuracy if there is one.
-
-    Args:
-      runs: One run, or several side by side.
-      loss: What the loss is.
-    """
+    """Chart the loss, which has a name, and what else is measured of a test."""
+    is_alone = len(runs) == 1
     lines = []
     for (name, epochs), look in zip(runs.items(), choose_looks(len(runs)), strict=True):
-        if len(runs) == 1:
+        if is_alone:
             training, test = choose_looks(2)
             lines.append(_line(epochs, "loss/train", "training", training))
             lines.append(_line(epochs, "loss/test", "test", test))
@@ -176,47 +153,56 @@ def chart_losses(runs: Runs, loss: str = "loss") -> list[Panel]:
             lines.append(_line(epochs, "loss/test", name, look))
             dotted = _line(epochs, "loss/train", name, look._replace(dash=DASHES[2]))
             lines.append(dotted._replace(listed=False))
-    several = "Solid: test; dotted: training. " if len(runs) > 1 else ""
-    topic = Topic(
-        "loss",
-        "Loss",
-        f"{several}Training: the mean over an epoch's batches, each before its step. "
-        "Test: after the epoch.",
-        loss,
+    caption = "" if is_alone else "Solid: test; dotted: training. "
+    caption += (
+        "Training: the mean over an epoch's batches, each before its step. Test: after "
+        "the epoch."
     )
-    panels = [_draw(topic, lines)]
-    names = dict.fromkeys(x for own in runs.values() for x in own[-1].metrics)
-    axis = epochs_axis(max(map(len, runs.values())))
-    for name in names:
+    panels = [_draw(Topic("loss", "Loss", caption, loss), lines)]
+    for name in dict.fromkeys(x for own in runs.values() for x in own[-1].metrics):
         lines = _list_runs(runs, name, COLOURS[2])
         last = write_metric(name, lines[0].y[-1])
-        end = f": {last} at the end" if len(runs) == 1 else ""
-        chart = draw_metric(lines, axis, name)
-        panels.append(Panel(f"Test {name}{end}", "", chart, list_lines(lines)))
+        title = f"Test {name}{f': {last} at the end' if is_alone else ''}"
+        panels.append(draw_metric(title, "", lines, name))
     return panels
 
 
-def draw_metric(lines: Sequence[Line], x: alt.X, name: str) -> Any:
-    """Draw lines of a metric: an accuracy in percent."""
+def draw_metric(title: str, caption: str, lines: Sequence[Line], name: str) -> Panel:
+    """Draw a metric over the epochs: an accuracy in percent."""
     if name == ACCURACY:
         scale = scale_shares(_gather(lines))
-        return draw_lines(lines, x, "test labels found", scale, ".2%")
-    return draw_lines(lines, x, name, scale_linear())
+        return draw_epochs(title, caption, lines, "test labels found", scale, ".2%")
+    return draw_epochs(title, caption, lines, name, scale_linear())
+
+
+def draw_epochs(title: str, caption: str, lines: Sequence[Line], *y: Any) -> Panel:
+    """Draw lines over the epochs; the vertical axis is as for `draw_lines`."""
+    count = int(max(line.x[-1] for line in lines))
+    return draw_panel(title, caption, lines, epochs_axis(count), *y)
 
 
 def chart_figures(runs: Runs) -> list[Panel]:
     """Chart what the optimizer did: of one run in detail, of several side by side."""
     # The step of plain Adam is its ratio, except for eps.
     pairs = zip(_list_runs(runs, STEPS.figure), _list_runs(runs, RATIO), strict=True)
-    are_same = len(runs) > 1 and all(_coincide(*pair) for pair in pairs)
+    are_same = len(runs) > 1 and all(
+        math.isclose(*values, rel_tol=0.02)
+        for step, ratio in pairs
+        for values in zip(step.y, ratio.y, strict=True)
+    )
     panels = _chart_steps(runs, are_same)
-    for topic in (RATIOS, UPDATES, GRADIENTS, NORMS)[are_same:]:
-        panels += _chart(runs, topic)
+    topics = [*(RATIOS, UPDATES, GRADIENTS, NORMS)[are_same:]]
+    topics += [MOVED] if len(runs) == 1 else []
+    for topic in topics:
+        panels += _chart(topic, _list_groups(runs, topic.figure))
     if len(runs) == 1:
-        panels += _chart(runs, MOVED) + _chart(runs, CORRECTIONS, FACTORS)
+        [epochs] = runs.values()
+        pairs = zip(FACTORS.items(), choose_looks(len(FACTORS)), strict=True)
+        factors = [_line(epochs, figure, name, look) for (name, figure), look in pairs]
+        panels += _chart(CORRECTIONS, factors)
     for topic in FAULTS:
         if any(y > 0 for line in _list_runs(runs, topic.figure) for y in line.y):
-            panels += _chart(runs, topic)
+            panels += _chart(topic, _list_groups(runs, topic.figure))
     return panels
 
 
@@ -238,34 +224,13 @@ def _chart_steps(runs: Runs, are_ratios: bool = False) -> list[Panel]:
     if are_ratios:
         words += " In these runs it is the signal-to-noise ratio, too."
     if any(map(_has_values, _list_runs(runs, RATIO))):
-        count = max(map(len, runs.values()))
-        ends = [0.5, count + 0.5]
-        limit = Line("Adam's own bound", ends, [1, 1], LIMIT, (), False, marked=False)
-        lines.append(limit)
+        ends = [0.5, max(map(len, runs.values())) + 0.5]
+        lines.append(limit_line("Adam's own bound", ends, 1))
     return [_draw(STEPS._replace(caption=f"{STEPS.caption} {words}"), lines)]
 
 
-def _chart(
-    runs: Runs, topic: Topic, figures: Mapping[str, str] | None = None
-) -> list[Panel]:
-    """Chart a figure of the groups of one run, or of the whole tree of several.
-
-    Args:
-      runs: One run, or several side by side.
-      topic: What the chart is about.
-      figures: What is drawn of one run instead, by its name.
-    """
-    lines = _list_runs(runs, topic.figure)
-    if len(runs) == 1:
-        [epochs] = runs.values()
-        named = {f"{topic.figure}/{x}": y for x, y in _list_groups(epochs[-1]).items()}
-        named = {topic.figure: ("all parameters", ALL)} | named
-        if figures:
-            looks = choose_looks(len(figures))
-            named = dict(
-                zip(figures.values(), zip(figures, looks, strict=True), strict=True)
-            )
-        lines = [_line(epochs, figure, *about) for figure, about in named.items()]
+def _chart(topic: Topic, lines: Sequence[Line]) -> list[Panel]:
+    """Chart the lines that have values, if any have."""
     lines = [line for line in lines if _has_values(line)]
     return [_draw(topic, lines)] if lines else []
 
@@ -275,9 +240,7 @@ def _draw(topic: Topic, lines: Sequence[Line]) -> Panel:
     # A rate that falls to zero would take all the room at its end.
     least = 1e-5 * max((y for y in values if math.isfinite(y)), default=1.0)
     scale = scale_log(values, least) if topic.y_title else scale_linear()
-    count = max(len(line.x) for line in lines)
-    chart = draw_lines(lines, epochs_axis(count), topic.y_title, scale)
-    return Panel(topic.title, topic.caption, chart, list_lines(lines))
+    return draw_epochs(topic.title, topic.caption, lines, topic.y_title, scale)
 
 
 def _gather(lines: Sequence[Line]) -> list[float]:
@@ -286,30 +249,32 @@ def _gather(lines: Sequence[Line]) -> list[float]:
     return [y for ys in curves for y in ys]
 
 
-def _list_groups(last: Epoch) -> dict[str, tuple[str, Look]]:
-    """Give name and look of the groups shown: the more one has moved, the earlier."""
-    most, least = rank_moved(last.moved)
+def _list_groups(runs: Runs, figure: str) -> list[Line]:
+    """Make a line for each group of one run, or for the whole tree of each of several.
+
+    Of the groups, the more one has moved, the earlier it comes.
+    """
+    if len(runs) > 1:
+        return _list_runs(runs, figure)
+    [epochs] = runs.values()
+    moved = epochs[-1].moved
+    most, least = rank_moved(moved)
     shown = [*most, *reversed(least)]
-    if len(last.moved) <= GROUPS:
-        left = [group for group in last.moved if group not in shown]
-        shown[len(most) : len(most)] = left
-    return {
-        group: (
-            f"{group} (moved {last.moved[group]:.2g})",
-            look._replace(dash=DASHES[group in least], width=2.0),
-        )
-        for group, look in zip(shown, choose_looks(len(shown)), strict=True)
-    }
+    if len(moved) <= GROUPS:
+        shown[len(most) : len(most)] = [group for group in moved if group not in shown]
+    lines = [_line(epochs, figure, "all parameters", ALL)]
+    for group, look in zip(shown, choose_looks(len(shown)), strict=True):
+        look = look._replace(dash=DASHES[group in least], width=2.0)
+        name = f"{group} (moved {moved[group]:.2g})"
+        lines.append(_line(epochs, f"{figure}/{group}", name, look))
+    return lines
 
 
 def _list_runs(runs: Runs, figure: str, colour: str = COLOURS[0]) -> list[Line]:
-    """Make a line for each run; the colour is for one that is alone."""
-    if len(runs) == 1:
-        [(name, epochs)] = runs.items()
-        return [_line(epochs, figure, name, Look(colour))._replace(listed=False)]
-    looks = choose_looks(len(runs))
+    """Make a line for each run; of one that is alone the colour can be chosen."""
+    looks = choose_looks(len(runs)) if len(runs) > 1 else [Look(colour)]
     return [
-        _line(epochs, figure, name, look)
+        _line(epochs, figure, name, look)._replace(listed=len(runs) > 1)
         for (name, epochs), look in zip(runs.items(), looks, strict=True)
     ]
 
@@ -318,12 +283,8 @@ def _line(epochs: Sequence[Epoch], figure: str, name: str, look: Look) -> Line:
     return Line(name, [e.epoch for e in epochs], _values(epochs, figure), look)
 
 
-def _values(epochs: Iterable[Epoch], figure: str) -> list[float]:
+def _values(epochs: Sequence[Epoch], figure: str) -> list[float]:
     return [to_scalars(epoch).get(figure, math.nan) for epoch in epochs]
-
-
-def _coincide(one: Line, other: Line) -> bool:
-    return all(map(partial(math.isclose, rel_tol=0.02), one.y, other.y))
 
 
 def _has_values(line: Line) -> bool:

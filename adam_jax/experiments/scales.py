@@ -22,13 +22,9 @@ def epochs_axis(count: int) -> alt.X:
 def settings_axis(
     title: str, values: Iterable[float], channel: Any = alt.X
 ) -> tuple[Any, Callable[[float], Any]]:
-    """Give the axis of a hyperparameter, and what its values are on it.
+    """Give the axis, alt.X or alt.Y, of a hyperparameter, and what places values on it.
 
-    Args:
-      title: What it is called.
-      values: All that there are. Few, such as 0.9 and 0.999 or 0, are evenly spaced: so
-        they are told apart.
-      channel: The horizontal axis, of the field x; or alt.Y, of the field y.
+    Few, such as 0.9 and 0.999 or 0, are evenly spaced: so they are told apart.
     """
     field = channel.__name__.lower()
     kept = sorted(set(values))
@@ -37,7 +33,7 @@ def settings_axis(
     if len(kept) > LISTED:
         scale = alt.Scale(zero=False)
         return channel(f"{field}:Q", title=title, scale=scale), float
-    names = to_words(kept)
+    names = name_values(kept)
     listed = [*names.values()]
     scale = alt.Scale(domain=listed if channel is alt.X else listed[::-1])
     axis = channel(f"{field}:O", title=title, scale=scale)
@@ -47,31 +43,26 @@ def settings_axis(
 def scale_log(
     values: Iterable[float], least: float = 0.0, most: float = math.inf
 ) -> dict[str, Any]:
-    """Choose a log scale, or one that has a 0 where there is one, and its labels.
-
-    Args:
-      values: What is shown.
-      least: Where the scale ends below, if values are less.
-      most: Where it ends above, if values are more.
-    """
+    """Choose a log scale from `least` to `most`, with a 0 where a value is 0."""
     kept = [float(value) for value in values if 0 <= value < math.inf]
     shown = [value for value in kept if value > 0]
     if not shown:
         return scale_linear()
     high = min(max(shown), most)
     low = min(max(min(shown), least), high)
-    if high < 1.05 * low:  # the last digit of a loss is no fall
-        low, high = low / 1.05, high * 1.05
-    else:
-        room = (high / low) ** 0.04
-        low, high = low / room, high * room
+    # The last digit of a loss is no fall.
+    room = 1.05 if high < 1.05 * low else (high / low) ** 0.04
+    low, high = low / room, high * room
     if len(shown) == len(kept):
-        scale = alt.Scale(type="log", domain=[low, high], nice=False)
-        return {"scale": scale, "axis": _label(choose_ticks(low, high))}
+        return _label(choose_ticks(low, high), type="log", domain=[low, high])
     least = 10.0 ** math.floor(math.log10(low))
-    domain = [-0.1 * least, high]
-    scale = alt.Scale(type="symlog", constant=least, domain=domain, nice=False)
-    return {"scale": scale, "axis": _label([0.0, *choose_ticks(least, high)])}
+    ticks, domain = [0.0, *choose_ticks(least, high)], [-0.1 * least, high]
+    return _label(ticks, type="symlog", constant=least, domain=domain)
+
+
+def _label(ticks: Sequence[float], **scale: Any) -> dict[str, Any]:
+    axis = alt.Axis(values=list(ticks), format=".10~g")
+    return {"scale": alt.Scale(nice=False, **scale), "axis": axis}
 
 
 def scale_linear() -> dict[str, Any]:
@@ -79,29 +70,19 @@ def scale_linear() -> dict[str, Any]:
     return {"scale": alt.Scale(zero=False), "axis": alt.Axis()}
 
 
-def _label(ticks: Sequence[float]) -> alt.Axis:
-    return alt.Axis(values=list(ticks), format=".10~g")
-
-
 def scale_shares(values: Iterable[float]) -> dict[str, Any]:
     """Choose a scale in percent, on which what hardly changes looks flat."""
     shown = [value for value in values if math.isfinite(value)]
     low, high = min(shown, default=0.0), max(shown, default=1.0)
-    room = 0.03 * (high - low)
-    if high - low < 0.02:  # a test image more or less is no climb
-        room = 0.02 - (high - low) / 2
-    low, high = low - room, high + room
-    scale = alt.Scale(domain=[low, high], zero=False)
+    width = high - low
+    # A test image more or less is no climb.
+    room = 0.02 - width / 2 if width < 0.02 else 0.03 * width
+    scale = alt.Scale(domain=[low - room, high + room], zero=False)
     return {"scale": scale, "axis": alt.Axis(format=".4~%")}
 
 
 def choose_ticks(low: float, high: float) -> list[float]:
-    """Choose what a log scale labels: at least three numbers, however narrow it is.
-
-    Args:
-      low: Its lower end.
-      high: Its upper end.
-    """
+    """Choose what a log scale labels: at least three numbers, however narrow it is."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
 
     def place(subs: Iterable[float], every: int = 1) -> list[float]:
@@ -121,40 +102,26 @@ def choose_ticks(low: float, high: float) -> list[float]:
     raise AssertionError("unreachable: there is always a smaller step")
 
 
-def name_values(values: Iterable[float], digits: int = 4) -> dict[float, str]:
+def name_values(values: Iterable[Any], digits: int = 4) -> dict[Any, str]:
     """Write settings in as few digits as tell them apart, from each other and from 1.
 
-    Args:
-      values: The settings.
-      digits: The fewest digits; of what is near 1, as decays are, those of its distance
-        from 1.
-
-    Example: a decay is not rounded to 1.
+    They have at least `digits`; of what is near 1, as decays are, these count its
+    distance from 1. What is no float is written as it is.
 
       >>> print(*name_values([0.9, 0.9999, 3.16227766017e-05]).values())
       0.9 0.9999 3.162e-05
     """
+
+    def write(value: Any, count: int) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        apart = abs(1 - value)
+        nines = math.floor(-math.log10(apart)) if 0 < apart < 0.5 else 0
+        return f"{value:.{count + nines}g}"
+
     kept, names = list(values), {}
     for count in range(digits, 18):  # 17 digits tell all floats apart
-        names = {value: _write(value, count) for value in kept}
+        names = {value: write(value, count) for value in kept}
         if len(set(names.values())) == len(names):
             break
     return names
-
-
-def to_words(values: Iterable[Any], digits: int = 4) -> dict[Any, str]:
-    """Write the values of a hyperparameter, which need not be numbers.
-
-    Args:
-      values: All that there are.
-      digits: The fewest digits of a float, as in `name_values`.
-    """
-    kept = list(values)
-    floats = name_values((x for x in kept if isinstance(x, float)), digits)
-    return {value: floats.get(value, str(value)) for value in kept}
-
-
-def _write(value: float, digits: int) -> str:
-    apart = abs(1 - value)
-    nines = math.floor(-math.log10(apart)) if 0 < apart < 0.5 else 0
-    return f"{value:.{digits + nines}g}"

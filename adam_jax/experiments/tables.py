@@ -21,30 +21,17 @@ BY_GROUP = {
 
 
 class Table(NamedTuple):
-    """Hold a table.
-
-    Attributes:
-      heads: What the columns are; if there are none, the first cells are heads.
-      rows: Their cells; the first one names the row.
-      title: What it is about.
-      texts: How many columns are text; the others, after these, are numbers.
-      folded: Show its title alone on a page, until one asks for more.
-    """
+    """Hold a table; if there are no heads of columns, the first cells are heads."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
-    texts: int = 1
-    folded: bool = False
+    texts: int = 1  # columns of text; the others, after these, are numbers
+    folded: bool = False  # on a page: its title alone, until one asks for more
 
 
 def to_rich(table: Table, **style: Any) -> rich_table.Table:
-    """Make a table for the terminal.
-
-    Args:
-      table: What it shows.
-      **style: What Rich's tables take.
-    """
+    """Make a table for the terminal, in any style that Rich's tables take."""
     made = rich_table.Table(title=table.title or None, **style)
     for number, head in enumerate(table.heads):
         made.add_column(head, justify="left" if number < table.texts else "right")
@@ -60,22 +47,13 @@ def tabulate_groups(last: Epoch) -> Table:
     for group, moved in last.moved.items():
         values = [last.figures.get(f"{name}/{group}", math.nan) for name in shown]
         rows.append([group, *map(to_text, (*values, moved))])
-    return Table(
-        ["parameter group", *(BY_GROUP[name] for name in shown), "moved"], rows
-    )
+    heads = ["parameter group", *(BY_GROUP[name] for name in shown), "moved"]
+    return Table(heads, rows)
 
 
 def describe_last(last: Epoch, epochs: Any, loss: str = "") -> dict[str, str]:
-    """Say how far a run has come, and how well it has learned.
-
-    Args:
-      last: Its last epoch.
-      epochs: How many there are to be.
-      loss: What the loss is.
-    """
-    rows = {}
-    for name, value in last.metrics.items():
-        rows[f"test {name}"] = write_metric(name, value)
+    """Say how well a run has learned, and how many of its epochs are done."""
+    rows = {f"test {x}": write_metric(x, value) for x, value in last.metrics.items()}
     rows["test loss"] = to_loss(last.test_loss) + (f" ({loss})" if loss else "")
     rows["training loss"] = to_loss(last.train_loss)
     rows["epochs"] = f"{last.epoch} of {epochs}"

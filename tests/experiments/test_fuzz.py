@@ -22,8 +22,12 @@ from adam_jax.experiments.config import BUILT_IN, OptimizerConfig, TrainConfig
 from adam_jax.experiments.data import Examples
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
 from adam_jax.experiments.study import study
-from adam_jax.experiments.study.config import CompareConfig, GridConfig, SweepConfig
 from adam_jax.experiments.study.population import Population
+from adam_jax.experiments.study.study_config import (
+    CompareConfig,
+    GridConfig,
+    SweepConfig,
+)
 from adam_jax.experiments.tasks import Task
 from adam_jax.experiments.trace import paths
 from adam_jax.experiments.trace.trace_config import TraceConfig

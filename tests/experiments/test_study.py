@@ -13,7 +13,9 @@ import adam_jax
 from adam_jax.experiments.config import OptimizerConfig, TrainConfig
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
 from adam_jax.experiments.study import population
-from adam_jax.experiments.study.config import (
+from adam_jax.experiments.study.population import Population
+from adam_jax.experiments.study.settings import list_settings
+from adam_jax.experiments.study.study_config import (
     Candidate,
     GridConfig,
     Range,
@@ -21,8 +23,6 @@ from adam_jax.experiments.study.config import (
     SweepConfig,
     SweptCandidate,
 )
-from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.settings import list_settings
 from adam_jax.experiments.tasks import build_task
 from adam_jax.experiments.training import Trainer
 

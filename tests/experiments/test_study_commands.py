@@ -23,24 +23,24 @@ from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.folder import Journal
 from adam_jax.experiments.progress import Display
 from adam_jax.experiments.study import study
-from adam_jax.experiments.study.charts import draw_curves, draw_sweep
-from adam_jax.experiments.study.config import (
+from adam_jax.experiments.study.members import Member, from_json, open_members
+from adam_jax.experiments.study.outcomes import (
+    count_epochs,
+    find_best,
+    group_members,
+    tabulate,
+    to_text,
+)
+from adam_jax.experiments.study.population import Population
+from adam_jax.experiments.study.settings import find_border
+from adam_jax.experiments.study.study_charts import draw_curves, draw_sweep
+from adam_jax.experiments.study.study_config import (
     CompareConfig,
     GridConfig,
     Range,
     SweepConfig,
     SweptCandidate,
 )
-from adam_jax.experiments.study.members import Member, from_json, open_members
-from adam_jax.experiments.study.outcomes import (
-    count_epochs,
-    find_best,
-    find_border,
-    group_members,
-    tabulate,
-    to_text,
-)
-from adam_jax.experiments.study.population import Population
 
 TINY = """\
 batch_size = 718

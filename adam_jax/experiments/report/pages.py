@@ -19,7 +19,6 @@ from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.metrics import write_metric
 from adam_jax.experiments.report.reading import Run, flatten
 from adam_jax.experiments.run_charts import chart_figures, chart_learning
-from adam_jax.experiments.study.charts import SHOWN, chart_curves, chart_settings
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import (
     group_members,
@@ -27,6 +26,7 @@ from adam_jax.experiments.study.outcomes import (
     rank,
     tabulate,
 )
+from adam_jax.experiments.study.study_charts import SHOWN, chart_curves, chart_settings
 from adam_jax.experiments.tables import (
     Table,
     describe_last,

@@ -6,61 +6,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adam_jax.experiments.folder import Journal
-from adam_jax.experiments.metrics import ACCURACY, read_lines
+from adam_jax.experiments.metrics import ACCURACY, read_lines, to_json
 
 MEMBERS = "members.jsonl"
+LOSSES = ("train_loss", "test_loss")
 
 
 class Member(NamedTuple):
-    """Report one trained member of a study.
+    """Report one trained member of a study; each curve has a value for each epoch."""
 
-    Attributes:
-      optimizer: The label of its optimizer.
-      setting: The hyperparameters that were set, by name.
-      seed: Of its first parameters and of the order of its batches.
-      train_loss: Mean loss of the batches of each epoch.
-      test_loss: Loss on the test examples after each epoch.
-      metrics: What else the problem measures on them after each epoch, by name.
-    """
-
-    optimizer: str
-    setting: dict[str, float]
+    optimizer: str  # its label
+    setting: dict[str, float]  # the hyperparameters that were set, by name
     seed: int
-    train_loss: list[float]
+    train_loss: list[float]  # the mean over an epoch's batches
     test_loss: list[float]
-    metrics: dict[str, list[float]]
+    metrics: dict[str, list[float]]  # what else the problem measures in tests, by name
 
     def curve(self, name: str) -> list[float]:
-        """Give what was measured after each epoch.
-
-        Args:
-          name: train_loss, test_loss, test_error (the share of the test labels that
-            are missed), or the name of a metric.
-        """
+        """Give a loss, a metric, or the test_error: the share of missed labels."""
         if name == "test_error":
             return [1 - x for x in self.metrics[ACCURACY]]
         return getattr(self, name) if name in LOSSES else self.metrics[name]
 
     def until(self, epoch: int) -> "Member":
         """Give what was measured up to an epoch."""
-        losses = {key: self.curve(key)[:epoch] for key in LOSSES}
         metrics = {key: curve[:epoch] for key, curve in self.metrics.items()}
-        return self._replace(**losses, metrics=metrics)
-
-
-LOSSES = ("train_loss", "test_loss")
-
-
-def to_json(member: Member) -> str:
-    """Write a member as one line of JSON, with null for what is not finite."""
-
-    def finite(curve: list[float]) -> list[float | None]:
-        return [x if math.isfinite(x) else None for x in curve]
-
-    fields = member._asdict()
-    fields |= {key: finite(fields[key]) for key in LOSSES}
-    fields["metrics"] = {key: finite(x) for key, x in member.metrics.items()}
-    return json.dumps(fields, allow_nan=False)
+        losses = {key: self.curve(key)[:epoch] for key in LOSSES}
+        return self._replace(metrics=metrics, **losses)
 
 
 def from_json(line: str) -> Member:

@@ -2,16 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from adam_jax.experiments.metrics import write_metric
-from adam_jax.experiments.scales import name_values, to_words
-from adam_jax.experiments.study.config import MEASURES, Range
+from adam_jax.experiments.scales import name_values
 from adam_jax.experiments.study.members import LOSSES, Member
-from adam_jax.experiments.study.settings import list_values
+from adam_jax.experiments.study.study_config import MEASURES
 from adam_jax.experiments.tables import Table
 
 
@@ -24,34 +23,23 @@ class Spread(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Hold the members of an optimizer that differ in nothing but their seed.
-
-    Attributes:
-      optimizer: The label of the optimizer.
-      setting: The hyperparameters that were set.
-      members: One for each seed.
-      measure: The curve whose end is the better the smaller it is.
-    """
+    """Hold the members of an optimizer that differ in nothing but their seed."""
 
     optimizer: str
     setting: dict[str, float]
     members: list[Member]
-    measure: str = "test_loss"
+    measure: str = "test_loss"  # the curve whose end is the better the smaller it is
 
-    def final(self, curve: str) -> Spread:
-        """Give the mean and the ends of a curve's last values; NaN if one is infinite.
+    def curves(self, name: str) -> np.ndarray:
+        """Give a curve, as in Member.curve, of each member: (seeds, epochs)."""
+        return np.array([member.curve(name) for member in self.members])
 
-        Args:
-          curve: As in Member.curve.
-        """
-        last = [member.curve(curve)[-1] for member in self.members]
-        if not all(map(math.isfinite, last)):
+    def final(self, name: str) -> Spread:
+        """Give mean and ends of a curve's last values; NaN if one is not finite."""
+        last = self.curves(name)[:, -1]
+        if not np.isfinite(last).all():
             return Spread(math.nan, math.nan, math.nan)
-        return Spread(float(np.mean(last)), min(last), max(last))
-
-    def curves(self, curve: str) -> np.ndarray:
-        """Give a curve of each member: (seeds, epochs)."""
-        return np.array([member.curve(curve) for member in self.members])
+        return Spread(float(last.mean()), float(last.min()), float(last.max()))
 
     @property
     def metrics(self) -> list[str]:
@@ -61,10 +49,8 @@ class Outcome(NamedTuple):
     @property
     def diverged(self) -> int:
         """Count the members whose loss is not finite at the end."""
-        losses = [
-            member.train_loss[-1] + member.test_loss[-1] for member in self.members
-        ]
-        return sum(not math.isfinite(loss) for loss in losses)
+        losses = [self.curves(name)[:, -1] for name in LOSSES]
+        return int(np.sum(~np.isfinite(losses).all(axis=0)))
 
     @property
     def score(self) -> float:
@@ -86,7 +72,7 @@ def group_members(
     ]
 
 
-def split_by_optimizer(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def split_by_optimizer(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
     """Put the settings of each optimizer together, in order."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -111,22 +97,20 @@ def tabulate(
       whole: Count what diverged over all settings of an optimizer.
     """
     groups = split_by_optimizer(outcomes)
-    keys = list(dict.fromkeys(key for name in groups for key in varied(outcomes, name)))
+    names = _name_settings(outcomes)
     curves = {curve: MEASURES[curve] for curve in LOSSES}
     curves |= {name: f"test {name}" for name in outcomes[0].metrics}
-    heads = ["optimizer", *keys, *curves.values()]
+    heads = ["optimizer", *names, *curves.values()]
     heads += [] if target is None else [f"epochs to training loss {target:g}"]
-    words = {key: to_words(x.setting.get(key, "-") for x in outcomes) for key in keys}
     rows = []
     for outcome in shown:
-        cells = [words[key][outcome.setting.get(key, "-")] for key in keys]
+        cells = [own[outcome.setting.get(key)] for key, own in names.items()]
         cells += [to_text(outcome.final(curve), curve) for curve in curves]
         cells += [] if target is None else [count_epochs(outcome, target)]
-        name = outcome.optimizer
-        counted = groups[name] if whole else [outcome]
-        runs = sum(len(x.members) for x in counted)
-        lost = f"{sum(x.diverged for x in counted)} of {runs}"
-        rows.append([name, *cells, lost])
+        counted = groups[outcome.optimizer] if whole else [outcome]
+        lost = sum(x.diverged for x in counted)
+        of_all = sum(len(x.members) for x in counted)
+        rows.append([outcome.optimizer, *cells, f"{lost} of {of_all}"])
     return Table([*heads, "diverged"], rows, title)
 
 
@@ -140,19 +124,15 @@ def to_text(spread: Spread, curve: str = "") -> str:
 
 def count_epochs(outcome: Outcome, target: float) -> str:
     """Give the mean of the first epochs whose training loss is at most `target`."""
-    firsts = []
-    for member in outcome.members:
-        reached = [n for n, x in enumerate(member.train_loss, start=1) if x <= target]
-        if not reached:
-            return "-"
-        firsts.append(reached[0])
-    return f"{sum(firsts) / len(firsts):.3g}"
+    reached = outcome.curves("train_loss") <= target
+    if not reached.any(axis=1).all():
+        return "-"
+    return f"{np.mean(1 + reached.argmax(axis=1)):.3g}"
 
 
 def find_best(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Find each optimizer's setting of the smallest mean measure, best first."""
-    groups = split_by_optimizer(outcomes).values()
-    return rank(min(group, key=lambda outcome: outcome.score) for group in groups)
+    return rank(rank(group)[0] for group in split_by_optimizer(outcomes).values())
 
 
 def rank(outcomes: Iterable[Outcome]) -> list[Outcome]:
@@ -168,34 +148,28 @@ def count_diverged(outcomes: Sequence[Outcome]) -> str:
 
 def varied(outcomes: Sequence[Outcome], optimizer: str) -> list[str]:
     """Name the hyperparameters of an optimizer that are not the same in all."""
-    settings = [
-        outcome.setting for outcome in outcomes if outcome.optimizer == optimizer
-    ]
+    settings = [x.setting for x in outcomes if x.optimizer == optimizer]
     keys = dict.fromkeys(key for setting in settings for key in setting)
     return [key for key in keys if len({str(s.get(key)) for s in settings}) > 1]
 
 
+def _name_settings(outcomes: Sequence[Outcome]) -> dict[str, dict[float | None, str]]:
+    """Write the values of each hyperparameter that varies of any optimizer."""
+    groups = split_by_optimizer(outcomes)
+    keys = dict.fromkeys(key for name in groups for key in varied(outcomes, name))
+    return {
+        key: name_values(x.setting.get(key) for x in outcomes) | {None: "-"}
+        for key in keys
+    }
+
+
 def label(outcome: Outcome, outcomes: Sequence[Outcome]) -> str:
     """Name an outcome by what tells it from the others: optimizer, hyperparameters."""
-    keys, value = varied(outcomes, outcome.optimizer), outcome.setting.get
-    words = {key: to_words(x.setting.get(key) for x in outcomes) for key in keys}
-    settings = ", ".join(f"{key}={words[key][value(key)]}" for key in keys)
-    alone = settings and all(x.optimizer == outcome.optimizer for x in outcomes)
-    return settings if alone else ", ".join(filter(None, [outcome.optimizer, settings]))
-
-
-def find_border(
-    setting: Mapping[str, float], axes: Mapping[str, Range | list[float]]
-) -> list[str]:
-    """Say of which axes of a grid a setting lies at the end, but for a natural 0."""
-    notes = []
-    for key, axis in axes.items():
-        values, value = sorted(list_values(axis)), setting[key]
-        if len(values) == 1 or value == 0:
-            continue
-        words = name_values(values)[value]
-        if value == values[0]:
-            notes.append(f"{key} {words} is the smallest that was tried")
-        elif value == values[-1]:
-            notes.append(f"{key} {words} is the largest that was tried")
-    return notes
+    names = _name_settings(outcomes)
+    words = [
+        f"{key}={names[key][outcome.setting.get(key)]}"
+        for key in varied(outcomes, outcome.optimizer)
+    ]
+    if not words or any(x.optimizer != outcome.optimizer for x in outcomes):
+        words.insert(0, outcome.optimizer)
+    return ", ".join(words)

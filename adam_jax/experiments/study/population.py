@@ -13,8 +13,8 @@ import optax
 from jax import Array
 
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
-from adam_jax.experiments.study.config import Candidate, StudyConfig, set_options
 from adam_jax.experiments.study.members import Member
+from adam_jax.experiments.study.study_config import Candidate, StudyConfig, set_options
 from adam_jax.experiments.tasks import Task
 from adam_jax.experiments.training import Carry, take_steps
 

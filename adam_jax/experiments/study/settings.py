@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from adam_jax.experiments.study.config import Range, SweepConfig, SweptCandidate
+from adam_jax.experiments.scales import name_values
+from adam_jax.experiments.study.study_config import Range, SweepConfig, SweptCandidate
 
 
 def list_settings(
@@ -13,12 +14,13 @@ def list_settings(
 ) -> list[dict[str, float]]:
     """Give what each hyperparameter of its grid is set to, setting by setting."""
     axes = config.list_axes(candidate)
-    if config.draws is not None:
-        return draw_settings(axes, config.draws, config.draw_seed)
-    values = [list_values(axis) for axis in axes.values()]
-    return [
-        dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*values)
-    ]
+    if config.draws is None:
+        chosen = itertools.product(*map(list_values, axes.values()))
+    else:
+        rng = np.random.default_rng(config.draw_seed)
+        draws = range(config.draws)
+        chosen = ([_draw(rng, axis) for axis in axes.values()] for _ in draws)
+    return [dict(zip(axes, values, strict=True)) for values in chosen]
 
 
 def list_values(axis: Range | list[float]) -> list[float]:
@@ -29,21 +31,28 @@ def list_values(axis: Range | list[float]) -> list[float]:
     return [_round(value) for value in space(axis.min, axis.max, axis.count)]
 
 
-def draw_settings(
-    axes: Mapping[str, Range | list[float]], draws: int, seed: int
-) -> list[dict[str, float]]:
-    """Draw settings; a range as it is scaled, a list with equal chances."""
-    rng = np.random.default_rng(seed)
-
-    def draw(axis: Range | list[float]) -> float:
-        if isinstance(axis, list):
-            return float(rng.choice(axis))
-        if axis.scale == "log":
-            return _round(np.exp(rng.uniform(np.log(axis.min), np.log(axis.max))))
-        return _round(rng.uniform(axis.min, axis.max))
-
-    return [{key: draw(axis) for key, axis in axes.items()} for _ in range(draws)]
+def _draw(rng: np.random.Generator, axis: Range | list[float]) -> float:
+    """Draw from a range as it is scaled, from a list with equal chances."""
+    if isinstance(axis, list):
+        return float(rng.choice(axis))
+    if axis.scale == "log":
+        return _round(np.exp(rng.uniform(np.log(axis.min), np.log(axis.max))))
+    return _round(rng.uniform(axis.min, axis.max))
 
 
 def _round(value: float) -> float:
     return float(f"{value:.12g}")
+
+
+def find_border(
+    setting: Mapping[str, float], axes: Mapping[str, Range | list[float]]
+) -> list[str]:
+    """Say of which axes of a grid a setting lies at the end, but for a natural 0."""
+    notes = []
+    for key, axis in axes.items():
+        values, value = sorted(list_values(axis)), setting[key]
+        ends = {values[0]: "smallest", values[-1]: "largest"}
+        if len(values) > 1 and value in ends and value != 0:
+            words = name_values(values)[value]
+            notes.append(f"{key} {words} is the {ends[value]} that was tried")
+    return notes

@@ -1,4 +1,4 @@
-"""A study from its config to its folder; `compare` and `sweep` are two views of it."""
+"""`adam-jax compare` and `sweep`: a study from its config to its folder."""
 
 import shutil
 import signal
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -25,28 +25,24 @@ from adam_jax.experiments.interrupts import Interrupted, on_signals
 from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.metrics import ACCURACY
 from adam_jax.experiments.progress import Display
-from adam_jax.experiments.study.config import StudyConfig, SweepConfig, set_options
-from adam_jax.experiments.study.members import Member, open_members
+from adam_jax.experiments.study.members import open_members
 from adam_jax.experiments.study.population import Population
+from adam_jax.experiments.study.settings import list_settings
+from adam_jax.experiments.study.study_config import (
+    StudyConfig,
+    SweepConfig,
+    set_options,
+)
+from adam_jax.experiments.study.views import view_study
 from adam_jax.experiments.tables import Table, to_rich
-from adam_jax.experiments.tasks import Task, build_task
-
-View = Callable[[Task, Sequence[Member]], tuple[Any, list[Table | str]]]
-"""From a task, and what is trained, to its chart, and to what is printed of it."""
+from adam_jax.experiments.tasks import build_task
 
 
 class Study(NamedTuple):
-    """Hold what a command trains, and how it is shown.
+    """Hold what a command trains, one optimizer after the other."""
 
-    Attributes:
-      command: Its name, and that of the picture.
-      populations: What is trained, one optimizer after the other.
-      view: Shows the members that are done.
-    """
-
-    command: str
+    command: str  # its name, and that of the picture
     populations: list[Population]
-    view: View
 
     @property
     def total(self) -> int:
@@ -54,24 +50,19 @@ class Study(NamedTuple):
         return sum(len(population.members) for population in self.populations)
 
 
-def prepare_study(
-    command: str,
-    config: StudyConfig,
-    settings: Sequence[Sequence[dict[str, float]]],
-    view: View,
-) -> Callable[[], None]:
+def prepare(config: StudyConfig) -> Callable[[], None]:
     """Build what is to be trained, in a new folder or in one to be resumed.
-
-    Args:
-      command: "compare" or "sweep".
-      config: The study.
-      settings: Those of each optimizer.
-      view: Shows the members that are done.
 
     Raises:
       ValueError: if the data, the model or an optimizer refuses the config, or the
         folder is in use, or broken.
     """
+    if isinstance(config, SweepConfig):
+        command = "sweep"
+        settings = [list_settings(config, x) for x in config.optimizers]
+    else:
+        command, settings = "compare", [[{}]] * len(config.optimizers)
+    trained = list(zip(config.optimizers, settings, strict=True))
 
     def build() -> Study:
         task = build_task(config)
@@ -79,11 +70,7 @@ def prepare_study(
             labelled = ACCURACY in task.metrics
             expected = "a loss: there is no accuracy"
             require(labelled, "measure", config.measure, expected)
-        populations = [
-            Population(config, task, candidate, own)
-            for candidate, own in zip(config.optimizers, settings, strict=True)
-        ]
-        return Study(command, populations, view)
+        return Study(command, [Population(config, task, *own) for own in trained])
 
     if config.resume is None:
         resolved, study = to_toml(config), build()
@@ -97,7 +84,7 @@ def prepare_study(
         stack.callback(members.close)
         expected = [
             (candidate.title, set_options(candidate, setting), seed, config.epochs)
-            for candidate, own in zip(config.optimizers, settings, strict=True)
+            for candidate, own in trained
             for setting in own
             for seed in config.seed_list
         ]
@@ -121,10 +108,6 @@ def prepare_study(
 def start_study(study: Study, resolved: str) -> None:
     """Train in a new folder, which is removed if it cannot be written to at first.
 
-    Args:
-      study: What is trained.
-      resolved: Its config as TOML, to be stored.
-
     Raises:
       OSError, Interrupted: as run_study does.
     """
@@ -145,12 +128,7 @@ def run_study(study: Study, path: Path, members: Journal) -> None:
     """Train the members that are missing, and leave everything in a folder.
 
     Each chunk is added to members.jsonl when it is done; when all are, or after a
-    signal, the picture is drawn.
-
-    Args:
-      study: What is trained.
-      path: Its folder.
-      members: Those that are done; it is closed at the end.
+    signal, that is closed and the picture drawn.
 
     Raises:
       OSError: if something cannot be written. What the folder holds can be resumed.
@@ -172,8 +150,8 @@ def run_study(study: Study, path: Path, members: Journal) -> None:
             with display:
                 _train(study, members, display, stopped)
             if members.entries:
-                task = study.populations[0].task
-                chart, lines = study.view(task, members.entries)
+                first = study.populations[0]
+                chart, lines = view_study(first.config, first.task, members.entries)
                 drawn = to_picture(chart)
                 replace_file(picture, lambda file: file.write(drawn))
                 show(display.console, [*lines, f"study: {path}"])
