@@ -5,7 +5,6 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import vl_convert
@@ -16,8 +15,7 @@ import adam_jax
 from adam_jax.experiments import report
 from adam_jax.experiments.drawing import Panel, to_page
 from adam_jax.experiments.machine import describe_machine
-from adam_jax.experiments.metrics import write_metric
-from adam_jax.experiments.report.reading import Run, flatten
+from adam_jax.experiments.metrics import Epoch, write_metric
 from adam_jax.experiments.run_charts import chart_figures, chart_learning
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import (
@@ -34,7 +32,6 @@ from adam_jax.experiments.tables import (
     to_loss,
 )
 
-Machine = Mapping[str, Any] | None
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 ALL_DIVERGED = {"best": "none: all have diverged"}
 GROUP_WORDS = (
@@ -43,6 +40,15 @@ GROUP_WORDS = (
     "signal-to-noise ratio; swallowed: share of updates lost to rounding; nonfinite: "
     "elements of the gradient; moved: root mean square of the distance from the start."
 )
+
+
+class Run(NamedTuple):
+    """Hold what a run has left in its folder; the keys of its tables are dotted."""
+
+    name: str  # what the page calls it
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any] | None  # None where it was not recorded
+    epochs: Sequence[Epoch]  # so far; a study has none
 
 
 class Section(NamedTuple):
@@ -55,14 +61,7 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Hold what a page says.
-
-    Attributes:
-      title: What it is about.
-      about: The same in a sentence.
-      tiles: The numbers that come first, by what they are.
-      sections: What follows.
-    """
+    """Hold what a page says: its title, a sentence, the first numbers, and the rest."""
 
     title: str
     about: str
@@ -78,12 +77,9 @@ def write_html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    here = files(report)
     return environment.get_template("page.html").render(
         page=page,
         charts=[to_page(panel) for part in page.sections for panel in part.panels],
-        styles=Markup((here / "page.css").read_text("utf-8")),
-        script=Markup((here / "page.js").read_text("utf-8")),
         vega=Markup(_bundle_vega()),
         version=adam_jax.__version__,
         today=datetime.date.today().isoformat(),
@@ -104,35 +100,24 @@ def describe_runs(runs: Sequence[Run]) -> Page:
         for run in runs
     ]
     did = "What the optimizer did in the last step of each epoch."
+    results = [] if alone else [Section("Results", tables=[_tabulate_results(runs)])]
     return Page(
         title=runs[0].name if alone else f"{len(runs)} runs side by side",
-        about=_describe_run(runs[0]) if alone else ", ".join(epochs),
+        about=_describe_config(runs[0].config) if alone else ", ".join(epochs),
         tiles=_tile_run(runs[0]) if alone else _tile_best(runs),
         sections=[
             Section("Learning", panels=chart_learning(epochs)),
-            *([] if alone else [Section("Results", tables=[_tabulate_results(runs)])]),
+            *results,
             Section("Diagnostics", did, chart_figures(epochs)),
             Section("Parameter groups", GROUP_WORDS, tables=groups),
-            _describe_configs({run.name: run.config for run in runs}),
-            _describe_machines({run.name: run.environment for run in runs}),
+            *_describe_origins(runs),
         ],
     )
 
 
-def describe_study(
-    name: str,
-    config: Mapping[str, Any],
-    environment: Machine,
-    members: Sequence[Member],
-) -> Page:
+def describe_study(study: Run, members: Sequence[Member]) -> Page:
     """Make the page of a study."""
     outcomes = rank(group_members(members))
-    counts = {
-        "optimizer": len({member.optimizer for member in members}),
-        "setting": len(outcomes),
-        "seed": len({member.seed for member in members}),
-    }
-    counted = ", ".join(_count(number, thing) for thing, number in counts.items())
     settings = chart_settings(outcomes)
     over = Section("Settings", "The loss after the last epoch.", settings)
     some = f"The best {SHOWN} of {len(outcomes)} settings"
@@ -141,32 +126,37 @@ def describe_study(
     table = tabulate("", outcomes[:SHOWN], outcomes)
     best, tiles = outcomes[0], ALL_DIVERGED
     if not best.diverged:
-        tiles = {
-            "best": label(best, outcomes),
-            "test loss": to_loss(best.final("test_loss").mean),
-            **{
-                f"test {name}": write_metric(name, best.final(name).mean)
-                for name in best.metrics
-            },
-            "training loss": to_loss(best.final("train_loss").mean),
-        }
+        tiles = {"best": label(best, outcomes)}
+        tiles["test loss"] = to_loss(best.final("test_loss").mean)
+        for name in best.metrics:
+            tiles[f"test {name}"] = write_metric(name, best.final(name).mean)
+        tiles["training loss"] = to_loss(best.final("train_loss").mean)
+    counts = {
+        "optimizer": len({member.optimizer for member in members}),
+        "setting": len(outcomes),
+        "seed": len({member.seed for member in members}),
+    }
+    counted = ", ".join(_count(number, thing) for thing, number in counts.items())
     return Page(
-        title=name,
+        title=study.name,
         about=f"{counted}: {_count(len(members), 'run')} in all",
         tiles=tiles,
         sections=[
             Section("Learning", panels=chart_curves(outcomes)),
             *([over] if settings else []),
             Section("Results", ranked, tables=[table]),
-            _describe_configs({name: config}),
-            _describe_machines({name: environment}),
+            *_describe_origins([study]),
         ],
     )
 
 
-def _describe_run(run: Run) -> str:
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _describe_config(config: Mapping[str, Any]) -> str:
     def of(key: str) -> Any:
-        return run.config.get(key, "?")
+        return config.get(key, "?")
 
     model = run.config.get("arguments.model")
     subject = f"{model} on {of('problem')}" if model else of("problem")
@@ -194,8 +184,7 @@ def _tile_best(runs: Sequence[Run]) -> dict[str, str]:
 def _tabulate_results(runs: Sequence[Run]) -> Table:
     settings = ("optimizer.name", "optimizer.learning_rate", "seed")
     tiles = [_tile_run(run) for run in runs]
-    keys = list(dict.fromkeys(key for own in tiles for key in own))
-    heads = ["run", "optimizer", "learning rate", "seed", *keys]
+    keys = dict.fromkeys(key for own in tiles for key in own)
     rows = [
         [
             run.name,
@@ -204,46 +193,46 @@ def _tabulate_results(runs: Sequence[Run]) -> Table:
         ]
         for run, own in zip(runs, tiles, strict=True)
     ]
+    heads = ["run", "optimizer", "learning rate", "seed", *keys]
     return Table(heads, rows, texts=2)
 
 
-def _describe_configs(configs: Mapping[str, Mapping[str, Any]]) -> Section:
-    return Section("Config", tables=compare_pairs(configs))
-
-
-def _describe_machines(machines: Mapping[str, Machine]) -> Section:
-    known = {name: table for name, table in machines.items() if table}
-    missing = [name for name in machines if name not in known]
+def _describe_origins(runs: Sequence[Run]) -> list[Section]:
+    """Say by which configs runs were made, and on which machines."""
+    known = {run.name: run.environment for run in runs if run.environment}
+    missing = [run.name for run in runs if not run.environment]
     words = "Recorded when training began."
     if not known:
         words = "Not recorded: this is what has made the page."
         known = {"this page": flatten(describe_machine())}
     elif missing:
         words = f"Not recorded by {', '.join(missing)}."
-    return Section("Environment", words, tables=compare_pairs(known))
+    configs = {run.name: run.config for run in runs}
+    return [
+        Section("Config", tables=compare_pairs(configs)),
+        Section("Environment", words, tables=compare_pairs(known)),
+    ]
 
 
 def compare_pairs(columns: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """Make a table of what differs, and a folded one of what is the same in all.
 
-    Args:
-      columns: For each name its keys and values; if there is but one, all is shown.
+    If there is but one column, all of it is shown.
     """
     tables = [{k: _to_plain(v) for k, v in table.items()} for table in columns.values()]
-    first = tables[0]
-    if len(tables) == 1:
-        return [Table([], list(first.items()), texts=2)]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: [table.get(key, "-") for table in tables] for key in keys}
-    same = {key: row[0] for key, row in rows.items() if len(set(row)) == 1}
-    differing = [[key, *row] for key, row in rows.items() if key not in same]
-    parts = []
-    if differing:
-        parts.append(Table(["key", *columns], differing, texts=len(columns) + 1))
-    if same:
-        title = f"{len(same)} that are the same in all"
-        parts.append(Table([], list(same.items()), title, 2, folded=True))
-    return parts
+    same = [(key, row[0]) for key, row in rows.items() if len(set(row)) == 1]
+    if len(tables) == 1:
+        return [Table([], same, texts=2)]
+    differing = [[key, *row] for key, row in rows.items() if len(set(row)) > 1]
+    heads = ["key", *columns]
+    title = f"{len(same)} that are the same in all"
+    found = [
+        Table(heads, differing, texts=len(heads)),
+        Table([], same, title, texts=2, folded=True),
+    ]
+    return [table for table in found if table.rows]
 
 
 def _to_plain(value: Any) -> str:
@@ -251,5 +240,19 @@ def _to_plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the values of nested tables under dotted keys, but for None and empty text.
+
+    Tables in a list are numbered, from 1, and written in a line each.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
+        elif isinstance(value, list) and any(isinstance(x, dict) for x in value):
+            for number, inner in enumerate(value, start=1):
+                pairs = (f"{name}={x}" for name, x in flatten(inner).items())
+                flat[f"{key}.{number}"] = ", ".join(pairs)
+        elif value not in (None, ""):
+            flat[key] = value
+    return flat

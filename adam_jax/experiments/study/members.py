@@ -36,11 +36,7 @@ class Member(NamedTuple):
 
 
 def from_json(line: str) -> Member:
-    """Read a member, with NaN for null.
-
-    Raises:
-      ValueError, TypeError, LookupError, AttributeError: if the line holds none.
-    """
+    """Read a member, with NaN for null; raise as `metrics.from_json` if it is none."""
 
     def number(curve: list[float | None]) -> list[float]:
         return [math.nan if x is None else x + 0.0 for x in curve]
@@ -58,11 +54,7 @@ def from_json(line: str) -> Member:
 
 
 def read_members(folder: Path) -> list[Member]:
-    """Read the members of a study, be it finished, interrupted or still at work.
-
-    Raises:
-      ValueError: if there is none, or one that cannot be read.
-    """
+    """Read the members of a study that may be at work; a ValueError says what fails."""
     path = folder / MEMBERS
     try:
         members = read_lines(path, from_json, "member of a study")
@@ -76,10 +68,5 @@ def read_members(folder: Path) -> list[Member]:
 
 
 def open_members(folder: Path) -> Journal:
-    """Open the members of a study that is made or resumed, to add others.
-
-    Raises:
-      ValueError: if another process has them open.
-      OSError: if they cannot be written to.
-    """
+    """Open the members of a study that is made or resumed, to add others."""
     return Journal(folder / MEMBERS, to_json, from_json)

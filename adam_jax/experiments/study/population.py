@@ -32,16 +32,12 @@ class Population:
     gives its seed.
 
     Attributes:
-      candidate: The optimizer.
       members: The hyperparameters and the seed of each member. Others that set the
         same hyperparameters may take their place: the program is not compiled again.
       chunk: How many are trained at once, as it looks before compilation.
       bytes_needed: What a chunk needs, once it is compiled.
       carry: What goes from step to step of the chunk at work, a row for each member,
         after the epoch that was last reported; None after training.
-
-    Raises:
-      ValueError: if the data or the optimizer refuses a setting.
     """
 
     def __init__(
@@ -51,7 +47,7 @@ class Population:
         candidate: Candidate,
         settings: Sequence[dict[str, float]],
     ):
-        """Check every setting, and trace the program."""
+        """Trace the program, or raise a ValueError if a setting is refused."""
         self.config, self.task, self.candidate = config, task, candidate
         self.steps_per_epoch = task.batches.steps
         self.steps = config.epochs * self.steps_per_epoch
@@ -64,7 +60,9 @@ class Population:
         ]
         self.bytes_needed = 0
         self.carry: Any = None
-        self._start_states = jax.jit(jax.vmap(self._init_state))
+        self._start_states = jax.jit(
+            jax.vmap(lambda hyperparams, params: self._build(hyperparams).init(params))
+        )
         carried = _count_bytes(jax.eval_shape(self._init, *self._select([0])))
         fitting = max(1, config.memory_bytes // carried)
         self.chunk = min(len(self.members), fitting)
@@ -81,13 +79,9 @@ class Population:
     def train(self, begin: int = 0) -> Iterator[tuple[int, list[Member]]]:
         """Train chunk by chunk, and report after each epoch of a chunk.
 
-        Args:
-          begin: Number of the member with which to begin: the first of a chunk, so that
-            a study that goes on repeats every bit of one that was not interrupted.
-
-        Yields:
-          How many members were trained for an epoch; and those that are done: none, but
-          after a chunk's last epoch.
+        Gives how many members were trained for an epoch, and those that are then done.
+        A study that goes on begins with the first member of a chunk, and so repeats
+        every bit of one that was not interrupted.
         """
         self._make_ready()
         for first in range(begin, len(self.members), self.chunk):
@@ -101,19 +95,16 @@ class Population:
                 if epoch < self.config.epochs:
                     yield len(working), []
             # Copies that fill up the last chunk are left out.
-            yield (
-                len(working),
-                [
-                    self._report(
-                        member,
-                        jax.tree.map(
-                            lambda *epochs, row=row: [float(x[row]) for x in epochs],
-                            *history,
-                        ),
-                    )
-                    for row, member in enumerate(working)
-                ],
-            )
+            curves = jax.tree.map(lambda *epochs: np.stack(epochs, axis=1), *history)
+            done = [
+                Member(
+                    self.candidate.title,
+                    *self.members[number],
+                    **jax.tree.map(lambda x, row=row: x[row].tolist(), curves),
+                )
+                for row, number in enumerate(working)
+            ]
+            yield len(working), done
         self.carry = None
 
     def _train_epoch(
@@ -182,12 +173,8 @@ class Population:
 
     def _init(self, hyperparams: dict[str, Array], keys: Array) -> Any:
         params = _draw(self.task.init, keys)
-        return Carry(
-            params, self._start_states(hyperparams, params), jnp.zeros(len(keys))
-        )
-
-    def _init_state(self, hyperparams: dict[str, Array], params: Any) -> Any:
-        return self._build(hyperparams).init(params)
+        states = self._start_states(hyperparams, params)
+        return Carry(params, states, jnp.zeros(len(keys)))
 
     def _advance_members(
         self,
@@ -223,20 +210,14 @@ class Population:
             return jax.lax.map(lambda member: function(*member), members)
         return jax.vmap(function)(*members)
 
-    def _report(self, number: int, curves: dict[str, Any]) -> Member:
-        options, seed = self.members[number]
-        return Member(self.candidate.title, options, seed, **curves)
 
-
-# Not a method: it is compiled once for all populations of a problem.
 @partial(jax.jit, static_argnums=0)
 def _draw(init: Callable[[Array], Any], keys: Array) -> Any:
-    """Draw the parameters of each key."""
+    """Draw parameters; no method, as it is compiled once for all of a problem."""
     return jax.vmap(init)(keys)
 
 
 def _count_needed(compiled: Any) -> int:
-    """Count the bytes that a program needs."""
     sizes = compiled.memory_analysis()
     kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     return kept - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes

@@ -8,8 +8,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-
 from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.config import require
 from adam_jax.experiments.drawing import to_picture
@@ -34,7 +32,7 @@ from adam_jax.experiments.study.study_config import (
     set_options,
 )
 from adam_jax.experiments.study.views import view_study
-from adam_jax.experiments.tables import Table, to_rich
+from adam_jax.experiments.tables import to_rich
 from adam_jax.experiments.tasks import build_task
 
 
@@ -53,9 +51,8 @@ class Study(NamedTuple):
 def prepare(config: StudyConfig) -> Callable[[], None]:
     """Build what is to be trained, in a new folder or in one to be resumed.
 
-    Raises:
-      ValueError: if the data, the model or an optimizer refuses the config, or the
-        folder is in use, or broken.
+    A ValueError says which part of the config is refused, or that the folder is in use
+    or broken.
     """
     if isinstance(config, SweepConfig):
         command = "sweep"
@@ -106,11 +103,7 @@ def prepare(config: StudyConfig) -> Callable[[], None]:
 
 
 def start_study(study: Study, resolved: str) -> None:
-    """Train in a new folder, which is removed if it cannot be written to at first.
-
-    Raises:
-      OSError, Interrupted: as run_study does.
-    """
+    """Train in a new folder, which is removed if it cannot be written to at first."""
     config = study.populations[0].config
     path = make_run_folder(Path(config.runs_dir), config.run_name)
     try:
@@ -128,11 +121,8 @@ def run_study(study: Study, path: Path, members: Journal) -> None:
     """Train the members that are missing, and leave everything in a folder.
 
     Each chunk is added to members.jsonl when it is done; when all are, or after a
-    signal, that is closed and the picture drawn.
-
-    Raises:
-      OSError: if something cannot be written. What the folder holds can be resumed.
-      Interrupted: after Ctrl-C or SIGTERM, at the end of an epoch. The same holds.
+    signal, that is closed and the picture drawn. What is raised, OSError or, after a
+    signal, Interrupted, says how to go on.
     """
     command = f"adam-jax {study.command}"
     picture = path / f"{study.command}.png"
@@ -151,10 +141,13 @@ def run_study(study: Study, path: Path, members: Journal) -> None:
                 _train(study, members, display, stopped)
             if members.entries:
                 first = study.populations[0]
-                chart, lines = view_study(first.config, first.task, members.entries)
-                drawn = to_picture(chart)
+                shown = view_study(first.config, first.task, members.entries)
+                drawn = to_picture(shown.chart)
                 replace_file(picture, lambda file: file.write(drawn))
-                show(display.console, [*lines, f"study: {path}"])
+                display.console.width = 1000  # a folded table could not be copied
+                display.console.print(to_rich(shown.table))
+                for note in (*shown.notes, f"study: {path}"):
+                    display.tell(note)
     except OSError as error:
         raise explain(error, path, command) from error
     done = len(members.entries)
@@ -200,13 +193,3 @@ def _train(
                     f"= {population.config.memory!r}: one at a time"
                 )
         before += count
-
-
-def show(console: Console, lines: Sequence[Table | str]) -> None:
-    """Print tables and sentences, whole: folded, they could not be copied."""
-    shown = [to_rich(line) if isinstance(line, Table) else line for line in lines]
-    boundless = console.options.update(max_width=1000)
-    widths = [console.measure(line, options=boundless).maximum for line in shown]
-    console.width = max(console.width, *widths)
-    for line in shown:
-        console.print(line, soft_wrap=isinstance(line, str))

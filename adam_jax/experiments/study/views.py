@@ -1,7 +1,7 @@
 """What `adam-jax compare` and `adam-jax sweep` show of what they have trained."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import (
@@ -23,10 +23,16 @@ from adam_jax.experiments.tables import Table
 from adam_jax.experiments.tasks import Task
 
 
-def view_study(
-    config: StudyConfig, task: Task, members: Sequence[Member]
-) -> tuple[Any, list[Table | str]]:
-    """Give the picture of a study, and what is printed of it."""
+class View(NamedTuple):
+    """Hold the picture of a study, and what is printed of it."""
+
+    chart: Any
+    table: Table
+    notes: Sequence[str] = ()
+
+
+def view_study(config: StudyConfig, task: Task, members: Sequence[Member]) -> View:
+    """Give what is shown of a study, be it finished or not."""
     seeds = len(config.seed_list)
     after = f"after {config.epochs} epochs"
     over = f", mean (min to max) over {seeds} seeds" if seeds > 1 else ""
@@ -35,12 +41,12 @@ def view_study(
         best = find_best(outcomes)
         title = f"{config.run_name}: smallest {MEASURES[config.measure]} {after}{over}"
         table = tabulate(title, best, outcomes, whole=True)
-        return draw_sweep(config, members), [table, *note_borders(config, best)]
+        return View(draw_sweep(config, members), table, note_borders(config, best))
     assert isinstance(config, CompareConfig)
     outcomes = rank(group_members(members))
     title = f"{config.run_name}: {after}{over}"
     table = tabulate(title, outcomes, outcomes, config.target_loss)
-    return draw_curves(config, members, task.baselines), [table]
+    return View(draw_curves(config, members, task.baselines), table)
 
 
 def note_borders(config: SweepConfig, best: Sequence[Outcome]) -> list[str]:
