@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
+import numpy as np
 
 from adam_jax import QUANTILES
 from adam_jax.experiments.config import TrainConfig
@@ -143,21 +144,18 @@ def chart_learning(runs: Runs) -> list[Panel]:
 def chart_losses(runs: Runs, loss: str = "loss") -> list[Panel]:
     """Chart the loss, which has a name, and what else is measured of a test."""
     is_alone = len(runs) == 1
-    lines = []
-    for (name, epochs), look in zip(runs.items(), choose_looks(len(runs)), strict=True):
-        if is_alone:
-            training, test = choose_looks(2)
-            lines.append(_line(epochs, "loss/train", "training", training))
-            lines.append(_line(epochs, "loss/test", "test", test))
-        else:
-            lines.append(_line(epochs, "loss/test", name, look))
-            dotted = _line(epochs, "loss/train", name, look._replace(dash=DASHES[2]))
-            lines.append(dotted._replace(listed=False))
     caption = "" if is_alone else "Solid: test; dotted: training. "
     caption += (
         "Training: the mean over an epoch's batches, each before its step. Test: after "
         "the epoch."
     )
+    tests, trainings = (_list_runs(runs, x) for x in ("loss/test", "loss/train"))
+    lines = []
+    for test, training in zip(tests, trainings, strict=True):
+        dotted = training.look._replace(dash=DASHES[2])
+        lines += [test, training._replace(look=dotted, listed=False)]
+    if is_alone:
+        lines = _list_figures(runs, {"training": "loss/train", "test": "loss/test"})
     panels = [_draw(Topic("loss", "Loss", caption, loss), lines)]
     for name in dict.fromkeys(x for own in runs.values() for x in own[-1].metrics):
         lines = _list_runs(runs, name, COLOURS[2])
@@ -186,9 +184,7 @@ def chart_figures(runs: Runs) -> list[Panel]:
     # The step of plain Adam is its ratio, except for eps.
     pairs = zip(_list_runs(runs, STEPS.figure), _list_runs(runs, RATIO), strict=True)
     are_same = len(runs) > 1 and all(
-        math.isclose(*values, rel_tol=0.02)
-        for step, ratio in pairs
-        for values in zip(step.y, ratio.y, strict=True)
+        np.allclose(step.y, ratio.y, rtol=0.02, atol=0) for step, ratio in pairs
     )
     panels = _chart_steps(runs, are_same)
     topics = [*(RATIOS, UPDATES, GRADIENTS, NORMS)[are_same:]]
@@ -196,10 +192,7 @@ def chart_figures(runs: Runs) -> list[Panel]:
     for topic in topics:
         panels += _chart(topic, _list_groups(runs, topic.figure))
     if len(runs) == 1:
-        [epochs] = runs.values()
-        pairs = zip(FACTORS.items(), choose_looks(len(FACTORS)), strict=True)
-        factors = [_line(epochs, figure, name, look) for (name, figure), look in pairs]
-        panels += _chart(CORRECTIONS, factors)
+        panels += _chart(CORRECTIONS, _list_figures(runs, FACTORS))
     for topic in FAULTS:
         if any(y > 0 for line in _list_runs(runs, topic.figure) for y in line.y):
             panels += _chart(topic, _list_groups(runs, topic.figure))
@@ -268,6 +261,16 @@ def _list_groups(runs: Runs, figure: str) -> list[Line]:
         name = f"{group} (moved {moved[group]:.2g})"
         lines.append(_line(epochs, f"{figure}/{group}", name, look))
     return lines
+
+
+def _list_figures(runs: Runs, figures: Mapping[str, str]) -> list[Line]:
+    """Make a line for each figure of the one run, by the name of the line."""
+    [epochs] = runs.values()
+    looks = choose_looks(len(figures))
+    return [
+        _line(epochs, figure, name, look)
+        for (name, figure), look in zip(figures.items(), looks, strict=True)
+    ]
 
 
 def _list_runs(runs: Runs, figure: str, colour: str = COLOURS[0]) -> list[Line]:

@@ -28,11 +28,10 @@ def settings_axis(
     """
     field = channel.__name__.lower()
     kept = sorted(set(values))
-    if kept[0] > 0 and kept[-1] >= 10 * kept[0]:
-        return channel(f"{field}:Q", title=title, **scale_log(kept)), float
-    if len(kept) > LISTED:
-        scale = alt.Scale(zero=False)
-        return channel(f"{field}:Q", title=title, scale=scale), float
+    spans_decades = kept[0] > 0 and kept[-1] >= 10 * kept[0]
+    if spans_decades or len(kept) > LISTED:
+        scale = scale_log(kept) if spans_decades else scale_linear()
+        return channel(f"{field}:Q", title=title, **scale), float
     names = name_values(kept)
     listed = [*names.values()]
     scale = alt.Scale(domain=listed if channel is alt.X else listed[::-1])

@@ -18,19 +18,9 @@ from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.metrics import Epoch, write_metric
 from adam_jax.experiments.run_charts import chart_figures, chart_learning
 from adam_jax.experiments.study.members import Member
-from adam_jax.experiments.study.outcomes import (
-    group_members,
-    label,
-    rank,
-    tabulate,
-)
+from adam_jax.experiments.study.outcomes import group_members, label, rank, tabulate
 from adam_jax.experiments.study.study_charts import SHOWN, chart_curves, chart_settings
-from adam_jax.experiments.tables import (
-    Table,
-    describe_last,
-    tabulate_groups,
-    to_loss,
-)
+from adam_jax.experiments.tables import Table, describe_last, tabulate_groups, to_loss
 
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 ALL_DIVERGED = {"best": "none: all have diverged"}
@@ -128,7 +118,7 @@ def describe_study(study: Run, members: Sequence[Member]) -> Page:
     if not best.diverged:
         tiles = {"best": label(best, outcomes)}
         tiles["test loss"] = to_loss(best.final("test_loss").mean)
-        for name in best.metrics:
+        for name in best.members[0].metrics:
             tiles[f"test {name}"] = write_metric(name, best.final(name).mean)
         tiles["training loss"] = to_loss(best.final("train_loss").mean)
     counts = {

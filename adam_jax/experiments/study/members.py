@@ -44,8 +44,9 @@ def from_json(line: str) -> Member:
     fields: dict[str, Any] = json.loads(line)
     fields |= {key: number(fields[key]) for key in LOSSES}
     fields["metrics"] = {key: number(x) for key, x in fields["metrics"].items()}
+    fields["setting"] = {key: x + 0.0 for key, x in fields["setting"].items()}
     member = Member(**fields)
-    if not isinstance(member.optimizer, str) or not isinstance(member.setting, dict):
+    if not isinstance(member.optimizer, str):
         raise TypeError
     lengths = {len(member.curve(key)) for key in (*LOSSES, *member.metrics)}
     if len(lengths) > 1 or 0 in lengths:

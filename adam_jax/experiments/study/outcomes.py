@@ -42,11 +42,6 @@ class Outcome(NamedTuple):
         return Spread(float(last.mean()), float(last.min()), float(last.max()))
 
     @property
-    def metrics(self) -> list[str]:
-        """Name what else was measured."""
-        return list(self.members[0].metrics)
-
-    @property
     def diverged(self) -> int:
         """Count the members whose loss is not finite at the end."""
         losses = [self.curves(name)[:, -1] for name in LOSSES]
@@ -87,19 +82,15 @@ def tabulate(
     target: float | None = None,
     whole: bool = False,
 ) -> Table:
-    """Make the table of some outcomes: what varies of their settings, and their ends.
+    """Make the table of some of the outcomes: what varies, and how they end.
 
-    Args:
-      title: What it is about.
-      shown: Those of the table.
-      outcomes: All that there are.
-      target: A training loss; the epochs until it is reached are counted.
-      whole: Count what diverged over all settings of an optimizer.
+    The epochs down to a target, a training loss, can be counted. What has diverged is
+    counted among an outcome's members, or among the whole of its optimizer's.
     """
     groups = split_by_optimizer(outcomes)
     names = _name_settings(outcomes)
     curves = {curve: MEASURES[curve] for curve in LOSSES}
-    curves |= {name: f"test {name}" for name in outcomes[0].metrics}
+    curves |= {name: f"test {name}" for name in outcomes[0].members[0].metrics}
     heads = ["optimizer", *names, *curves.values()]
     heads += [] if target is None else [f"epochs to training loss {target:g}"]
     rows = []

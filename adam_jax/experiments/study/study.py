@@ -142,11 +142,12 @@ def run_study(study: Study, path: Path, members: Journal) -> None:
             if members.entries:
                 first = study.populations[0]
                 shown = view_study(first.config, first.task, members.entries)
-                drawn = to_picture(shown.chart)
+                chart, table, notes = shown
+                drawn = to_picture(chart)
                 replace_file(picture, lambda file: file.write(drawn))
                 display.console.width = 1000  # a folded table could not be copied
-                display.console.print(to_rich(shown.table))
-                for note in (*shown.notes, f"study: {path}"):
+                display.console.print(to_rich(table))
+                for note in (*notes, f"study: {path}"):
                     display.tell(note)
     except OSError as error:
         raise explain(error, path, command) from error

@@ -62,10 +62,8 @@ def chart_curves(
 ) -> list[Panel]:
     """Chart losses and metrics over the epochs: means, in bands from min to max.
 
-    Args:
-      outcomes: What came out, best first.
-      most: Of more than so many, only the first ones are drawn.
-      baselines: As in Problem; one is drawn if a curve comes near.
+    Of more outcomes than `most` the first ones are drawn, which should be the best; and
+    of the baselines, which are as in Problem, those that a curve comes near.
     """
     shown = outcomes[:most]
     caption = SEEDS
@@ -96,7 +94,7 @@ def chart_curves(
         scale = scale_log(filter(None, values), top * RESOLUTION, ceiling)
         title = MEASURES[curve].capitalize()
         panels.append(draw_epochs(title, caption, lines, "loss", scale))
-    for name in shown[0].metrics:
+    for name in shown[0].members[0].metrics:
         lines, title = over_seeds(name), f"Test {name}"
         values = [y for line in lines for y in line.y if math.isfinite(y)]
         base = (baselines or {}).get(name, math.nan)
@@ -144,7 +142,7 @@ def draw_sweep(config: SweepConfig, members: Sequence[Member]) -> alt.VConcatCha
     if config.draws is None and most > 1:
         key = "frame: the best; dot: the best of a row; grey with x: diverged"
         title += ", best over the others" if most > 2 else ""
-    columns = min(COLUMNS, len(panels)) if most <= 2 else math.comb(most, 2)
+    columns = min(COLUMNS, len(panels) if most <= 2 else math.comb(most, 2))
     return compose(title, panels, columns, key, width=330, height=300)
 
 
@@ -164,10 +162,10 @@ def _draw_lines(
     }
     every = [outcome for outcomes in shown.values() for outcome in outcomes]
     panels = []
-    for (epoch, outcomes), chosen in itertools.product(
-        shown.items(), itertools.product(*values)
-    ):
-        fixed = dict(zip(others, chosen, strict=True))
+    combinations = [
+        dict(zip(others, chosen, strict=True)) for chosen in itertools.product(*values)
+    ]
+    for (epoch, outcomes), fixed in itertools.product(shown.items(), combinations):
         words = [f"{other} = {names[other][value]}" for other, value in fixed.items()]
         words += [f"after {epoch} epochs"] if config.epochs_shown else []
         here = [x for x in outcomes if fixed.items() <= x.setting.items()]
@@ -181,7 +179,7 @@ def _draw_lines(
 
 
 def chart_settings(outcomes: Sequence[Outcome]) -> list[Panel]:
-    """Chart the final losses over the numeric hyperparameters that vary.
+    """Chart the final losses over the hyperparameters that vary.
 
     One that varies is drawn as lines, two on a grid as heat maps, and others as dots,
     a chart for each.
@@ -189,7 +187,11 @@ def chart_settings(outcomes: Sequence[Outcome]) -> list[Panel]:
     by_key: dict[str, list[Outcome]] = {}
     panels = []
     for optimizer, own in split_by_optimizer(outcomes).items():
-        keys = [key for key in varied(outcomes, optimizer) if _is_numeric(own, key)]
+        keys = [
+            key
+            for key in varied(outcomes, optimizer)
+            if all(key in outcome.setting for outcome in own)
+        ]
         if len(keys) == 2 and _is_grid(own, *keys):
             x, y = keys
             panels += [chart_map(by_loss, x, y) for by_loss in _by_loss(own)]
@@ -204,11 +206,6 @@ def chart_settings(outcomes: Sequence[Outcome]) -> list[Panel]:
 def _by_loss(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     """Give outcomes by their test loss, and by their training loss."""
     return [[x._replace(measure=loss) for x in outcomes] for loss in LOSSES[::-1]]
-
-
-def _is_numeric(outcomes: Sequence[Outcome], key: str) -> bool:
-    values = [outcome.setting.get(key) for outcome in outcomes]
-    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
 
 
 def _is_grid(outcomes: Sequence[Outcome], x: str, y: str) -> bool:
@@ -226,12 +223,9 @@ def chart_setting(
 ) -> Panel:
     """Chart the measure over a hyperparameter: a line for each optimizer.
 
-    Args:
-      outcomes: What is drawn.
-      key: The hyperparameter.
-      every: What the axes are to have room for. If it is given, the best is drawn for
-        each value; if not, all are drawn, as dots where something else varies as well.
-      ringed: Mark and name the best of each optimizer.
+    Where something else varies as well, all outcomes are dots. But if it is told what
+    `every` outcome is that the axes must have room for, the line joins the best of each
+    value. If it is `ringed`, the best of each optimizer is marked and named.
     """
     shown = every or outcomes
     what, top = MEASURES[shown[0].measure], _top(shown)

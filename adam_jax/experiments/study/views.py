@@ -1,7 +1,7 @@
 """What `adam-jax compare` and `adam-jax sweep` show of what they have trained."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import (
@@ -22,13 +22,7 @@ from adam_jax.experiments.study.study_config import (
 from adam_jax.experiments.tables import Table
 from adam_jax.experiments.tasks import Task
 
-
-class View(NamedTuple):
-    """Hold the picture of a study, and what is printed of it."""
-
-    chart: Any
-    table: Table
-    notes: Sequence[str] = ()
+View = tuple[Any, Table, list[str]]  # a picture, a table, and what is printed below it
 
 
 def view_study(config: StudyConfig, task: Task, members: Sequence[Member]) -> View:
@@ -41,12 +35,12 @@ def view_study(config: StudyConfig, task: Task, members: Sequence[Member]) -> Vi
         best = find_best(outcomes)
         title = f"{config.run_name}: smallest {MEASURES[config.measure]} {after}{over}"
         table = tabulate(title, best, outcomes, whole=True)
-        return View(draw_sweep(config, members), table, note_borders(config, best))
+        return draw_sweep(config, members), table, note_borders(config, best)
     assert isinstance(config, CompareConfig)
     outcomes = rank(group_members(members))
     title = f"{config.run_name}: {after}{over}"
     table = tabulate(title, outcomes, outcomes, config.target_loss)
-    return View(draw_curves(config, members, task.baselines), table)
+    return draw_curves(config, members, task.baselines), table, []
 
 
 def note_borders(config: SweepConfig, best: Sequence[Outcome]) -> list[str]:
