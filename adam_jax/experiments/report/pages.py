@@ -1,5 +1,6 @@
 """What the pages say: of one run, of several side by side, of a study."""
 
+import collections
 import datetime
 import functools
 import json
@@ -145,15 +146,12 @@ def _count(number: int, thing: str) -> str:
 
 
 def _describe_config(config: Mapping[str, Any]) -> str:
-    def of(key: str) -> Any:
-        return config.get(key, "?")
-
-    model = run.config.get("arguments.model")
-    subject = f"{model} on {of('problem')}" if model else of("problem")
+    known = collections.defaultdict(lambda: "?", config)
+    problem, model = known["problem"], config.get("arguments.model")
     return (
-        f"{subject}, trained by {of('optimizer.name')}, "
-        f"learning rate {of('optimizer.learning_rate')} ({of('optimizer.schedule')}), "
-        f"seed {of('seed')}"
+        f"{f'{model} on {problem}' if model else problem}, trained by "
+        f"{known['optimizer.name']}, learning rate {known['optimizer.learning_rate']} "
+        f"({known['optimizer.schedule']}), seed {known['seed']}"
     )
 
 
