@@ -86,12 +86,10 @@ def chart_curves(
     panels = []
     for curve in LOSSES:
         lines = over_seeds(curve)
-        # A run that explodes leaves room for the others.
-        starts = [line.y[0] for line in lines if 0 < line.y[0] < math.inf]
-        ceiling = 10 * float(np.median(starts)) if starts else math.inf
-        values = [y for line in lines for y in line.y]
+        ceiling = _find_ceiling(line.y[0] for line in lines)
+        values = [y for line in lines for y in line.y if y != 0]
         top = max((y for y in values if 0 < y < ceiling), default=1.0)
-        scale = scale_log(filter(None, values), top * RESOLUTION, ceiling)
+        scale = scale_log(values, top * RESOLUTION, ceiling)
         title = MEASURES[curve].capitalize()
         panels.append(draw_epochs(title, caption, lines, "loss", scale))
     for name in shown[0].members[0].metrics:
@@ -173,7 +171,8 @@ def _draw_lines(
         panels.append(panel._replace(title=", ".join(words), caption=""))
     columns = len(values[-1]) if values else 1
     size = {"width": max(300, 700 // columns), "height": 200 if others else 340}
-    lost = any(not outcome.score <= _top(every) for outcome in every)
+    ceiling = _find_ceiling(outcome.score for outcome in every)
+    lost = any(not outcome.score <= ceiling for outcome in every)
     about = "x: diverged, or above the scale" if lost else ""
     return compose(title, panels, columns, about, **size)
 
@@ -228,9 +227,10 @@ def chart_setting(
     value. If it is `ringed`, the best of each optimizer is marked and named.
     """
     shown = every or outcomes
-    what, top = MEASURES[shown[0].measure], _top(shown)
+    what = MEASURES[shown[0].measure]
+    ceiling = _find_ceiling(outcome.score for outcome in shown)
     axis, place = settings_axis(key, [outcome.setting[key] for outcome in shown])
-    scale = scale_log((o.score for o in shown if o.score > 0), most=top)
+    scale = scale_log((o.score for o in shown if o.score > 0), most=ceiling)
     groups, optimizers = split_by_optimizer(outcomes), split_by_optimizer(shown)
     looks = dict(zip(optimizers, choose_looks(len(optimizers)), strict=True))
     lines, marks = [], []
@@ -253,7 +253,7 @@ def chart_setting(
         has_band = joined and any(len(x.members) > 1 for x in own)
         bands = [(low, high)] if has_band else []
         lines.append(Line(name, places, mean, look, bands, len(groups) > 1, joined))
-        lost = [at for at, o in zip(places, own, strict=True) if not o.score <= top]
+        lost = [place(x.setting[key]) for x in own if not x.score <= ceiling]
         if lost:
             cross = to_chart([{"x": at} for at in lost])
             cross = cross.mark_text(text=CROSS, fontSize=16, color=look.colour)
@@ -264,7 +264,7 @@ def chart_setting(
     return panel._replace(chart=sum(marks, panel.chart))
 
 
-def _top(outcomes: Iterable[Outcome]) -> float:
+def _find_ceiling(values: Iterable[float]) -> float:
     """Give the end of a scale on which what explodes leaves room for the rest."""
-    finite = [x.score for x in outcomes if 0 < x.score < math.inf]
-    return min(max(finite), 10 * float(np.median(finite))) if finite else 1.0
+    finite = [x for x in values if 0 < x < math.inf]
+    return 10 * float(np.median(finite)) if finite else 1.0
