@@ -9,10 +9,11 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tomli_w
@@ -45,30 +46,27 @@ class _Put(argparse.Action):
         namespace.table = merge(getattr(namespace, "table", {}), value)
 
 
-def list_options(config: type, start: str = "") -> Iterator[tuple[str, Field, str]]:
-    """Give the key, the field and the help of each option, a table's before its own.
-
-    The key of an option in a table follows the table's, after a dot.
-    """
+def list_options(
+    config: type, start: str = ""
+) -> Iterator[tuple[str, Field, Any, str]]:
+    """Give key, field, type and help of each option, and then of those in its table."""
+    kinds = get_type_hints(config)  # without what is Annotated
     docs = (docstring_parser.parse(x.__doc__ or "") for x in config.__mro__[::-1])
     about = {x.arg_name: x.description or "" for doc in docs for x in doc.params}
     for field in dataclasses.fields(config):
-        yield start + field.name, field, about.get(field.name, "")
-        if dataclasses.is_dataclass(field.type):
-            yield from list_options(cast(type, field.type), f"{start}{field.name}.")
+        kind = kinds[field.name]
+        yield start + field.name, field, kind, about.get(field.name, "")
+        if dataclasses.is_dataclass(kind):
+            yield from list_options(kind, f"{start}{field.name}.")
 
 
 def add_options(
     parser: Parser, config: type, takes_files: bool, argv: Sequence[str]
 ) -> None:
-    """Add the options of a command.
+    """Add the options of a command, which are the fields of a dataclass.
 
-    Args:
-      parser: The parser of the command.
-      config: The dataclass of its options. Without files, its keyword-only fields are
-        options with a name, the others are words.
-      takes_files: Whether options may come from TOML files; then they have no words.
-      argv: The command line: options in tables whose keys are free are found in it.
+    Unless they may come from files, those that are not keyword-only are given without
+    a name. Options in tables whose keys are free are found in `argv`.
     """
     if takes_files:
         parser.usage = f"{parser.prog} [--config CONFIG] [options]"
@@ -79,8 +77,8 @@ def add_options(
         parser.add_argument("--config", action="append", default=[], help=about)
         about = "Print all options as TOML, and do nothing else."
         parser.add_argument("--print_config", action="store_true", help=about)
-    for key, field, about in list_options(config):
-        kind, needed, nargs = cast(Any, field.type), field.default is MISSING, None
+    for key, field, kind, about in list_options(config):
+        needed, nargs = field.default is MISSING, None
         if get_origin(kind) is Literal:
             about += f" (one of {', '.join(get_args(kind))})"
         if takes_files:
@@ -126,11 +124,7 @@ def read_value(text: str) -> Any:
 
 
 def read_file(name: str) -> dict[str, Any]:
-    """Read a TOML file, or one of the configs that have names.
-
-    Raises:
-      ValueError: if there is none, or none that can be read.
-    """
+    """Read a TOML file, or one of the configs that have names."""
     try:
         path = name if Path(name).is_file() else list_configs().get(name, name)
         return tomllib.loads(Path(path).read_text("utf-8"))
@@ -142,15 +136,7 @@ def read_file(name: str) -> dict[str, Any]:
 
 
 def read_resumed(table: dict[str, Any], command: str) -> dict[str, Any]:
-    """Read the config of the folder that is to be resumed.
-
-    Args:
-      table: What is given; the folder is its `resume`.
-      command: What is to resume it, as in "adam-jax train".
-
-    Raises:
-      ValueError: if more is given, or there is no such folder.
-    """
+    """Read the config of the folder that a command is to resume; no more is given."""
     for key, value in table.items():
         while isinstance(value, dict) and value:
             name, value = next(iter(value.items()))
@@ -180,23 +166,22 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_config(config: type, table: dict[str, Any], name: str = "") -> Any:
-    """Make a config of a table, whose keys, types and values are checked.
+    """Make a dataclass of a table, whose keys, types and values are checked.
 
-    Args:
-      config: Its dataclass.
-      table: Its values; what is left out gets its default.
-      name: Where the table stands: messages name its keys after that.
-
-    Raises:
-      ValueError: if one is wrong, in one sentence.
+    What is wrong is one sentence, in which keys follow the name of the table.
     """
     text = json.dumps(table, default=str)
     try:
         # In strict JSON, a list may become a tuple, but no text becomes a number.
-        return TypeAdapter(config).validate_json(text, strict=True, extra="forbid")
+        return _adapt(config).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         known = [key for key, *_ in list_options(config)]
         raise ValueError(_explain(error, table, name, known)) from error
+
+
+@cache
+def _adapt(config: type) -> TypeAdapter:
+    return TypeAdapter(config)
 
 
 def _explain(
@@ -242,18 +227,9 @@ def suggest(name: str, known: Sequence[str]) -> str:
 def check_call(
     function: Callable[..., Any], table: dict[str, Any], name: str
 ) -> dict[str, Any]:
-    """Check a table that is to be the keyword arguments of a function.
+    """Check a table against the names and types of a function's keyword arguments.
 
-    Args:
-      function: Any function or class; the types that it annotates are checked.
-      table: The arguments.
-      name: Where the table stands: messages name its keys after that.
-
-    Returns:
-      The arguments, with a tuple instead of a list where the function wants one.
-
-    Raises:
-      ValueError: if one is unknown, missing or of a wrong type, in one sentence.
+    Gives the table, with a tuple instead of a list where the function wants one.
     """
     try:
         signature = inspect.signature(function, eval_str=True)
@@ -274,11 +250,7 @@ def check_call(
 
 
 def to_toml(config: Any) -> str:
-    """Write a config as TOML, below a line with the versions; null is left out.
-
-    Raises:
-      ValueError: if TOML cannot hold a value.
-    """
+    """Write a config as TOML, below a line with the versions; null is left out."""
     head = f"# adam-jax {adam_jax.__version__}, jax {version('jax')}"
     try:
         return f"{head}\n\n{tomli_w.dumps(_drop_nulls(dataclasses.asdict(config)))}"

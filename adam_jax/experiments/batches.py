@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 CHUNK_BYTES = 2**25  # of the batches that are read ahead
+BATCH = "a batch of train"
 
 
 def holds_rows(data: Any) -> bool:
@@ -22,11 +23,7 @@ def holds_rows(data: Any) -> bool:
 
 
 def count_rows(rows: Any, name: str) -> int:
-    """Count the examples in arrays that hold one in each row.
-
-    Raises:
-      ValueError: if the arrays differ in that, or one has no rows.
-    """
+    """Count the examples in arrays that hold one in each row."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(rows)]
     if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
         raise ValueError(
@@ -37,11 +34,7 @@ def count_rows(rows: Any, name: str) -> int:
 
 
 def count_tested(count: int, share: float) -> int:
-    """Count the examples that are kept for testing, a share of all.
-
-    Raises:
-      ValueError: if that leaves none for it, or none to learn from.
-    """
+    """Count the examples that are kept for testing, a share of all."""
     kept = round(count * share)
     if not 0 < kept < count:
         raise ValueError(
@@ -52,11 +45,7 @@ def count_tested(count: int, share: float) -> int:
 
 
 def read_rows(data: Any, name: str) -> Any:
-    """Give arrays of examples as they are, and batches joined to such arrays.
-
-    Raises:
-      ValueError: if there is no batch.
-    """
+    """Give arrays of examples as they are, and batches joined to such arrays."""
     if not holds_rows(data):
         batches = [jax.tree.map(_to_array, batch) for batch in _iterate(data, name)]
         if not batches:
@@ -66,11 +55,7 @@ def read_rows(data: Any, name: str) -> Any:
 
 
 def _iterate(data: Any, name: str) -> Iterator[Any]:
-    """Begin to read batches anew.
-
-    Raises:
-      ValueError: if that cannot be done, or only once.
-    """
+    """Begin to read batches anew."""
     if isinstance(data, Iterator):
         raise ValueError(
             f"{name} is an iterator, which can be read only once: give what it comes "
@@ -93,13 +78,9 @@ class Rows:
     """Draw the batches of each epoch from arrays that hold an example in each row.
 
     Attributes:
-      rows: The arrays.
       steps: Batches in an epoch. What does not fill one is left out: other rows each
         time.
       batch: Shapes and dtypes of a batch.
-
-    Raises:
-      ValueError: if there are too few rows.
     """
 
     def __init__(self, rows: Any, batch_size: int, epoch_steps: int | None):
@@ -119,15 +100,7 @@ class Rows:
         )
 
     def read(self, _epoch: int, _start: int) -> tuple[Any, int]:
-        """Give what the batches of an epoch are picked from, and how far it goes.
-
-        Args:
-          _epoch: Its number, from 0.
-          _start: The first step that is taken.
-
-        Returns:
-          The data; and the step of the epoch before which they end.
-        """
+        """Give what an epoch's batches are picked from, and the step at its end."""
         return self.rows, self.steps
 
     def begin(self, rows: Any, key: Array) -> Callable[[Array], Any]:
@@ -143,12 +116,7 @@ class Rows:
 
 
 class Chunk(NamedTuple):
-    """Hold some batches of an epoch, one after the other.
-
-    Attributes:
-      batches: Their arrays, stacked along a new first axis.
-      first: Number of the first of them in the epoch.
-    """
+    """Hold some batches of an epoch, stacked; the first one has a number in it."""
 
     batches: Any
     first: Array
@@ -160,19 +128,17 @@ class Stream:
     Attributes:
       steps: Batches in an epoch: `epoch_steps`, or the length of what gives them.
       batch: Shapes and dtypes of a batch: those of the first one.
-
-    Raises:
-      ValueError: if it gives no batches, or has no length and `epoch_steps` is None.
     """
 
     def __init__(self, source: Any, epoch_steps: int | None):
         """Read the first batch."""
         self._source = source
-        self._first: Any = None
-        self._restart()
-        self._first = next(self._batches)
-        self._restart()
-        self.batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, self._first))
+        first = next(_iterate(source, "train"), None)
+        if first is None:
+            raise ValueError("train gives no batches")
+        first = jax.tree.map(np.asarray, first)
+        self._kind, self._rows = describe(first), count_rows(first, BATCH)
+        self.batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, first))
         has_length = hasattr(source, "__len__")
         self.steps = epoch_steps or (len(source) if has_length else 0)
         if not self.steps:
@@ -180,30 +146,28 @@ class Stream:
                 "train does not tell how many batches it has: set --epoch_steps to how "
                 "many make an epoch"
             )
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(first))
         self._length = max(1, min(self.steps, CHUNK_BYTES // max(1, size)))
+        self._restart()
 
     def read(self, epoch: int, start: int) -> tuple[Chunk, int]:
-        """Give batches of an epoch, as `Rows` does; `Chunk`s have all the same shapes.
+        """Give batches from a step of an epoch on, and the step before which they end.
 
-        Raises:
-          ValueError: if a batch has other shapes than the first one.
+        All chunks have the same shapes.
         """
-        begun = epoch * self.steps
-        if not self._begin <= begun + start < self._end:
-            begin = begun + start
-            end = min(begin + self._length, begun + self.steps)
-            if self._taken > begin:
+        epoch_begin = epoch * self.steps
+        begin = epoch_begin + start
+        if not self._begin <= begin < self._end:
+            if begin < self._begin:
                 self._restart()
-            batches = [
-                *itertools.islice(self._batches, begin - self._taken, end - self._taken)
-            ]
-            self._taken = end
+            end = min(begin + self._length, epoch_begin + self.steps)
+            passed, taken = begin - self._end, end - self._end
+            batches = [*itertools.islice(self._batches, passed, taken)]
             batches += batches[-1:] * (self._length - len(batches))
             stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *batches)
             self._chunk = Chunk(stacked, jnp.asarray(start))
             self._begin, self._end = begin, end
-        return self._chunk, self._end - begun
+        return self._chunk, self._end - epoch_begin
 
     def begin(self, chunk: Chunk, _key: Array) -> Callable[[Array], Any]:
         """Give what picks a batch from a chunk by its number in the epoch."""
@@ -212,21 +176,20 @@ class Stream:
         )
 
     def _restart(self) -> None:
-        self._batches, self._taken = self._read_passes(), 0
-        self._begin, self._end = 0, 0  # of the chunk, in batches since the first pass
+        self._batches = self._read_passes()
+        self._begin = self._end = 0  # of the chunk, in batches since the first pass
 
     def _read_passes(self) -> Iterator[Any]:
         while True:
             given = False
             for number, batch in enumerate(_iterate(self._source, "train"), start=1):
                 batch = jax.tree.map(np.asarray, batch)
-                first = batch if self._first is None else self._first
-                if count_rows(batch, "a batch of train") < count_rows(first, "train"):
+                if count_rows(batch, BATCH) < self._rows:
                     continue
-                if describe(batch) != describe(first):
+                if describe(batch) != self._kind:
                     raise ValueError(
                         f"batch {number} of train is {describe(batch)}, but the first "
-                        f"one is {describe(first)}: all must be alike"
+                        f"one is {self._kind}: all must be alike"
                     )
                 given = True
                 yield batch

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 from pydantic import Field
 
-from adam_jax.experiments.config import require
+from adam_jax.experiments.config import Share, require
 from adam_jax.experiments.data import (
     Dataset,
     Examples,
@@ -32,7 +32,6 @@ MOST_PARAMETERS = 10**8  # Adam holds four arrays of them
 # What an argument may be; what is larger is a mistake, and would only fill the memory.
 Width = Annotated[int, Field(gt=0, le=65_536)]
 Widths = Annotated[tuple[Width, ...], Field(max_length=64)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 TestShare = Annotated[float, Field(gt=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Dtype = Literal["float32", "bfloat16"]

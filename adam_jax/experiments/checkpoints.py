@@ -26,11 +26,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        """Open the folder, or make it, and remove what a kill left unfinished in it.
-
-        Raises:
-          OSError: if it cannot be written to.
-        """
+        """Open the folder, or make it, and remove what a kill left unfinished in it."""
         self.folder = folder
         folder.mkdir(exist_ok=True)
         for draft in folder.glob(f"*{DRAFT}"):
@@ -42,19 +38,12 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, step: int, state: Any) -> None:
-        """Write a checkpoint; the newest three are kept.
-
-        Args:
-          step: Steps since the start of the run.
-          state: A pytree of arrays.
-
-        Raises:
-          OSError: if it cannot be written. Nothing is left of it then.
-        """
+        """Write a checkpoint, or nothing if the disk is full; three are kept."""
         draft = self.folder / f"{step}{DRAFT}"
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         try:
             draft.mkdir()
-            _reserve(draft / "reserve", _count_bytes(state) + SPARE)
+            _reserve(draft / "reserve", size + SPARE)
             # Orbax takes absolute paths only.
             _checkpointer().save(draft.absolute() / "state", state)
             (draft / DIGEST).write_text(compute_digest(step, draft))
@@ -70,15 +59,8 @@ class Checkpoints:
     def restore(self, like: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:
         """Read the newest checkpoint that is whole, and remove those after it.
 
-        Args:
-          like: A pytree of arrays: the structure, shapes and dtypes that are expected.
-          warn: Takes a sentence about each checkpoint that is broken.
-
-        Returns:
-          The step and the state; None if there is no checkpoint.
-
-        Raises:
-          ValueError: if there are some, but all are broken. They stay as they are.
+        Gives its step and its state, which is like another one; None if there is no
+        checkpoint. If all are broken, of which it warns, they stay as they are.
         """
         broken = []
         for step in reversed(self.steps()):
@@ -115,10 +97,6 @@ def compute_digest(step: int, folder: Path) -> str:
             digest.update(f"\n{name} {len(content)}\n".encode())
             digest.update(content)
     return digest.hexdigest()
-
-
-def _count_bytes(state: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
 def _reserve(path: Path, size: int) -> None:

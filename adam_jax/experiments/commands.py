@@ -85,8 +85,7 @@ class Command(NamedTuple):
 
     Attributes:
       module: Where its work is. Its function `prepare` turns the options into what is
-        to be run. Whatever is wrong with them is found there, before anything is
-        written.
+        to be run, and finds whatever is wrong before anything is written.
       options: The dataclass of its options; its docstring is the help.
       takes_files: Whether these may come from a TOML file.
       listed: Gives what its help lists above the examples.
@@ -114,12 +113,9 @@ COMMANDS = {
 
 
 def prepare(argv: Sequence[str] | None) -> Callable[[], None] | None:
-    """Read a command line, and give what it asks for.
+    """Read a command line, and give what it asks for; what is wrong is a ValueError.
 
     Gives None where no command is named, after printing the help.
-
-    Raises:
-      ValueError: if an option, a key, a type or a value is wrong, in one sentence.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -140,13 +136,7 @@ def prepare(argv: Sequence[str] | None) -> Callable[[], None] | None:
 
 
 def read_options(argv: Sequence[str]) -> Any:
-    """Read the options of the command that a command line names, as its dataclass.
-
-    Gives None where none is named, after printing the help.
-
-    Raises:
-      ValueError: as `prepare` does.
-    """
+    """Read the options of the command that a command line names, as its dataclass."""
     parser = _build_parser(argv)
     if next(iter(argv), None) not in COMMANDS:
         parser.parse_args(argv)

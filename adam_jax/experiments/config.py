@@ -1,17 +1,23 @@
 """What a run is: the tables of its TOML file and the options of its command."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 import adam_jax
 
 BUILT_IN = ("digits", "mnist", "words", "topics", "wilson")
 MAKE = "make"  # the function of a problem's module
-# More are a mistake, and would only fill the memory.
-MOST_EPOCHS = 100_000
+# What numbers may be. More epochs are a mistake, and would only fill the memory.
+Count = Annotated[int, Field(gt=0)]
+Epochs = Annotated[int, Field(gt=0, le=100_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def require(holds: bool, key: str, value: object, expected: str) -> None:
@@ -71,9 +77,9 @@ class OptimizerConfig:
     """
 
     name: str = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     b1: float | None = None
     b2: float | None = None
     decay: float | None = None
@@ -82,8 +88,8 @@ class OptimizerConfig:
     eps: float | None = None
     eps_root: float | None = None
     weight_decay: float | None = None
-    decay_per_step: float | None = None
-    l2: float | None = None
+    decay_per_step: Share | None = None
+    l2: Weight | None = None
     initial_accumulator_value: float | None = None
     mu_dtype: str | None = None
     nu_dtype: str | None = None
@@ -92,23 +98,15 @@ class OptimizerConfig:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range; the optimizer itself checks the others."""
+        """Refuse what no type tells; the optimizer itself checks other values."""
         if self.name != OptimizerConfig.name:  # to know the others takes JAX
             names = ", ".join(sorted(adam_jax.OPTIMIZERS))
             known = self.name in adam_jax.OPTIMIZERS
             require(known, "optimizer.name", self.name, f"one of {names}")
-        usable = 0 < self.learning_rate < math.inf
-        require(
-            usable, "optimizer.learning_rate", self.learning_rate, "positive and finite"
-        )
-        enough = self.warmup_steps >= 0
-        require(enough, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
-        shrinks = self.l2 is None or 0 <= self.l2 < math.inf
-        require(shrinks, "optimizer.l2", self.l2, "0 or more, and finite")
-        share, key = self.decay_per_step, "optimizer.decay_per_step"
-        require(share is None or 0 <= share < 1, key, share, "at least 0 and below 1")
+        share = self.decay_per_step
         once = share is None or self.weight_decay is None
-        require(once, key, share, "left out where weight_decay is set")
+        expected = "left out where weight_decay is set"
+        require(once, "optimizer.decay_per_step", share, expected)
 
 
 @dataclass(frozen=True)
@@ -141,33 +139,20 @@ class TaskConfig:
     runs_dir: str = "runs"
     problem: str = "digits"
     arguments: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 40
-    epoch_steps: int | None = None
-    batch_size: int = 32
-    penalty: float = 0.0
+    epochs: Epochs = 40
+    epoch_steps: Count | None = None
+    batch_size: Count = 32
+    penalty: Weight = 0.0
     resume: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        self._check_problem()
-        require_folder(self.runs_dir, self.run_name)
-        bearable = 0 < self.epochs <= MOST_EPOCHS
-        require(bearable, "epochs", self.epochs, f"from 1 to {MOST_EPOCHS}")
-        require(self.batch_size > 0, "batch_size", self.batch_size, "1 or more")
-        given = self.epoch_steps is None or self.epoch_steps > 0
-        require(given, "epoch_steps", self.epoch_steps, "1 or more")
-        finite = 0 <= self.penalty < math.inf
-        require(finite, "penalty", self.penalty, "0 or more, and finite")
-
-    def _check_problem(self) -> None:
-        if self.problem in BUILT_IN:
-            return
-        source, _, function = self.problem.partition(":")
-        shown = self.problem.isprintable() and re.fullmatch(r"\w*", function)
-        known = source.endswith(".py") or re.fullmatch(r"\w+(\.\w+)*", source)
-        own = ":" in self.problem or source.endswith(".py")
+        """Refuse a problem and a folder that cannot be."""
+        problem = r"\w+(\.\w+)*:\w*|[^:]*\.py(:\w*)?"
+        own = self.problem.isprintable() and re.fullmatch(problem, self.problem)
         expected = f"one of {', '.join(BUILT_IN)}, module:function or a file.py"
-        require(bool(shown and known and own), "problem", self.problem, expected)
+        known = self.problem in BUILT_IN or bool(own)
+        require(known, "problem", self.problem, expected)
+        require_folder(self.runs_dir, self.run_name)
 
     @property
     def run_name(self) -> str:
@@ -196,14 +181,6 @@ class TrainConfig(TaskConfig):
       optimizer: The optimizer; null stands for its own default.
     """
 
-    seed: int = 0
-    checkpoint_every: int | None = None
+    seed: Seed = 0
+    checkpoint_every: Count | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        super().__post_init__()
-        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
-        every = self.checkpoint_every
-        usable = every is None or every > 0
-        require(usable, "checkpoint_every", every, "1 or more")

@@ -5,21 +5,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from adam_jax.experiments.options import ConvertOptions
+from adam_jax.experiments.progress import print_whole
 from adam_jax.experiments.state_files import SAME, Read, choose_writer, read_file
+from adam_jax.experiments.tables import Table
 from adam_jax.states.foreign import Held, hold_moments
 from adam_jax.states.parts import iterate_nodes, own_fields, stored_moments
 
 
 def prepare(options: ConvertOptions) -> Callable[[], None]:
-    """Read the old file, and choose how the new one is written.
-
-    Raises:
-      ValueError: if the file holds no state that can be read, or an option is wrong.
-    """
+    """Read the old file, and choose how the new one is written."""
     old = read_file(options.old, options)
     held = hold_moments(old.nodes, None)
     folder = Path(options.new or ".").parent
@@ -28,9 +24,7 @@ def prepare(options: ConvertOptions) -> Callable[[], None]:
     new = options.new
     if new is None:
         if options.to != SAME:
-            raise ValueError(
-                "--to needs the name of the file to write, after the old one"
-            )
+            raise ValueError("--to needs the name of the file to write, after the old")
         return lambda: print_state(options.old, old)
     write = choose_writer(options, old, held)
 
@@ -46,25 +40,20 @@ def prepare(options: ConvertOptions) -> Callable[[], None]:
 
 def print_state(path: Path, read: Read) -> None:
     """Print the moments of a file, a row for each moment of a node."""
-    console = Console(highlight=False, markup=False, width=1000)
-    table = Table("moment", box=None, pad_edge=False)
-    for head in ("parameters", "numbers", "stored as", "bytes", "steps"):
-        table.add_column(head, justify="right")
+    rows = []
     for node in iterate_nodes(read.nodes):
         for name, stored in stored_moments(node).items():
             arrays = jax.tree.leaves(stored.values)
-            table.add_row(
-                name,
-                str(len(arrays)),
-                f"{sum(x.size for x in arrays):,}",
-                ", ".join(sorted({str(x.dtype) for x in arrays})),
-                f"{sum(x.nbytes for x in jax.tree.leaves(stored)):,}",
-                str(own_fields(node).get("count", "")),
-            )
-    console.print(f"{path} ({read.kind})", table, sep="\n")
-    if read.others:
-        console.print("beside them: " + ", ".join(read.others))
-    console.print()
+            numbers = sum(x.size for x in arrays)
+            dtypes = ", ".join(sorted({str(x.dtype) for x in arrays}))
+            size = sum(x.nbytes for x in jax.tree.leaves(stored))
+            steps = own_fields(node).get("count", "")
+            cells = len(arrays), f"{numbers:,}", dtypes, f"{size:,}", steps
+            rows.append([name, *map(str, cells)])
+    heads = ["moment", "parameters", "numbers", "stored as", "bytes", "steps"]
+    others = ["beside them: " + ", ".join(read.others)] if read.others else []
+    lines = f"{path} ({read.kind})", Table(heads, rows), *others, ""
+    print_whole(*lines, box=None, pad_edge=False)
 
 
 def print_losses(old: Read, held: Held, new: Read, kept: Held) -> None:

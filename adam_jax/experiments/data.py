@@ -43,21 +43,13 @@ class Dataset(NamedTuple):
 
 
 def split_digits(test_share: float) -> Dataset:
-    """Split 1,797 handwritten digits, each class in the same proportion, always alike.
-
-    Raises:
-      ValueError: if a part would hold fewer examples than there are classes.
-    """
+    """Split 1,797 handwritten digits, always alike, each class in proportion."""
     pixels, labels = _read("digits")
     return _split(pixels / 16, labels, test_share)
 
 
 def split_mnist(test_share: float) -> Dataset:
-    """Split 5,000 images of MNIST, just as digits.
-
-    Raises:
-      ValueError: if a part would hold fewer examples than there are classes.
-    """
+    """Split 5,000 images of MNIST, just as digits."""
     pixels, labels = _read("mnist")
     return _split(pixels / 255, labels, test_share)
 
@@ -68,9 +60,6 @@ def split_words(test_share: float) -> Dataset:
     Of each is marked with 1 which of 5,000 words are in it: those that are in most of
     the training docstrings, where test_share is 0.2. 98.2% of the features are 0. The
     arrays are dense all the same: they take 52 MB.
-
-    Raises:
-      ValueError: if a part would hold fewer examples than there are classes.
     """
     marks, labels = _read("words")
     return _split(np.unpackbits(marks, axis=1), labels, test_share)
@@ -83,9 +72,6 @@ def split_wilson(test_share: float) -> Dataset:
     3 are always 1; then an example has 5 features that are 0 in all others: one of
     them is 1 if the label is 1, else all 5 are. So no test example shares more than
     the first three features with the training.
-
-    Raises:
-      ValueError: if a part would be empty.
     """
     count = WILSON_EXAMPLES
     test_count = count_tested(count, test_share)
@@ -101,11 +87,7 @@ def split_wilson(test_share: float) -> Dataset:
 
 
 def split_topics(test_share: float, context: int) -> Dataset:
-    """Cut the manual that Python's help() prints into windows; its end is the test.
-
-    Raises:
-      ValueError: if a part would hold no window.
-    """
+    """Cut the manual that Python's help() prints into windows; its end is the test."""
     text = gzip.decompress((FOLDER / "topics.txt.gz").read_bytes()).decode()
     _, codes = np.unique(list(text), return_inverse=True)
     cut = int(len(codes) * (1 - test_share))
@@ -132,9 +114,6 @@ def draw_split(labels: np.ndarray, test_share: float) -> tuple[np.ndarray, np.nd
 
     They are those that train_test_split of scikit-learn 1.9 draws, for stratify=labels
     and random_state=SPLIT_SEED.
-
-    Raises:
-      ValueError: if a part would hold fewer examples than there are classes.
     """
     names, counts = np.unique(labels, return_counts=True)
     test_count = math.ceil(len(labels) * test_share)

@@ -6,68 +6,58 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
 from adam_jax.experiments.options import FamilyOptions
+from adam_jax.experiments.progress import print_whole
+from adam_jax.experiments.tables import Table
 from adam_jax.family.table import OPTIMIZERS, PARENTS
 from adam_jax.family.tree import children, compare_lines, expect_name
 
 SHAPE = (1024, 1024)
 
 
-def prepare(options: FamilyOptions) -> Callable[[], None]:
-    """Look up what is to be shown.
+NOTE = f"""\
+{len(OPTIMIZERS)} optimizers
+lines: those of its chain that differ from its parent's
+bytes: of state a parameter, for a float32 matrix of {SHAPE[0]} x {SHAPE[1]}"""
 
-    Raises:
-      ValueError: if there is no such optimizer, or there are more than two.
-    """
+
+def prepare(options: FamilyOptions) -> Callable[[], None]:
+    """Look up what is to be shown."""
     names = list(options.names)
     for name in names:
         expect_name(name)
     if not names:
-        return lambda: print_table(tabulate())
+        return lambda: print_whole(tabulate(), NOTE, box=None, pad_edge=False)
     if len(names) > 2:
         raise ValueError(f"two chains go side by side, got {len(names)} names")
     other: str = names[1] if names[1:] else PARENTS.get(names[0], names[0])
-    return lambda: print_table(set_side_by_side(names[0], other))
-
-
-def print_table(table: Table) -> None:
-    """Print a table as wide as it is."""
-    Console(highlight=False, markup=False, width=1000).print(table)
+    table = set_side_by_side(names[0], other)
+    return lambda: print_whole(table, box=None, pad_edge=False)
 
 
 def tabulate() -> Table:
     """Make the table of all optimizers, each below the one that it changes."""
-    table = Table("optimizer", box=None, pad_edge=False)
-    table.add_column("lines", justify="right")
-    table.add_column("bytes", justify="right")
-    table.add_column("what it is")
+    rows = []
 
     def add(name: str, depth: int) -> None:
-        lines = str(count_changes(name)) if name in PARENTS else "-"
-        cells = "  " * depth + name, lines, f"{count_bytes(name):.2f}", summary(name)
-        table.add_row(*cells)
+        lines = count_changes(name) if name in PARENTS else "-"
+        numbers = f"{lines:>5}", f"{count_bytes(name):5.2f}"
+        rows.append(["  " * depth + name, *numbers, summary(name)])
         for child in children(name):
             add(child, depth + 1)
 
     add("sgd", 0)
-    table.caption = (
-        f"{len(OPTIMIZERS)} optimizers\n"
-        "lines: those of its chain that differ from its parent's\n"
-        f"bytes: of state a parameter, for a float32 matrix of {SHAPE[0]} x {SHAPE[1]}"
-    )
-    table.caption_justify = "left"
-    return table
+    return Table(["optimizer", "lines", "bytes", "what it is"], rows, texts=4)
 
 
 def set_side_by_side(name: str, other: str) -> Table:
     """Make the table of two chains, with a mark where they differ."""
-    table = Table(name, "", other, box=None, pad_edge=False)
-    for line, beside, differs in compare_lines(name, other):
-        table.add_row(line, "|" if differs else "", beside)
-    return table
+    rows = [
+        [line, "|" if differs else "", beside]
+        for line, beside, differs in compare_lines(name, other)
+    ]
+    return Table([name, "", other], rows, texts=3)
 
 
 def count_changes(name: str) -> int:

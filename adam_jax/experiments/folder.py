@@ -6,8 +6,9 @@ import itertools
 import math
 import os
 import shlex
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,16 @@ from tensorboardX.proto.event_pb2 import (
 from tensorboardX.summary import scalar
 
 from adam_jax.experiments.checkpoints import FULL, Checkpoints
-from adam_jax.experiments.metrics import METRICS, Epoch, from_json, to_json, to_scalars
+from adam_jax.experiments.config import TaskConfig
+from adam_jax.experiments.machine import record_environment
+from adam_jax.experiments.metrics import (
+    METRICS,
+    Epoch,
+    from_json,
+    parse_lines,
+    to_json,
+    to_scalars,
+)
 
 CONFIG = "config.toml"
 CHECKPOINTS = "checkpoints"
@@ -31,22 +41,12 @@ class Journal:
 
     Attributes:
       entries: Those in it, up to the first line that is none, as after a kill.
-
-    Raises:
-      ValueError: if another process has it.
-      OSError: if it cannot be written to.
     """
 
     def __init__(
         self, path: Path, to_json: Callable[[Any], str], from_json: Callable[[str], Any]
     ):
-        """Open a file, or make it.
-
-        Args:
-          path: Where it is.
-          to_json: Writes an entry as a line.
-          from_json: Reads it, and raises what `metrics.from_json` does.
-        """
+        """Open a file, or make it; refuse one that another process has."""
         # Not buffered: what is written is seen at once, and fails at once.
         self._file = path.open("a+b", buffering=0)
         self._to_json = to_json
@@ -58,27 +58,19 @@ class Journal:
         except BaseException:
             self.close()
             raise
-        with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
-            for line in text[: text.rfind(b"\n") + 1].splitlines():
-                self.entries.append(from_json(line.decode()))
+        with contextlib.suppress(ValueError):
+            for entry in parse_lines(text, from_json):
+                self.entries.append(entry)
 
     def cut(self, count: int) -> None:
-        """Forget all but the first entries, and what is no entry.
-
-        Raises:
-          OSError: if the file cannot be written.
-        """
+        """Forget all but the first entries, and what is no entry."""
         del self.entries[count:]
         self._file.seek(0)
         lines = self._file.readlines()[: len(self.entries)]
         self._file.truncate(sum(map(len, lines)))
 
     def add(self, *entries: Any) -> None:
-        """Add entries.
-
-        Raises:
-          OSError: if they cannot be written. No part of them is left then.
-        """
+        """Add entries; where they cannot be written, no part of them is left."""
         before = os.fstat(self._file.fileno()).st_size
         lines = "".join(f"{self._to_json(entry)}\n" for entry in entries).encode()
         try:
@@ -99,19 +91,10 @@ class Journal:
 
 
 class RunFolder:
-    """Write the files of a run; one process at a time can.
-
-    Attributes:
-      path: The folder.
-      checkpoints: Its checkpoints.
-
-    Raises:
-      ValueError: if another process has it.
-      OSError: if it cannot be written to.
-    """
+    """Write the files of a run; one process at a time can."""
 
     def __init__(self, path: Path):
-        """Open the folder, be it that of a new run or of an earlier one."""
+        """Open a folder, be it that of a new run or of an earlier one."""
         self.path = path
         self._metrics = Journal(path / METRICS, to_json, from_json)
         self._events: EventsWriter | None = None
@@ -127,11 +110,7 @@ class RunFolder:
         return self._metrics.entries
 
     def rewind(self, step: int) -> None:
-        """Forget the epochs that end after a step, and start the event file anew.
-
-        Raises:
-          OSError: if a file cannot be written.
-        """
+        """Forget the epochs that end after a step, and start the event file anew."""
         self._metrics.cut(sum(epoch.step <= step for epoch in self.epochs))
         for old in self.path.glob("events.out.tfevents.*"):
             old.unlink()
@@ -140,30 +119,23 @@ class RunFolder:
             write_events(self._events, epoch)
 
     def add(self, epoch: Epoch) -> None:
-        """Add an epoch to metrics.jsonl, and to the event file for TensorBoard.
-
-        Raises:
-          OSError: if it cannot be written. No half line is left then.
-        """
+        """Add an epoch to metrics.jsonl, and to the event file for TensorBoard."""
         self._metrics.add(epoch)
         if self._events:
             write_events(self._events, epoch)
 
     def save(self, step: int, state: Any) -> None:
-        """Write a checkpoint, once the epochs before it are sure to be on the disk.
-
-        Raises:
-          OSError: if it cannot be written.
-        """
+        """Write a checkpoint, once the epochs before it are sure to be on the disk."""
         self._metrics.sync()
         self.checkpoints.save(step, state)
 
     def close(self) -> None:
         """Let another process have the folder."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._metrics.close)
+        try:
             if self._events:
-                stack.callback(self._events.close)
+                self._events.close()
+        finally:
+            self._metrics.close()
 
 
 def _lock(file: BinaryIO) -> None:
@@ -179,6 +151,18 @@ def _lock(file: BinaryIO) -> None:
         pass  # a file system without locks
 
 
+@contextlib.contextmanager
+def start_folder(
+    config: TaskConfig, text: str, command: str, kept: str
+) -> Iterator[Path]:
+    """Make the folder of a run or a study, with its config; as `explained` says."""
+    path = make_run_folder(Path(config.runs_dir), config.run_name)
+    with explained(path, command, kept):
+        replace_file(path / CONFIG, lambda file: file.write(text.encode()))
+        record_environment(path)
+        yield path
+
+
 def make_run_folder(runs_dir: Path, name: str) -> Path:
     """Make the first folder that is still free of name, name-2, name-3, ..."""
     runs_dir.mkdir(parents=True, exist_ok=True)
@@ -191,11 +175,7 @@ def make_run_folder(runs_dir: Path, name: str) -> Path:
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside its place first: what is there is whole, old or new.
-
-    Raises:
-      OSError: if it cannot be written. The old one is still there then.
-    """
+    """Write a file beside its place first: what is there is whole, old or new."""
     temporary = path.with_name(f".{path.name}")
     try:
         with temporary.open("wb") as file:
@@ -206,21 +186,26 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
-def explain(error: OSError, path: Path, command: str) -> OSError:
-    """Say what is wrong with the disk, and how to go on with a folder.
+@contextlib.contextmanager
+def explained(path: Path, command: str, kept: str = "*") -> Iterator[None]:
+    """Say what is wrong with the disk, and by which command to go on with a folder.
 
-    Args:
-      error: What has been raised.
-      path: The folder.
-      command: What goes on with it, as in "adam-jax train".
+    A folder in which nothing matches the pattern `kept` is removed.
     """
-    cure = "free some space" if error.errno in FULL else "mend that"
-    cause = error.strerror or error
-    return OSError(f"{path}: {cause}; {cure}, and {tell_command(path, command)}")
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or error
+        if not any(path.glob(kept)):
+            shutil.rmtree(path, ignore_errors=True)
+            raise OSError(f"{path}: {cause}; nothing is kept of this run") from error
+        cure = "free some space" if error.errno in FULL else "mend that"
+        how = tell_command(path, command)
+        raise OSError(f"{path}: {cause}; {cure}, and {how}") from error
 
 
 def tell_command(path: Path, command: str) -> str:
-    """Say how to go on with a folder."""
+    """Say by which command, as in "adam-jax train", to go on with a folder."""
     return f"go on with: {command} --resume {shlex.quote(str(path))}"
 
 

@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from adam_jax.experiments.metrics import (
     Epoch,
     rank_moved,
@@ -15,17 +13,14 @@ from adam_jax.experiments.metrics import (
     to_scalars,
 )
 from adam_jax.experiments.options import InspectOptions
-from adam_jax.experiments.tables import Table, tabulate_groups, to_rich, to_text
+from adam_jax.experiments.progress import print_whole
+from adam_jax.experiments.tables import Table, tabulate_groups, to_text
 
 COLUMNS = 5  # epochs side by side: they fit into 80 characters
 
 
 def prepare(options: InspectOptions) -> Callable[[], None]:
-    """Read the run.
-
-    Raises:
-      ValueError: if the folder holds no run that can be read.
-    """
+    """Read the run."""
     epochs = read_epochs(options.run)
     return lambda: print_run(options.run, epochs, options.json)
 
@@ -33,19 +28,17 @@ def prepare(options: InspectOptions) -> Callable[[], None]:
 def print_run(folder: Path, epochs: Sequence[Epoch], as_json: bool) -> None:
     """Print the figures of a run."""
     most, least = rank_moved(epochs[-1].moved)
-    # Wide enough to hold each table whole: folded, it could not be read.
-    console = Console(highlight=False, markup=False, width=1000)
     if as_json:
         rows = [json.loads(to_json(epoch)) for epoch in epochs]
         ranks = {"moved_most": most, "moved_least": least}
-        console.out(json.dumps({"run": str(folder), "epochs": rows, **ranks}))
+        print(json.dumps({"run": str(folder), "epochs": rows, **ranks}))
         return
     for table in (tabulate_epochs(epochs), tabulate_groups(epochs[-1])):
-        console.print(to_rich(table, box=None, pad_edge=False), "")
+        print_whole(table, "", box=None, pad_edge=False)
     for words, groups in (("most", most), ("least", least)):
         distances = epochs[-1].moved
         named = ", ".join(f"{group} {to_text(distances[group])}" for group in groups)
-        console.print(f"moved {words}: {named}")
+        print(f"moved {words}: {named}")
 
 
 def choose_epochs(epochs: Sequence[Epoch]) -> list[Epoch]:

@@ -14,16 +14,12 @@ class Faulty(Exception):
 
 
 class Interrupted(Exception):
-    """Tell that a signal has ended the work, and how to go on.
-
-    Attributes:
-      code: The exit code that shells report of a program ended by that signal.
-    """
+    """Tell that a signal has ended the work, and how to go on."""
 
     def __init__(self, message: str, number: int):
         """Take what is told, and the number of the signal."""
         super().__init__(message)
-        self.code = 128 + number
+        self.code = 128 + number  # the exit code, as shells report it
 
 
 @contextmanager

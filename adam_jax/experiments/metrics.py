@@ -2,12 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, TypeAdapter
 
 METRICS = "metrics.jsonl"
 LOSS, ACCURACY = "loss", "accuracy"  # what a problem's metrics may be known by
+# JSON has null for what is not finite.
+Number = Annotated[float, BeforeValidator(lambda x: math.nan if x is None else x)]
 
 
 class Epoch(NamedTuple):
@@ -30,12 +34,12 @@ class Epoch(NamedTuple):
     epoch: int
     step: int
     skipped: int
-    learning_rate: float
-    train_loss: float
-    test_loss: float
-    metrics: dict[str, float]
-    figures: dict[str, float]
-    moved: dict[str, float]
+    learning_rate: Number
+    train_loss: Number
+    test_loss: Number
+    metrics: dict[str, Number]
+    figures: dict[str, Number]
+    moved: dict[str, Number]
 
 
 def to_scalars(epoch: Epoch) -> dict[str, float]:
@@ -69,7 +73,7 @@ def rank_moved(moved: Mapping[str, float]) -> tuple[list[str], list[str]]:
 
 
 def to_json(entry: Any) -> str:
-    """Write a named tuple as one line of JSON, with null for what is not finite."""
+    """Write a NamedTuple as one line of JSON, with null for what is not finite."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -82,23 +86,8 @@ def to_json(entry: Any) -> str:
 
 
 def from_json(line: str) -> Epoch:
-    """Read an epoch, with NaN for null.
-
-    Raises:
-      ValueError, TypeError, LookupError, AttributeError: if the line holds none.
-    """
-
-    def number(value: Any) -> Any:
-        return math.nan if value is None else value + 0  # what is no number fails
-
-    def table(values: Any) -> dict[str, Any]:
-        return {key: number(value) for key, value in values.items()}
-
-    fields = json.loads(line)
-    tables: dict[str, Any] = {
-        key: table(fields.pop(key)) for key in ("metrics", "figures", "moved")
-    }
-    return Epoch(**table(fields), **tables)
+    """Read an epoch, with NaN for null."""
+    return TypeAdapter(Epoch).validate_json(line, strict=True)
 
 
 def no_run(path: Path, error: OSError) -> ValueError:
@@ -109,46 +98,35 @@ def no_run(path: Path, error: OSError) -> ValueError:
 
 
 def read_epochs(folder: Path) -> list[Epoch]:
-    """Read the epochs of a run, be it finished, interrupted or still at work.
-
-    Raises:
-      ValueError: if the folder holds no run, or no epoch that can be read.
-    """
-    path = folder / METRICS
+    """Read the epochs of a run, be it finished, interrupted or still at work."""
     try:
-        epochs = read_lines(path, from_json, "epoch")
+        epochs = read_lines(folder / METRICS, from_json, "epoch")
     except OSError as error:
-        raise no_run(path, error) from error
+        raise no_run(folder / METRICS, error) from error
     if not epochs:
         raise ValueError(f"{folder} has no finished epoch yet: its {METRICS} is empty")
     return epochs
 
 
 def read_lines(path: Path, parse: Callable[[str], Any], kind: str) -> list[Any]:
-    """Read each line of a file that may still be written to.
-
-    Args:
-      path: The file.
-      parse: Turns a line into what it stands for, and raises what `from_json` does.
-      kind: What a line stands for, in a word.
-
-    Raises:
-      ValueError: if the file is no text, or a line cannot be parsed.
-      OSError: if it cannot be read.
-    """
+    """Read each line of a file; the kind is what it stands for, in a word."""
+    entries = []
     try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is broken: it is no text") from error
-    parsed = []
+        for entry in parse_lines(path.read_bytes(), parse):
+            entries.append(entry)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is broken: line {len(entries) + 1} is no {kind} of this version "
+            "of adam-jax; train again"
+        ) from error
+    return entries
+
+
+def parse_lines(text: bytes, parse: Callable[[str], Any]) -> Iterator[Any]:
+    """Parse each line of a file that may still be written to; a ValueError ends it."""
     # The last line may be half written.
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    for number, line in enumerate(lines, start=1):
+    for line in text[: text.rfind(b"\n") + 1].splitlines():
         try:
-            parsed.append(parse(line))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is broken: line {number} is no {kind} of this version of "
-                "adam-jax; train again"
-            ) from error
-    return parsed
+            yield parse(line.decode())
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError from error

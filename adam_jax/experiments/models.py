@@ -32,68 +32,38 @@ def build_model(
     """
     rngs, dtype = nnx.Rngs(key), jnp.dtype(param_dtype)
     options: Any = {"param_dtype": dtype, "dtype": jnp.float32, "rngs": rngs}
+    hidden: Any = options | {"bias_init": nnx.initializers.constant(hidden_bias)}
     shape, classes = dataset.train.inputs.shape[1:], dataset.classes
+    inputs = math.prod(shape)
     match name:
         case "transformer":
-            (context,) = shape
-            return Transformer(classes, context, widths, heads, dtype, rngs)
-        case "cnn":
-            return build_cnn(shape, widths, classes, hidden_bias, options)
-        case "vae":
-            return build_vae(math.prod(shape), widths, latent, options)
+            return Transformer(classes, inputs, widths, heads, dtype, rngs)
         case "linear":
-            options |= {"use_bias": False, "kernel_init": nnx.initializers.zeros}
-            return nnx.Sequential(nnx.Linear(math.prod(shape), 1, **options))
+            zeros = nnx.initializers.zeros
+            linear = nnx.Linear(inputs, 1, use_bias=False, kernel_init=zeros, **options)
+            return nnx.Sequential(linear)
+        case "vae":
+            encoder, last = _stack_dense(inputs, widths, jax.nn.softplus, options)
+            mean, log_variance = (nnx.Linear(last, latent, **options) for _ in range(2))
+            decoder, last = _stack_dense(latent, widths[::-1], jax.nn.softplus, options)
+            decoder.append(nnx.Linear(last, inputs, **options))
+            parts = mean, log_variance, nnx.Sequential(*decoder)
+            return VAE(nnx.Sequential(_flatten, *encoder), *parts)
+        case "cnn":
+            layers = [_add_channel]
+            for before, width in pairwise((1, *widths)):
+                conv = nnx.Conv(before, width, (3, 3), strides=2, **hidden)
+                layers += [conv, jax.nn.relu]
+            # An odd side is padded: 28, 14, 7, 4, 2, 1, 1, ...
+            sides = (math.ceil(side / 2 ** len(widths)) for side in shape)
+            last = math.prod(sides) * (1, *widths)[-1]
+            return nnx.Sequential(
+                *layers, _flatten, nnx.Linear(last, classes, **options)
+            )
         case "logistic":
             widths = ()
-    return build_mlp(math.prod(shape), widths, classes, hidden_bias, options)
-
-
-def build_mlp(
-    inputs: int,
-    widths: tuple[int, ...],
-    classes: int,
-    hidden_bias: float,
-    options: dict[str, Any],
-) -> nnx.Sequential:
-    """Build dense layers with a relu after each but the last."""
-    hidden: Any = options | {"bias_init": nnx.initializers.constant(hidden_bias)}
     layers, last = _stack_dense(inputs, widths, jax.nn.relu, hidden)
     return nnx.Sequential(_flatten, *layers, nnx.Linear(last, classes, **options))
-
-
-def build_cnn(
-    shape: tuple[int, ...],
-    widths: tuple[int, ...],
-    classes: int,
-    hidden_bias: float,
-    options: dict[str, Any],
-) -> nnx.Sequential:
-    """Build 3x3 convolutions of stride 2, each with a relu, and a dense layer."""
-    hidden: Any = options | {"bias_init": nnx.initializers.constant(hidden_bias)}
-    layers = []
-    for inputs, width in pairwise((1, *widths)):
-        layers += [nnx.Conv(inputs, width, (3, 3), strides=2, **hidden), jax.nn.relu]
-    channels = (1, *widths)[-1]
-    # An odd side is padded: 28, 14, 7, 4, 2, 1, 1, ...
-    sides = (math.ceil(side / 2 ** len(widths)) for side in shape)
-    head = nnx.Linear(math.prod(sides) * channels, classes, **options)
-    return nnx.Sequential(_add_channel, *layers, _flatten, head)
-
-
-def build_vae(
-    inputs: int, widths: tuple[int, ...], latent: int, options: dict[str, Any]
-) -> VAE:
-    """Build an encoder of softplus units, and a decoder that mirrors it."""
-    encoder, last = _stack_dense(inputs, widths, jax.nn.softplus, options)
-    mean, log_variance = (nnx.Linear(last, latent, **options) for _ in range(2))
-    decoder, last = _stack_dense(latent, widths[::-1], jax.nn.softplus, options)
-    return VAE(
-        nnx.Sequential(_flatten, *encoder),
-        mean,
-        log_variance,
-        nnx.Sequential(*decoder, nnx.Linear(last, inputs, **options)),
-    )
 
 
 def _stack_dense(

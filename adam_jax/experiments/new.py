@@ -10,11 +10,7 @@ PLACE = "THIS_FILE"  # in the template: its own name
 
 
 def prepare(options: NewOptions) -> Callable[[], None]:
-    """See whether the file can be written.
-
-    Raises:
-      ValueError: if it is no Python file, or is there already.
-    """
+    """See whether the file can be written."""
     path = options.file
     if path.suffix != ".py":
         raise ValueError(f"file is {str(path)!r}, but must end in .py")
@@ -26,11 +22,7 @@ def prepare(options: NewOptions) -> Callable[[], None]:
 
 
 def write(path: Path) -> None:
-    """Write the template, and tell how to go on.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
+    """Write the template, and tell how to go on."""
     text = TEMPLATE.read_text("utf-8").replace(PLACE, str(path))
     with path.open("x", encoding="utf-8") as file:
         file.write(text)

@@ -21,10 +21,14 @@ from adam_jax import (
     step_bound,
 )
 from adam_jax.experiments.config import OptimizerConfig
-from adam_jax.recipes.notes import collecting
 
-# Options of the run, not of one of OPTIMIZERS.
-OURS = ("name", "learning_rate", "schedule", "warmup_steps", "l2", "rounding", "guard")
+# Options of the run; the others are arguments of one of OPTIMIZERS.
+OURS = {"name", "learning_rate", "schedule", "warmup_steps", "l2", "rounding", "guard"}
+OURS |= {"arguments"}
+CHOSEN = [x.name for x in dataclasses.fields(OptimizerConfig) if x.name not in OURS]
+# Optimizers whose steps are Adam's ratio of two averages, of whatever gradients.
+BOUNDED = ("adam", "adamw", "simplified_adam", "cautious_decay_adamw")
+BOUNDED += ("grokfast_adamw", "mars_adamw")
 
 
 def build_schedule(
@@ -32,13 +36,7 @@ def build_schedule(
 ) -> optax.Schedule:
     """Give the learning rate as a function of the step, which counts from 0.
 
-    Args:
-      config: Says which schedule.
-      steps: Of the whole run.
-      learning_rate: Peak in place of the config's; it may be traced.
-
-    Raises:
-      ValueError: if the warm-up takes all steps or more.
+    A learning rate takes the place of the config's; it may be traced.
     """
     peak: Any = config.learning_rate if learning_rate is None else learning_rate
     warmup = config.warmup_steps
@@ -66,47 +64,37 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """Look the optimizer up, and give it the options that the config sets.
 
-    Args:
-      config: Says which optimizer, and its options.
-      learning_rate: The config's, or its schedule.
-      **hyperparams: Options in place of the config's, learning_rate (the peak of the
-        schedule) among them; these may be traced.
-
-    Raises:
-      ValueError: if it does not take one of them, or refuses its value.
+    Hyperparameters take the place of the config's, learning_rate (the peak of the
+    schedule) among them; these may be traced.
     """
-    known = [field.name for field in dataclasses.fields(OptimizerConfig)]
-    options: dict[str, Any] = {key: getattr(config, key) for key in known} | hyperparams
-    l2, peak = options["l2"], options["learning_rate"]
-    for ours in OURS:
-        del options[ours]
-    others = options.pop("arguments")
+    options: dict[str, Any] = vars(config) | hyperparams
     factory = OPTIMIZERS[config.name]
     parameters = inspect.signature(factory).parameters
-    takes = [key for key in parameters if key in options]
+    takes = [key for key in parameters if key in CHOSEN]
     if options["decay_per_step"] is not None and "weight_decay" in takes:
-        options["weight_decay"] = options.pop("decay_per_step") / peak
-    chosen = {key: value for key, value in options.items() if value is not None}
+        share = options.pop("decay_per_step")
+        options["weight_decay"] = share / options["learning_rate"]
+    chosen = {key: options.get(key) for key in CHOSEN}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
     for key in chosen:
         if key not in takes:
             raise ValueError(
                 f"optimizer.{key} is set, but {config.name} does not take it: "
                 f"it takes {', '.join(takes)}"
             )
-    free = [key for key in list(parameters)[1:] if key not in options]
-    for key in others:
+    free = [key for key in list(parameters)[1:] if key not in CHOSEN]
+    for key in config.arguments:
         if key not in free:
             raise ValueError(
                 f"optimizer.arguments.{key} is set, but what {config.name} takes there "
                 f"is {', '.join(free) or 'nothing'}"
             )
-    chosen |= others
     try:
-        tx = factory(learning_rate, **chosen)
+        tx = factory(learning_rate, **chosen, **config.arguments)
     except TypeError as error:  # of what stands under arguments, no type is known
         raise ValueError(f"optimizer.arguments: {error}") from error
-    if l2 is not None:
-        tx = optax.chain(add_decayed_weights(l2), tx)
+    if options["l2"] is not None:
+        tx = optax.chain(add_decayed_weights(options["l2"]), tx)
     wrap = {
         "stochastic": round_to_params,
         "compensated": compensate_params,
@@ -121,6 +109,7 @@ def build_optimizer(
 
 def watch(
     tx: optax.GradientTransformation,
+    config: OptimizerConfig,
     learning_rate: optax.ScalarOrSchedule,
     params: Any,
     every: int,
@@ -130,29 +119,13 @@ def watch(
     It stands around the guard: of a skipped step, too, the gradients are seen.
     """
     state = jax.eval_shape(record(tx, learning_rate=learning_rate).init, params)
-    figures, decays = set(state.figures), _find_decays(tx, params)
-    bound = step_bound(*decays) if decays else 1.0
-    if not decays:
+    figures, bound = set(state.figures), 1.0
+    if config.name in BOUNDED and not config.nesterov:
+        defaults = inspect.signature(OPTIMIZERS[config.name]).parameters
+        b1 = defaults["b1"].default if config.b1 is None else config.b1
+        b2 = defaults["b2"].default if config.b2 is None else config.b2
+        bound = step_bound(b1, b2)
+    else:
         figures.discard("at_step_bound")
     chosen = [name for name in FIGURES if name.removesuffix("_quantiles") in figures]
     return record(tx, chosen, learning_rate=learning_rate, bound=bound, every=every)
-
-
-def _find_decays(tx: optax.GradientTransformation, params: Any) -> list[float] | None:
-    """Return b1 and b2 if updates are a rate times Adam's ratio of two averages."""
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
-    recipes: list[Any] = []
-
-    def step(grads, state, params):
-        with collecting() as notes:
-            updates, _ = tx.update(grads, state, params)
-        recipes.extend(map(notes.recipes.get, jax.tree.leaves(updates)))
-
-    jax.eval_shape(step, like, jax.eval_shape(tx.init, like), like)
-    if not recipes or not all(
-        recipe and recipe.is_known and recipe.origin.first.accumulator.read is None
-        for recipe in recipes
-    ):
-        return None
-    origin = recipes[0].origin
-    return [x.accumulator.hyperparams["decay"] for x in (origin.first, origin.second)]

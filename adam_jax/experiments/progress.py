@@ -1,7 +1,7 @@
 """What is shown while work goes on, and when a run ends."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from rich.console import Console
@@ -20,59 +20,47 @@ if TYPE_CHECKING:
     from adam_jax.experiments.training import Trainer
 
 
-class Display:
-    """Show progress as a bar on a terminal, as plain lines elsewhere.
-
-    Attributes:
-      console: Where to print; what is printed appears above the bar.
-    """
+class Display(Progress):
+    """Show progress as a bar on a terminal, as plain lines elsewhere."""
 
     def __init__(self, unit: str, total: int, transient: bool = False):
-        """Make a bar, which begins as a context does.
-
-        Args:
-          unit: What is counted, in a word.
-          total: How many there are.
-          transient: Whether the bar goes away at the end.
-        """
-        self.console = Console(highlight=False, markup=False)
-        self._bar = Progress(
+        """Make a bar of so many units; a transient one goes away at the end."""
+        console = Console(highlight=False, markup=False)
+        super().__init__(
             TextColumn(unit),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TextColumn("{task.description}", markup=False),
             TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
             transient=transient,
         )
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> "Display":
-        """Start the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        """Stop the bar."""
-        self._bar.stop()
+        self._task = self.add_task("", total=total)
 
     def reach(self, count: float) -> None:
         """Show that so many are done."""
-        self._bar.update(self._task, completed=count)
+        self.update(self._task, completed=count)
 
     def label(self, words: str) -> None:
         """Show words beside the bar; nothing where there is none."""
-        self._bar.update(self._task, description=words)
+        self.update(self._task, description=words)
 
     def note(self, line: str) -> None:
         """Print a line where there is no bar."""
-        if self._bar.disable:
+        if self.disable:
             self.tell(line)
 
     def tell(self, line: str) -> None:
-        """Print a line."""
+        """Print a line, above the bar if there is one."""
         self.console.print(line, soft_wrap=True)
+
+
+def print_whole(*shown: Table | str, **style: Any) -> None:
+    """Print tables and sentences as wide as they are: folded, none could be copied."""
+    console = Console(highlight=False, markup=False, width=1000)
+    for one in shown:
+        console.print(to_rich(one, **style) if isinstance(one, Table) else one)
 
 
 class Report:
@@ -84,7 +72,6 @@ class Report:
         self.trainer = trainer
         self.folder = folder
         self.display = Display("epoch", self.config.epochs)
-        self.console = self.display.console
         self.advance()
 
     def advance(self) -> None:
@@ -103,10 +90,8 @@ class Report:
     def summarise(self, last: Epoch) -> None:
         """Print the table that closes the run."""
         trainer = self.trainer
-        params, opt_state, _ = trainer.carry
-        param_count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        optimizer_state = opt_state.inner_state  # the figures left out
-        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer_state))
+        params = jax.tree.leaves(trainer.carry.params)
+        state = jax.tree.leaves(trainer.carry.opt_state.inner_state)  # without figures
         config, taken = self.config, trainer.taken / trainer.seconds
         rows = describe_last(last, config.epochs, trainer.task.loss_name)
         if config.optimizer.guard != "none":
@@ -117,10 +102,8 @@ class Report:
         ):
             lines = [f"{last.moved[group]:.3g} {group}" for group in groups]
             rows[f"moved {words}"] = "\n".join(lines)
-        rows["optimizer state"] = f"{state_bytes:,} bytes"
-        rows["parameters"] = f"{param_count:,}"
+        rows["optimizer state"] = f"{sum(leaf.nbytes for leaf in state):,} bytes"
+        rows["parameters"] = f"{sum(leaf.size for leaf in params):,}"
         rows["run"] = str(self.folder)
         table = Table(["", ""], list(rows.items()), config.run_name, texts=2)
-        # Wide enough to hold the path whole: folded, it could not be copied.
-        self.console.width = max(self.console.width, len(str(self.folder)) + 30)
-        self.console.print(to_rich(table, show_header=False))
+        print_whole(table, show_header=False)

@@ -1,11 +1,10 @@
 """`adam-jax train`: one run from its config to its folder; train, show, save."""
 
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from adam_jax.experiments.arguments import to_toml
@@ -13,16 +12,14 @@ from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.folder import (
     CHECKPOINTS,
-    CONFIG,
     RunFolder,
-    explain,
-    make_run_folder,
+    explained,
     replace_file,
     save_params,
+    start_folder,
     tell_command,
 )
 from adam_jax.experiments.interrupts import Diverged, Interrupted, on_signals
-from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.progress import Report
 from adam_jax.experiments.run_charts import draw_run
 from adam_jax.experiments.training import Trainer
@@ -32,33 +29,21 @@ PAUSE = 60.0  # seconds from one checkpoint to the next, unless the config says 
 
 
 def prepare(config: TrainConfig) -> Callable[[], None]:
-    """Build the trainer that the config describes, or that of the run to resume.
-
-    Raises:
-      ValueError: if a value in it is wrong, or the run cannot be resumed.
-    """
-    if config.resume is not None:
-        return prepare_resumed(config, Path(config.resume))
-    resolved, trainer = to_toml(config), Trainer(config)
-    return lambda: start_run(trainer, resolved)
-
-
-def prepare_resumed(config: TrainConfig, path: Path) -> Callable[[], None]:
-    """Read a run, and build its trainer as it was at the last checkpoint.
-
-    Raises:
-      ValueError: if another process trains it, or what it has saved is broken.
-    """
+    """Build the trainer of a new run, or that of the run to resume as it was."""
+    if config.resume is None:
+        resolved, trainer = to_toml(config), Trainer(config)
+        return lambda: start_run(trainer, resolved)
+    path = Path(config.resume)
     try:
         folder = RunFolder(path)
     except OSError as error:
         raise ValueError(f"cannot go on with {path}: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
+        stack.callback(folder.close)
         # The last checkpoint is written when all else is.
         last = folder.epochs[-1] if folder.epochs else None
         trained = last and last.epoch == config.epochs and last.step
         if trained in folder.checkpoints.steps():
-            folder.close()
             return lambda: print(f"{path} is finished: nothing is left to do")
         trainer = Trainer(config)
         restored = folder.checkpoints.restore(trainer.carry, _warn)
@@ -70,49 +55,23 @@ def prepare_resumed(config: TrainConfig, path: Path) -> Callable[[], None]:
                 f"{path} is broken: its metrics have {len(folder.epochs)} epochs, but "
                 f"its checkpoint {needed}; train again"
             )
-    except BaseException:
-        folder.close()
-        raise
+        stack.pop_all()
     return lambda: resume_run(trainer, folder)
 
 
 def start_run(trainer: Trainer, resolved: str) -> None:
-    """Train in a new folder, which is removed if it cannot be written to at first.
-
-    Args:
-      trainer: Trains, as its config says.
-      resolved: The same config as TOML, to be stored.
-
-    Raises:
-      OSError, Diverged, Interrupted: as run_training does.
-    """
-    path = make_run_folder(Path(trainer.config.runs_dir), trainer.config.run_name)
-    try:
-        replace_file(path / CONFIG, lambda file: file.write(resolved.encode()))
-        record_environment(path)
-        with closing(RunFolder(path)) as folder:
-            run_training(trainer, folder)
-    except OSError as error:
-        if any((path / CHECKPOINTS).glob("*")):
-            raise explain(error, path, COMMAND) from error
-        shutil.rmtree(path, ignore_errors=True)
-        cause = error.strerror or error
-        raise OSError(f"{path}: {cause}; nothing is kept of this run") from error
+    """Train in a new folder, which stores the config that is resolved to TOML."""
+    begun = start_folder(trainer.config, resolved, COMMAND, kept=f"{CHECKPOINTS}/*")
+    with begun as path, closing(RunFolder(path)) as folder:
+        run_training(trainer, folder)
 
 
 def resume_run(trainer: Trainer, folder: RunFolder) -> None:
-    """Go on with a run, and close its folder.
-
-    Raises:
-      OSError, Diverged, Interrupted: as run_training does.
-    """
+    """Go on with a run, and close its folder."""
     epoch, step = divmod(trainer.step, trainer.steps_per_epoch)
     print(f"resumed at step {step} of epoch {epoch + 1}", flush=True)
-    try:
-        with closing(folder):
-            run_training(trainer, folder)
-    except OSError as error:
-        raise explain(error, folder.path, COMMAND) from error
+    with explained(folder.path, COMMAND), closing(folder):
+        run_training(trainer, folder)
 
 
 def run_training(trainer: Trainer, folder: RunFolder) -> None:
@@ -120,13 +79,8 @@ def run_training(trainer: Trainer, folder: RunFolder) -> None:
 
     The folder gets metrics.jsonl (one line an epoch), an event file for TensorBoard and
     checkpoints; when training ends, params.npz and run.png, and after these the last
-    checkpoint, which marks the run as finished.
-
-    Raises:
-      OSError: if something cannot be written. What the folder holds can be resumed.
-      Diverged: if the loss stops being finite, or the guard skips one step after the
-        other. Everything has been saved then.
-      Interrupted: after Ctrl-C or SIGTERM, within a second or two. The same holds.
+    checkpoint, which marks the run as finished. If it ends earlier, by a signal, a loss
+    that diverges or a full disk, it can be resumed.
     """
     report = Report(trainer, folder.path)
     stopped: list[int] = []

@@ -16,11 +16,7 @@ def list_configs() -> dict[str, Path]:
 
 
 def prepare(options: ConfigsOptions) -> Callable[[], None]:
-    """Read a config, or what all are about.
-
-    Raises:
-      ValueError: if there is none of that name.
-    """
+    """Read a config, or what all are about."""
     configs = list_configs()
     if options.name is not None:
         if options.name not in configs:

@@ -4,7 +4,7 @@ import fnmatch
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +35,7 @@ _OPTAX: dict[str, tuple[set[str], dict[str, Any]]] = {
 
 
 class Read(NamedTuple):
-    """Hold what a file has.
-
-    Attributes:
-      kind: Who wrote it.
-      nodes: The nodes of a state.
-      others: The names of what it has beside moments and counts.
-    """
+    """Hold who wrote a file, a state's nodes, and the names of what else is in it."""
 
     kind: str
     nodes: list[Any]
@@ -49,14 +43,10 @@ class Read(NamedTuple):
 
 
 def read_file(path: Path, options: ConvertOptions) -> Read:
-    """Read the file of a state.
-
-    Raises:
-      ValueError: if it is none.
-    """
+    """Read the file of a state."""
     try:
         if path.is_dir():
-            return _of_dicts("Orbax", _restore(path))
+            return Read("Orbax", *find_plain_nodes(_restore(path)))
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
@@ -67,7 +57,13 @@ def read_file(path: Path, options: ConvertOptions) -> Read:
         return Read("PyTorch", _read_torch(path, options), [])
     if start.endswith(b"{"):
         nodes = adam_jax.read_state(path)
-        return Read("save_state", nodes, _list_others(nodes))
+        others = [
+            f"{type(node).__name__}/{name}"
+            for node in nodes
+            for name in own_fields(node)
+            if name != "count"
+        ]
+        return Read("save_state", nodes, others)
     from flax import serialization
 
     try:
@@ -77,21 +73,7 @@ def read_file(path: Path, options: ConvertOptions) -> Read:
             f"{path} was written by none of save_state, torch.save, Keras, "
             "flax.serialization and Orbax"
         ) from error
-    return _of_dicts("flax.serialization", tree)
-
-
-def _of_dicts(kind: str, tree: Any) -> Read:
-    nodes, others = find_plain_nodes(tree)
-    return Read(kind, nodes, others)
-
-
-def _list_others(nodes: list[Any]) -> list[str]:
-    return [
-        f"{type(node).__name__}/{name}"
-        for node in nodes
-        for name in own_fields(node)
-        if name != "count"
-    ]
+    return Read("flax.serialization", *find_plain_nodes(tree))
 
 
 def _restore(path: Path) -> Any:
@@ -125,8 +107,8 @@ def _read_torch(path: Path, options: ConvertOptions) -> list[Any]:
             if key != "step" and hasattr(x, "shape")
         ]
         shape = tuple(arrays[0].shape) if arrays else ()
-        axes = TURNED.get(len(shape)) if turns(name) else None
-        shapes[name] = jax.ShapeDtypeStruct(_order(shape, axes), "float32")
+        shape = _turn(shape, here=True) if turns(name) else shape
+        shapes[name] = jax.ShapeDtypeStruct(shape, "float32")
     return list(adam_jax.read_torch(state_dict, shapes, names, turned=turns))
 
 
@@ -137,23 +119,27 @@ def _load_torch(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # one of many
         raise ValueError(f"{path} is no file of torch.save: {error}") from error
-    inside = {"": found, **(found if isinstance(found, dict) else {})}
-    for name, x in [*inside.items()]:  # as those of Lightning
-        if isinstance(x, list):
-            inside |= {f"{name}[{i}]": one for i, one in enumerate(x)}
-    states = {
-        name: x
-        for name, x in inside.items()
-        if isinstance(x, dict) and {"state", "param_groups"} <= x.keys()
-    }
+    states = dict(_find_states("", found))
     if not states:
         raise ValueError(f"{path} holds no state_dict of an optimizer")
     if len(states) > 1:
         raise ValueError(
             f"{path} holds the state_dicts of several optimizers, "
-            f"{' and '.join(map(str, states))}: write each to a file of its own"
+            f"{' and '.join(states)}: write each to a file of its own"
         )
     return next(iter(states.values()))
+
+
+def _find_states(name: str, found: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the state_dicts of optimizers by name, as in a checkpoint of Lightning."""
+    if isinstance(found, dict) and {"state", "param_groups"} <= found.keys():
+        yield name, found
+    elif isinstance(found, dict):
+        for key, x in found.items():
+            yield from _find_states(str(key), x)
+    elif isinstance(found, list):
+        for number, x in enumerate(found):
+            yield from _find_states(f"{name}[{number}]", x)
 
 
 def _import(name: str) -> Any:
@@ -173,38 +159,34 @@ def _is_keras(path: Path) -> bool:
         return False
 
 
-def _open_keras(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Give the HDF5 file in an archive of Keras, and what it says of its optimizer."""
-    h5py = _import("h5py")
+def _open_keras(path: Path, options: ConvertOptions) -> tuple[Any, tuple[Any, ...]]:
+    """Give the HDF5 file in an archive of Keras, and what tells how to read it."""
+    h5py, names = _import("h5py"), _read_file_of_names(options)
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
             file = h5py.File(io.BytesIO(archive.read(_WEIGHTS)), "r+")
-        return file, config["compile_config"]["optimizer"]
+        optimizer = config["compile_config"]["optimizer"]
+        variables = {name: x[()] for name, x in file["optimizer/vars"].items()}
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no model that Keras saved compiled") from error
+    shapes = find_shapes(variables, names, optimizer)
+    return file, (variables, shapes, names, optimizer)
 
 
 def _read_keras(path: Path, options: ConvertOptions) -> list[Any]:
-    file, optimizer = _open_keras(path)
-    names = _read_file_of_names(options)
-    with file:
-        variables = {name: x[()] for name, x in file["optimizer/vars"].items()}
-    shapes = find_shapes(variables, names, optimizer)
-    return list(adam_jax.read_keras(variables, shapes, names, optimizer))
+    file, told = _open_keras(path, options)
+    file.close()
+    return list(adam_jax.read_keras(*told))
 
 
 def _make_keras_writer(
     options: ConvertOptions, like: Path, old: Read
 ) -> Callable[[Path], None]:
     """Give what writes the archive of --like with another state."""
-    names = _read_file_of_names(options)
-    file, optimizer = _open_keras(like)
+    file, told = _open_keras(like, options)
     with file:
-        variables = {name: x[()] for name, x in file["optimizer/vars"].items()}
-        shapes = find_shapes(variables, names, optimizer)
-        written = adam_jax.write_keras(old.nodes, variables, shapes, names, optimizer)
-        for number, value in enumerate(written):
+        for number, value in enumerate(adam_jax.write_keras(old.nodes, *told)):
             file["optimizer/vars"][str(number)][...] = value
         file.flush()
         weights = file.id.get_file_image()
@@ -246,11 +228,7 @@ def _turns(options: ConvertOptions) -> Callable[[str], bool]:
 def choose_writer(
     options: ConvertOptions, old: Read, held: Held
 ) -> Callable[[Path], None]:
-    """Choose what writes the new file.
-
-    Raises:
-      ValueError: if an option is wrong, or the state cannot be written so.
-    """
+    """Choose what writes the new file."""
     kind, _, name = options.to.partition(".")
     if options.to == SAME or options.to in adam_jax.FORMATS:
         dtype = None if options.to == SAME else options.to
@@ -286,8 +264,7 @@ def _make_torch_writer(
     own, shapes = _list_shapes(held), []
     for name in names:
         shape = own.get(name, ())
-        axes = TURNED.get(len(shape)) if turns(name) else None
-        shapes.append(_order(shape, axes and np.argsort(axes).tolist()))
+        shapes.append(_turn(shape, here=False) if turns(name) else shape)
     written = adam_jax.write_torch(old.nodes, new, names, shapes, turned=turns)
     for state in written["state"].values():
         state.update({key: torch.from_numpy(x) for key, x in state.items()})
@@ -300,9 +277,10 @@ def _list_shapes(held: Held) -> dict[str, tuple[int, ...]]:
     return {path: x.shape for tree in trees for path, x in tree.items()}
 
 
-def _order(shape: tuple[int, ...], axes: Sequence[int] | None) -> tuple[int, ...]:
-    """Give a shape with its axes in another order; None leaves them."""
-    return shape if axes is None else tuple(shape[i] for i in axes)
+def _turn(shape: tuple[int, ...], here: bool) -> tuple[int, ...]:
+    """Give the shape here of what is turned in PyTorch, or the shape there."""
+    axes = TURNED.get(len(shape), range(len(shape)))
+    return tuple(shape[i] for i in (axes if here else np.argsort(axes)))
 
 
 def _adopt_by_optax(name: str, old: Read, held: Held) -> Any:

@@ -1,10 +1,10 @@
 """From the problem that a config names to what is trained and tested, checked."""
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,17 +42,14 @@ TAKEN = ("train_loss", "test_loss", "test_error", "learning_rate", "skipped")
 
 
 class Task(NamedTuple):
-    """Hold a problem ready to be trained.
+    """Hold a problem ready to be trained; what is named as in `Problem` is as there.
 
     Attributes:
       batches: What is learned from.
       examples: What is tested on, an example in each row.
-      init: As in `Problem`.
-      loss: As in `Problem`, with the penalty of the config.
+      loss: The problem's, with the penalty of the config.
       test: Map (params, examples) to the test loss, and to the other metrics by name.
       metrics: Their names.
-      baselines: As in `Problem`.
-      loss_name: As in `Problem`.
     """
 
     batches: Rows | Stream
@@ -66,12 +63,7 @@ class Task(NamedTuple):
 
 
 def build_task(config: TaskConfig) -> Task:
-    """Load the problem of a config, and check what it gives.
-
-    Raises:
-      ValueError: if the problem or its data refuse the config, or are of no use.
-      Faulty: if code of the problem raises an error.
-    """
+    """Load the problem of a config, and check what it gives; its errors are Faulty."""
     problem = load_problem(config.problem, config.arguments)
     batches, examples = _read_data(problem, config)
     params = _check_functions(problem, batches.batch, config.problem)
@@ -112,22 +104,12 @@ def build_task(config: TaskConfig) -> Task:
 def load_problem(place: str, arguments: dict[str, Any]) -> Problem:
     """Import the function that a config names, and call it.
 
-    Args:
-      place: `package.module:function` or `path/to/file.py:function`; without a
-        function, it is `make`. Or one of those that come along.
-      arguments: What it is given.
-
-    Raises:
-      ValueError: if there is no such function, it refuses the arguments, or does not
-        give a `Problem`.
-      Faulty: if it raises another error.
+    It is `package.module:function`, `path/to/file.py:function`, or one of those that
+    come along; without a function, it is `make`.
     """
     comes_along = place in BUILT_IN
     source, _, name = (f"{HOME}:{place}" if comes_along else place).partition(":")
-    spec = _find(source)
-    with _theirs(source):
-        module = _load(spec)
-    make = getattr(module, name or MAKE, None)
+    make = getattr(_import(source), name or MAKE, None)
     if not callable(make):
         raise ValueError(f"problem is {place!r}, but {source} has no {name or MAKE}()")
     checked = check_call(make, arguments, "arguments")
@@ -142,36 +124,24 @@ def load_problem(place: str, arguments: dict[str, Any]) -> Problem:
     return problem
 
 
-def _find(source: str) -> ModuleSpec:
-    """Find a module by its name, or a file.
-
-    Raises:
-      ValueError: if there is none.
-    """
+def _import(source: str) -> Any:
+    """Import a module by its name, or a file."""
     path = Path(source)
-    if path.suffix == ".py":
-        sys.path.insert(0, str(path.parent.absolute()))  # as python does
-        name = f"problem_{path.stem}"
-        found = path.is_file() and importlib.util.spec_from_file_location(name, path)
-    else:
+    if path.suffix != ".py":
         sys.path.insert(0, "")  # as python -m does
-        try:
-            found = importlib.util.find_spec(source)
-        except ModuleNotFoundError:
-            found = None
-    if not found:
-        what = "file" if path.suffix == ".py" else "module"
-        raise ValueError(f"problem is {source!r}, but there is no such {what}")
-    return found
-
-
-def _load(spec: ModuleSpec) -> Any:
-    """Run a module that is not yet there."""
-    if spec.name not in sys.modules or spec.name.startswith("problem_"):
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        assert spec.loader
+        with contextlib.suppress(ModuleNotFoundError):  # of a package around it
+            if importlib.util.find_spec(source):
+                with _theirs(source):
+                    return importlib.import_module(source)
+        raise ValueError(f"problem is {source!r}, but there is no such module")
+    spec = importlib.util.spec_from_file_location(f"problem_{path.stem}", path)
+    if not (path.is_file() and spec and spec.loader):
+        raise ValueError(f"problem is {source!r}, but there is no such file")
+    sys.path.insert(0, str(path.parent.absolute()))  # as python does
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    with _theirs(source):
         spec.loader.exec_module(module)
-    return sys.modules[spec.name]
+    return module
 
 
 def _read_data(problem: Problem, config: TaskConfig) -> tuple[Rows | Stream, Any]:
@@ -184,7 +154,7 @@ def _read_data(problem: Problem, config: TaskConfig) -> tuple[Rows | Stream, Any
                 "train gives batches, of which none are kept for testing: the problem "
                 "must give test, too"
             )
-        batches: Rows | Stream = Stream(train, config.epoch_steps)
+        batches = Stream(train, config.epoch_steps)
     else:
         train = read_rows(train, "train")
         if kept_back:

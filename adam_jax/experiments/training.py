@@ -46,12 +46,8 @@ class Trainer:
       carry: What the steps so far have led to.
       step: How many these are. Both may be set, to go on with another run.
       steps: How many there are in the whole run.
-      steps_per_epoch: Batches in an epoch.
       seconds: Time spent in steps and tests so far, compilation not included.
       taken: Steps that were taken in this time.
-
-    Raises:
-      ValueError: if the data, the schedule or the optimizer refuses the config.
     """
 
     def __init__(self, config: TrainConfig):
@@ -65,6 +61,7 @@ class Trainer:
         # The last step of an epoch is the one that is measured.
         self.tx = watch(
             build_optimizer(config.optimizer, self.schedule),
+            config.optimizer,
             self.schedule,
             self.start,
             every=self.steps_per_epoch,
@@ -110,12 +107,7 @@ class Trainer:
             length = max(1, min(2 * length, int(pace * SEGMENT_SECONDS)))
 
     def check(self, epoch: Epoch) -> None:
-        """Refuse to go on after an epoch that leads nowhere.
-
-        Raises:
-          Diverged: if its loss is not finite, or the guard skips one step after the
-            other.
-        """
+        """Refuse to go on after an epoch that leads nowhere."""
         # A batch that the guard has skipped may have had any loss.
         guarded = self.config.optimizer.guard != "none"
         loss = epoch.test_loss + (0 if guarded else epoch.train_loss)

@@ -24,14 +24,7 @@ class Reconstruction(NamedTuple):
 
 
 class VAE(nnx.Module):
-    """Encode images as normal distributions, and decode a draw from each.
-
-    Attributes:
-      encoder: From images, flattened, to hidden units.
-      mean: From these to the mean of the code.
-      log_variance: From these to the logarithm of its variance.
-      decoder: From a code to the logits of the pixels.
-    """
+    """Encode images as normal distributions, and decode a draw from each."""
 
     def __init__(
         self,
@@ -63,13 +56,6 @@ def negative_elbo(images: Array, made: Reconstruction) -> Array:
     standard normal one:
 
         KL = -1/2 sum_j (1 + log_variance_j - mean_j^2 - exp(log_variance_j))
-
-    Args:
-      images: Any shape (batch, ...) of as many pixels as there are logits.
-      made: What the autoencoder made of them.
-
-    Returns:
-      Shape (batch,).
 
     Reference: equations 7 and 10, with one draw.
     """

@@ -73,9 +73,9 @@ def test_what_is_no_run_is_one_sentence(argv, message, capfd):
 
 
 def test_metrics_that_are_no_text(tmp_path, capfd):
-    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
     assert main(["inspect", str(tmp_path)]) == 2
-    assert "metrics.jsonl is broken: it is no text" in capfd.readouterr().err
+    assert "metrics.jsonl is broken: line 1 is no epoch" in capfd.readouterr().err
 
 
 def test_two_tables_and_the_ranks(make_run, capfd):

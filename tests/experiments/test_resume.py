@@ -439,7 +439,7 @@ def disk(monkeypatch):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (run, "replace_file"),
+        (folder, "replace_file"),
         (run, "RunFolder"),
         (RunFolder, "add"),
         (RunFolder, "save"),
@@ -540,7 +540,7 @@ def test_resume_takes_no_other_option(options, message, capfd):
     ("config", "message"),
     [
         (None, r"is no run: .*config.toml: No such file .*; adam-jax train makes one$"),
-        ("epochs = 0", r"epochs is 0, but must be from 1 to 100000$"),
+        ("epochs = 0", r"epochs: .* greater than 0, got 0$"),
         ("epochs = = 0", r"config.toml: .*Invalid value"),
         ("epoch = 1", r"epoch is no option: did you mean epochs\?$"),
     ],

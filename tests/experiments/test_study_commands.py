@@ -516,7 +516,7 @@ MISTAKES = {
     "a negative penalty": (
         "compare",
         "penalty = -1\n" + ADAM,
-        "penalty is -1.0, but must be 0 or more",
+        "penalty: .* greater than or equal to 0, got -1",
     ),
     "no draws": (
         "sweep",

@@ -89,7 +89,7 @@ MISTAKES = {
     "no rate": ("--learning_rate=0", r"learning_rate is 0.0, but must be positive"),
     "no rate of one": (
         "--settings.adam.learning_rate=-1",
-        r"settings.adam: learning_rate is -1, but must be positive and finite",
+        r"settings.adam.learning_rate: .* greater than 0, got -1$",
     ),
     "no steps": ("--steps=0", r"steps is 0, but must be from 1 to 100000"),
     "many steps": ("--steps=100001", r"steps is 100001, but must be from 1 to 100000"),

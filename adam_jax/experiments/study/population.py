@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from adam_jax.experiments.arguments import make_config
 from adam_jax.experiments.optimization import build_optimizer, build_schedule
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.study_config import Candidate, StudyConfig, set_options
@@ -52,7 +53,8 @@ class Population:
         self.steps_per_epoch = task.batches.steps
         self.steps = config.epochs * self.steps_per_epoch
         for setting in settings:
-            checked = dataclasses.replace(candidate, **setting)
+            table = dataclasses.asdict(candidate) | setting
+            checked = make_config(type(candidate), table, "optimizer")
             build_optimizer(checked, build_schedule(checked, self.steps))
         self.members = [
             (set_options(candidate, setting), seed)

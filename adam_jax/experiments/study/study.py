@@ -1,6 +1,5 @@
 """`adam-jax compare` and `sweep`: a study from its config to its folder."""
 
-import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -12,18 +11,16 @@ from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.config import require
 from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.folder import (
-    CONFIG,
     Journal,
-    explain,
-    make_run_folder,
+    explained,
     replace_file,
+    start_folder,
     tell_command,
 )
 from adam_jax.experiments.interrupts import Interrupted, on_signals
-from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.metrics import ACCURACY
-from adam_jax.experiments.progress import Display
-from adam_jax.experiments.study.members import open_members
+from adam_jax.experiments.progress import Display, print_whole
+from adam_jax.experiments.study.members import MEMBERS, open_members
 from adam_jax.experiments.study.population import Population
 from adam_jax.experiments.study.settings import list_settings
 from adam_jax.experiments.study.study_config import (
@@ -32,7 +29,6 @@ from adam_jax.experiments.study.study_config import (
     set_options,
 )
 from adam_jax.experiments.study.views import view_study
-from adam_jax.experiments.tables import to_rich
 from adam_jax.experiments.tasks import build_task
 
 
@@ -103,17 +99,10 @@ def prepare(config: StudyConfig) -> Callable[[], None]:
 
 
 def start_study(study: Study, resolved: str) -> None:
-    """Train in a new folder, which is removed if it cannot be written to at first."""
-    config = study.populations[0].config
-    path = make_run_folder(Path(config.runs_dir), config.run_name)
-    try:
-        replace_file(path / CONFIG, lambda file: file.write(resolved.encode()))
-        record_environment(path)
+    """Train in a new folder, which stores the config that is resolved to TOML."""
+    config, command = study.populations[0].config, f"adam-jax {study.command}"
+    with start_folder(config, resolved, command, kept=MEMBERS) as path:
         members = open_members(path)
-    except OSError as error:
-        shutil.rmtree(path, ignore_errors=True)
-        cause = error.strerror or error
-        raise OSError(f"{path}: {cause}; nothing is kept of this study") from error
     run_study(study, path, members)
 
 
@@ -130,27 +119,21 @@ def run_study(study: Study, path: Path, members: Journal) -> None:
     if members.entries:
         display.tell(f"resumed: {len(members.entries)} of {study.total} runs were done")
     stopped: list[int] = []
-    try:
+    with (
+        explained(path, command),
+        closing(members),
+        on_signals(stopped.append, signal.SIGINT, signal.SIGTERM),
+    ):
         # An old one, of some members, would look like that of a finished study.
         picture.unlink(missing_ok=True)
-        with (
-            closing(members),
-            on_signals(stopped.append, signal.SIGINT, signal.SIGTERM),
-        ):
-            with display:
-                _train(study, members, display, stopped)
-            if members.entries:
-                first = study.populations[0]
-                shown = view_study(first.config, first.task, members.entries)
-                chart, table, notes = shown
-                drawn = to_picture(chart)
-                replace_file(picture, lambda file: file.write(drawn))
-                display.console.width = 1000  # a folded table could not be copied
-                display.console.print(to_rich(table))
-                for note in (*notes, f"study: {path}"):
-                    display.tell(note)
-    except OSError as error:
-        raise explain(error, path, command) from error
+        with display:
+            _train(study, members, display, stopped)
+        if members.entries:
+            first = study.populations[0]
+            chart, table, notes = view_study(first.config, first.task, members.entries)
+            drawn = to_picture(chart)
+            replace_file(picture, lambda file: file.write(drawn))
+            print_whole(table, *notes, f"study: {path}")
     done = len(members.entries)
     if done < study.total:
         raise Interrupted(
