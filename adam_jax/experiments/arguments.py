@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
@@ -179,7 +179,7 @@ def make_config(config: type, table: dict[str, Any], name: str = "") -> Any:
         raise ValueError(_explain(error, table, name, known)) from error
 
 
-@cache
+@lru_cache
 def _adapt(config: type) -> TypeAdapter:
     return TypeAdapter(config)
 

@@ -71,26 +71,14 @@ def classify(
     require(fitting, "arguments.model", model, f"logistic or mlp for {data}")
     require(not (is_vae and dropout), "arguments.dropout", dropout, "0 for a vae")
     dataset = SPLITS[data](test_share)
-    build = partial(
-        build_model,
-        model,
-        dataset,
-        widths=widths,
-        latent=latent,
-        hidden_bias=hidden_bias,
-        param_dtype=param_dtype,
-    )
+    options = {"widths": widths, "latent": latent, "hidden_bias": hidden_bias}
+    build = _plan(model, dataset, **options, param_dtype=param_dtype)
     if is_vae:
         return nnx_problem(
-            _check_size(build, widths),
-            lambda vae, examples, key: negative_elbo(
-                examples.inputs, vae(examples.inputs, key)
-            ).mean(),
-            *dataset,
-            loss_name="negative ELBO in nats",
+            build, mean_elbo, *dataset, loss_name="negative ELBO in nats"
         )
     measure = partial(compare_classes, smoothing=label_smoothing)
-    return _make_problem(_check_size(build, widths), dataset, measure, dropout)
+    return _make_problem(build, dataset, measure, dropout)
 
 
 digits = partial(classify, "digits")
@@ -122,9 +110,9 @@ def topics(
     require(divides, "arguments.heads", heads, f"a divisor of {widths[0]}")
     dataset = split_topics(test_share, context)
     options = {"widths": widths, "heads": heads, "param_dtype": param_dtype}
-    build = partial(build_model, "transformer", dataset, **options)
+    build = _plan("transformer", dataset, **options)
     measure = partial(compare_classes, smoothing=label_smoothing)
-    return _make_problem(_check_size(build, widths), dataset, measure)
+    return _make_problem(build, dataset, measure)
 
 
 def wilson(*, param_dtype: Dtype = "float32", test_share: TestShare = 0.2) -> Problem:
@@ -141,15 +129,14 @@ def wilson(*, param_dtype: Dtype = "float32", test_share: TestShare = 0.2) -> Pr
     return _make_problem(build, dataset, compare_signs, loss_name=name)
 
 
-def _check_size(
-    build: Callable[[Array], nnx.Module], widths: tuple[int, ...]
-) -> Callable[[Array], nnx.Module]:
-    """Refuse what builds a model that is too large, before it is built."""
+def _plan(name: str, dataset: Dataset, **options: Any) -> Callable[[Array], nnx.Module]:
+    """Give what builds a model from a key, unless it is too large."""
+    build = partial(build_model, name, dataset, **options)
     shapes = nnx.eval_shape(build, jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes)))
     if parameters > MOST_PARAMETERS:
         raise ValueError(
-            f"arguments.widths is {list(widths)}, which makes {parameters:,} "
+            f"arguments.widths is {[*options['widths']]}, which makes {parameters:,} "
             f"parameters, but there must be at most {MOST_PARAMETERS:,}"
         )
     return build
@@ -176,6 +163,12 @@ def _make_problem(
     commonest = np.unique(labels, return_counts=True)[1].max()
     baselines = {ACCURACY: float(commonest / labels.size)}
     return nnx_problem(build, loss, *dataset, metrics, baselines, loss_name)
+
+
+def mean_elbo(vae: Any, examples: Examples, key: Array) -> Array:
+    """Give the mean negative ELBO of images, with noise from a key."""
+    made = vae(examples.inputs, key)
+    return negative_elbo(examples.inputs, made).mean()
 
 
 def compare_classes(logits: Array, labels: Array, smoothing: float) -> dict[str, Array]:

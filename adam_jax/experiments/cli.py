@@ -51,10 +51,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         return _fail(2, f"cannot write the results: {error}")
-    except Interrupted as error:
+    except (Interrupted, Diverged) as error:
         return _fail(error.code, str(error))
-    except Diverged as error:
-        return _fail(1, str(error))
     return 0
 
 

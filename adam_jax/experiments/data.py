@@ -157,9 +157,5 @@ def _to_examples(inputs: Any, labels: Any) -> Examples:
 
 def _windows(codes: np.ndarray, context: int) -> Examples:
     count = (len(codes) - 1) // context
-    inputs, labels = codes[: count * context], codes[1 : count * context + 1]
-    shape = (count, context)
-    return Examples(
-        jnp.asarray(inputs.reshape(shape), jnp.int32),
-        jnp.asarray(labels.reshape(shape), jnp.int32),
-    )
+    text = jnp.asarray(codes[: count * context + 1], jnp.int32)
+    return Examples(text[:-1].reshape(-1, context), text[1:].reshape(-1, context))

@@ -43,13 +43,10 @@ class Journal:
       entries: Those in it, up to the first line that is none, as after a kill.
     """
 
-    def __init__(
-        self, path: Path, to_json: Callable[[Any], str], from_json: Callable[[str], Any]
-    ):
+    def __init__(self, path: Path, parse: Callable[[str], Any]):
         """Open a file, or make it; refuse one that another process has."""
         # Not buffered: what is written is seen at once, and fails at once.
         self._file = path.open("a+b", buffering=0)
-        self._to_json = to_json
         self.entries: list[Any] = []
         try:
             _lock(self._file)
@@ -59,7 +56,7 @@ class Journal:
             self.close()
             raise
         with contextlib.suppress(ValueError):
-            for entry in parse_lines(text, from_json):
+            for entry in parse_lines(text, parse):
                 self.entries.append(entry)
 
     def cut(self, count: int) -> None:
@@ -72,7 +69,7 @@ class Journal:
     def add(self, *entries: Any) -> None:
         """Add entries; where they cannot be written, no part of them is left."""
         before = os.fstat(self._file.fileno()).st_size
-        lines = "".join(f"{self._to_json(entry)}\n" for entry in entries).encode()
+        lines = "".join(f"{to_json(entry)}\n" for entry in entries).encode()
         try:
             while lines:
                 lines = lines[self._file.write(lines) :]
@@ -96,7 +93,7 @@ class RunFolder:
     def __init__(self, path: Path):
         """Open a folder, be it that of a new run or of an earlier one."""
         self.path = path
-        self._metrics = Journal(path / METRICS, to_json, from_json)
+        self._metrics = Journal(path / METRICS, from_json)
         self._events: EventsWriter | None = None
         try:
             self.checkpoints = Checkpoints(path / CHECKPOINTS)

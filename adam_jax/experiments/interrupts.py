@@ -8,6 +8,8 @@ from contextlib import contextmanager
 class Diverged(RuntimeError):
     """Tell that a run cannot go on."""
 
+    code = 1
+
 
 class Faulty(Exception):
     """Tell that code of a problem of one's own raised an error, which is the cause."""

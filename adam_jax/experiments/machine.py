@@ -46,10 +46,9 @@ def record_environment(folder: Path) -> None:
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
-    try:
+    if hasattr(os, "sched_getaffinity"):  # on Linux
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux has it
-        return os.cpu_count() or 1
+    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

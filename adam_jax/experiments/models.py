@@ -30,14 +30,14 @@ def build_model(
 
     The options are those of the problems in built_in.py.
     """
-    rngs, dtype = nnx.Rngs(key), jnp.dtype(param_dtype)
-    options: Any = {"param_dtype": dtype, "dtype": jnp.float32, "rngs": rngs}
+    options: Any = {"param_dtype": jnp.dtype(param_dtype), "dtype": jnp.float32}
+    options["rngs"] = nnx.Rngs(key)
     hidden: Any = options | {"bias_init": nnx.initializers.constant(hidden_bias)}
     shape, classes = dataset.train.inputs.shape[1:], dataset.classes
     inputs = math.prod(shape)
     match name:
         case "transformer":
-            return Transformer(classes, inputs, widths, heads, dtype, rngs)
+            return Transformer(classes, inputs, widths, heads, options)
         case "linear":
             zeros = nnx.initializers.zeros
             linear = nnx.Linear(inputs, 1, use_bias=False, kernel_init=zeros, **options)

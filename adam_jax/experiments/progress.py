@@ -60,7 +60,10 @@ def print_whole(*shown: Table | str, **style: Any) -> None:
     """Print tables and sentences as wide as they are: folded, none could be copied."""
     console = Console(highlight=False, markup=False, width=1000)
     for one in shown:
-        console.print(to_rich(one, **style) if isinstance(one, Table) else one)
+        if isinstance(one, Table):
+            console.print(to_rich(one, **style))
+        else:
+            console.print(one, soft_wrap=True)
 
 
 class Report:

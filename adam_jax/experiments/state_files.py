@@ -23,7 +23,6 @@ from adam_jax.states.pytorch import TURNED, list_order
 
 SAME = ConvertOptions.to  # what is written unless it is told
 _WEIGHTS = "model.weights.h5"  # in an archive of Keras
-_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # of files before PyTorch 1.6
 # What an optimizer of Optax keeps; the arguments are those that shape its state.
 _OPTAX: dict[str, tuple[set[str], dict[str, Any]]] = {
     "adam": ({"mu", "nu"}, {}),
@@ -53,7 +52,7 @@ def read_file(path: Path, options: ConvertOptions) -> Read:
         raise ValueError(f"{path}: {error.strerror}") from error
     if start.startswith(b"PK") and _is_keras(path):
         return Read("Keras", _read_keras(path, options), [])
-    if start.startswith((b"PK", _OLD_TORCH)):
+    if start.startswith(b"PK"):
         return Read("PyTorch", _read_torch(path, options), [])
     if start.endswith(b"{"):
         nodes = adam_jax.read_state(path)

@@ -23,17 +23,11 @@ SEGMENT_SECONDS = 1.0  # after which a run can be stopped
 
 
 class Carry(NamedTuple):
-    """Hold what goes from step to step; with the number of the step, all of a run.
-
-    Attributes:
-      params: The parameters.
-      opt_state: The optimizer's state.
-      loss_sum: Sum of the losses of this epoch's batches so far.
-    """
+    """Hold what goes from step to step; with the number of the step, all of a run."""
 
     params: Any
     opt_state: Any
-    loss_sum: Array
+    loss_sum: Array  # of this epoch's batches so far
 
 
 class Trainer:
@@ -57,7 +51,8 @@ class Trainer:
         self.steps_per_epoch = self.task.batches.steps
         self.steps = config.epochs * self.steps_per_epoch
         self.schedule = build_schedule(config.optimizer, self.steps)
-        self.start = self.task.init(jax.random.key(config.seed))
+        self.key = jax.random.key(config.seed)
+        self.start = self.task.init(self.key)
         # The last step of an epoch is the one that is measured.
         self.tx = watch(
             build_optimizer(config.optimizer, self.schedule),
@@ -66,7 +61,6 @@ class Trainer:
             self.start,
             every=self.steps_per_epoch,
         )
-        self.key = jax.random.key(config.seed)
         params = jax.tree.map(jnp.copy, self.start)  # the steps overwrite them
         self.carry = Carry(params, self.tx.init(self.start), jnp.zeros([]))
         self.step = 0

@@ -1,22 +1,21 @@
 """A small causal transformer in Flax NNX: from characters to logits of the next one."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 
 class Block(nnx.Module):
     """Attend to the past, then think: each added to what came in (pre-norm)."""
 
-    def __init__(self, width: int, heads: int, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        """Draw the parameters."""
-        options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
+    def __init__(self, width: int, heads: int, options: Mapping[str, Any]):
+        """Draw the parameters; the options are those of every layer."""
         self.norm1 = nnx.LayerNorm(width, **options)
-        self.attention = nnx.MultiHeadAttention(
-            num_heads=heads, in_features=width, decode=False, **options
-        )
+        self.attention = nnx.MultiHeadAttention(heads, width, decode=False, **options)
         self.norm2 = nnx.LayerNorm(width, **options)
         self.rise = nnx.Linear(width, 4 * width, **options)
         self.fall = nnx.Linear(4 * width, width, **options)
@@ -28,26 +27,21 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Map characters, int32 (batch, context), to logits (batch, context, classes).
-
-    The parameters may be bfloat16; the arithmetic is float32.
-    """
+    """Map characters, int32 (batch, context), to logits (batch, context, classes)."""
 
     def __init__(
         self,
         classes: int,
         context: int,
-        widths: tuple[int, ...],
+        widths: Sequence[int],
         heads: int,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        options: Mapping[str, Any],
     ):
         """Draw the parameters: a block for each of `widths`, which are all equal."""
         width = widths[0]
-        options = {"param_dtype": param_dtype, "dtype": jnp.float32, "rngs": rngs}
         self.characters = nnx.Embed(classes, width, **options)
         self.places = nnx.Embed(context, width, **options)
-        self.blocks = nnx.List([Block(width, heads, param_dtype, rngs) for _ in widths])
+        self.blocks = nnx.List([Block(width, heads, options) for _ in widths])
         self.norm = nnx.LayerNorm(width, **options)
         self.head = nnx.Linear(width, classes, **options)
 

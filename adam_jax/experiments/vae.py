@@ -10,16 +10,10 @@ from jax import Array
 
 
 class Reconstruction(NamedTuple):
-    """Hold what an autoencoder makes of a batch.
+    """Hold what an autoencoder makes of a batch: pixels, and how the code was drawn."""
 
-    Attributes:
-      logits: Of each pixel being on, (batch, pixels).
-      mean: Of the normal distribution that the code is drawn from, (batch, latent).
-      log_variance: Logarithm of its variance in each dimension, (batch, latent).
-    """
-
-    logits: Array
-    mean: Array
+    logits: Array  # of each pixel being on, (batch, pixels)
+    mean: Array  # of the code's normal distribution, (batch, latent)
     log_variance: Array
 
 

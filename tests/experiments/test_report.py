@@ -409,7 +409,7 @@ BROKEN = {
     "a member that is no text": (
         "members.jsonl",
         b"\xff\n",
-        r"jsonl is broken: it is no",
+        r"jsonl is broken: line 1 is no member",
     ),
     "a broken member": ("members.jsonl", "{}\n", r"line 1 is no member of a study of"),
 }

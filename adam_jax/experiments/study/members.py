@@ -1,12 +1,12 @@
 """The results of a study: its members, how they are stored and read back."""
 
-import json
-import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import TypeAdapter
 
 from adam_jax.experiments.folder import Journal
-from adam_jax.experiments.metrics import ACCURACY, read_lines, to_json
+from adam_jax.experiments.metrics import ACCURACY, Number, read_lines
 
 MEMBERS = "members.jsonl"
 LOSSES = ("train_loss", "test_loss")
@@ -18,9 +18,9 @@ class Member(NamedTuple):
     optimizer: str  # its label
     setting: dict[str, float]  # the hyperparameters that were set, by name
     seed: int
-    train_loss: list[float]  # the mean over an epoch's batches
-    test_loss: list[float]
-    metrics: dict[str, list[float]]  # what else the problem measures in tests, by name
+    train_loss: list[Number]  # the mean over an epoch's batches
+    test_loss: list[Number]
+    metrics: dict[str, list[Number]]  # what else the problem measures in tests, by name
 
     def curve(self, name: str) -> list[float]:
         """Give a loss, a metric, or the test_error: the share of missed labels."""
@@ -35,22 +35,15 @@ class Member(NamedTuple):
         return self._replace(metrics=metrics, **losses)
 
 
+_MEMBER = TypeAdapter(Member)
+
+
 def from_json(line: str) -> Member:
-    """Read a member, with NaN for null; raise as `metrics.from_json` if it is none."""
-
-    def number(curve: list[float | None]) -> list[float]:
-        return [math.nan if x is None else x + 0.0 for x in curve]
-
-    fields: dict[str, Any] = json.loads(line)
-    fields |= {key: number(fields[key]) for key in LOSSES}
-    fields["metrics"] = {key: number(x) for key, x in fields["metrics"].items()}
-    fields["setting"] = {key: x + 0.0 for key, x in fields["setting"].items()}
-    member = Member(**fields)
-    if not isinstance(member.optimizer, str):
-        raise TypeError
+    """Read a member, with NaN for null; raise ValueError if it is none."""
+    member = _MEMBER.validate_json(line, strict=True)
     lengths = {len(member.curve(key)) for key in (*LOSSES, *member.metrics)}
     if len(lengths) > 1 or 0 in lengths:
-        raise ValueError
+        raise ValueError(f"the curves have {lengths} epochs")
     return member
 
 
@@ -70,4 +63,4 @@ def read_members(folder: Path) -> list[Member]:
 
 def open_members(folder: Path) -> Journal:
     """Open the members of a study that is made or resumed, to add others."""
-    return Journal(folder / MEMBERS, to_json, from_json)
+    return Journal(folder / MEMBERS, from_json)
