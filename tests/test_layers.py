@@ -13,6 +13,7 @@ import adam_jax
 ROOT = pathlib.Path(adam_jax.__file__).parent
 # Modules and folders: each may import from those before it.
 LAYERS = [
+    "choice",
     "placement",
     "randomness",
     "numerics",

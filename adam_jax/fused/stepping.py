@@ -18,9 +18,10 @@ from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from adam_jax.checks import check_arrays, prune
+from adam_jax.choice import choose, is_sharded
 from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
-from adam_jax.fused.dispatch import choose, is_sharded, kernels
+from adam_jax.fused.dispatch import kernels
 from adam_jax.fused.plan import Call, make_plan
 from adam_jax.recipes.notes import collecting
 from adam_jax.stages.flow import expect_optimizer, expect_whole
