@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from adam_jax import numerics, placement
 from adam_jax.moments.formats import Format, Noise, Stored
+from adam_jax.moments.tiles import find_peaks, spread
 
 
 class EightBit(NamedTuple):
@@ -168,17 +169,17 @@ def _encode(
     x: jax.Array, bits: jax.Array, blocks: int, signed: bool
 ) -> tuple[jax.Array, jax.Array]:
     x = x.astype(jnp.float32)
-    exponents = find_exponents(_block_max(jnp.abs(x), blocks)).astype(jnp.uint8)
-    spread = functools.partial(_spread, shape=x.shape)
+    exponents = find_exponents(find_peaks(jnp.abs(x), blocks)).astype(jnp.uint8)
+    to_elements = functools.partial(spread, shape=x.shape)
     # From the bytes, so that XLA writes these, and not the integers as well.
-    codes = encode_values(x, exponents.astype(jnp.int32), bits, signed, spread)
+    codes = encode_values(x, exponents.astype(jnp.int32), bits, signed, to_elements)
     return codes, exponents
 
 
 @jax.jit
 def _decode(codes: jax.Array, exponents: jax.Array) -> jax.Array:
-    spread = functools.partial(_spread, shape=codes.shape)
-    return decode_values(codes, exponents.astype(jnp.int32), spread)
+    to_elements = functools.partial(spread, shape=codes.shape)
+    return decode_values(codes, exponents.astype(jnp.int32), to_elements)
 
 
 def find_exponents(peaks: jax.Array) -> jax.Array:
@@ -311,25 +312,6 @@ def _uneven(x: jax.Array, block: int) -> str:
 def _whole_length(x: jax.Array) -> int:
     """Return the length of the last axis of the whole of which `x` is a piece."""
     return x.shape[-1] * placement.last_axis_pieces()
-
-
-def _block_max(x: jax.Array, blocks: int) -> jax.Array:
-    """Return the maximum of each block of the last axis of x >= 0; a NaN gives NaN."""
-    # Integers have the same order, and XLA's loops for floats lose some NaNs.
-    x = lax.bitcast_convert_type(x, jnp.int32)
-    block = -(-x.shape[-1] // max(blocks, 1))
-    padding = blocks * block - x.shape[-1]
-    if padding:
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
-    peaks = x.reshape(*x.shape[:-1], blocks, block).max(axis=-1, initial=0)
-    return lax.bitcast_convert_type(peaks, jnp.float32)
-
-
-def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Repeat each block's value for its elements, to an array of `shape`."""
-    block = -(-shape[-1] // max(x.shape[-1], 1))
-    repeated = jnp.broadcast_to(x[..., None], (*x.shape, block))
-    return repeated.reshape(*shape[:-1], x.shape[-1] * block)[..., : shape[-1]]
 
 
 def _power_of_two(biased_exponent: jax.Array) -> jax.Array:

@@ -64,8 +64,10 @@ EXACT += [(machine, "fused_step", "pure_8bit", 10.125) for machine in KERNELS]
 # What moves more than it must. First what is moved today, which may only fall, then the
 # goal: a test that says XFAIL has not reached it.
 TOO_MUCH = [
-    ("v5e", "adamw", "8bit", 61.1, 33),
-    ("v5e", "adamw", "pure_8bit", 38.3, 33),
+    ("v5e", "adamw", "8bit", 29.6, 33),
+    ("v5e", "adamw", "pure_8bit", 19.6, 33),
+    ("v5p", "adamw", "8bit", 43.3, 33),
+    ("v6e", "adamw", "8bit", 41.7, 33),
     ("v5p", "compensated", "pure_float32", 36.1, 26),
     ("v6e", "compensated", "pure_float32", 36.1, 26),
     ("h100", "adamw", "8bit", 22.9, 33),
@@ -78,7 +80,7 @@ OPERATIONS = {
     ("optax", "float32"): 15.01,
     ("adamw", "float32"): 22.01,
     ("adamw", "bfloat16"): 50.01,
-    ("adamw", "8bit"): 155,
+    ("adamw", "8bit"): 217.8,
     ("adamw", "pure_bfloat16"): 73.01,
 }
 SPECS = {
@@ -186,6 +188,13 @@ def test_no_more_is_moved_than_today(machine, candidate, format, today, goal):
         )
 
 
+def test_codes_of_vectors_and_of_stacked_layers_lie_in_tiles():
+    cost, count = cost_of("v5e", "adamw", "8bit", ((2**26,), (24, 2048, 2048)))
+    assert cost.moved / count <= 28.1
+    assert cost.not_in_place <= 2**14
+    assert cost.branches == 0
+
+
 @pytest.mark.parametrize(("candidate", "format"), OPERATIONS)
 def test_no_more_is_computed_than_today(candidate, format):
     compiled, count = compile_for("v5e", candidate, format)
@@ -236,7 +245,7 @@ def test_steps_between_cost_nothing(machine, figures):
     assert cost.branches == 1
 
 
-def lay(machine, chips, spec, axes, format):
+def lay(machine, chips, spec, axes, format, local=LOCAL):
     """Return a leaf that is cut over a mesh, and the mesh."""
     devices = find_devices(f"{machine}:{CHIPS[machine, chips]}")
     names = [name for name in SPECS[spec] if name]
@@ -246,7 +255,7 @@ def lay(machine, chips, spec, axes, format):
         np.array(devices).reshape((side,) * len(names)), names, axis_types=types
     )
     shape = tuple(
-        n * side if name else n for n, name in zip(LOCAL, SPECS[spec], strict=True)
+        n * side if name else n for n, name in zip(local, SPECS[spec], strict=True)
     )
     sharding = NamedSharding(mesh, SPECS[spec])
     params = {
@@ -266,10 +275,10 @@ def start(program, params):
 
 
 @functools.cache
-def shared_cost_of(machine, chips, spec, axes, candidate, format):
+def shared_cost_of(machine, chips, spec, axes, candidate, format, local=LOCAL):
     """Return the cost of a step for each of several chips, and how many it steps."""
     program = program_of(candidate, format)
-    params, mesh = lay(machine, chips, spec, axes, format)
+    params, mesh = lay(machine, chips, spec, axes, format, local)
     with jax.set_mesh(mesh) if axes == "explicit" else contextlib.nullcontext():
         compiled, _ = compile_step(program, params, start(program, params), params)
     return read_cost(compiled), count_local(params)
@@ -298,15 +307,26 @@ def test_sixteen_chips_exchange_all_figures_at_once(machine, axes):
 
 
 @pytest.mark.parametrize(
-    ("machine", "spec", "axes"),
+    ("machine", "spec", "axes", "most"),
     [
-        ("v5e", "both", "explicit"),
-        ("h100", "rows", "automatic"),
-        ("h100", "both", "explicit"),
+        ("v5e", "rows", "automatic", 26),
+        ("v5e", "columns", "automatic", 26),
+        ("v5e", "both", "explicit", 50.3),  # where tiles are not used
+        ("h100", "rows", "automatic", 22.9),
+        ("h100", "both", "explicit", 22.9),
     ],
 )
-def test_codes_of_sixteen_chips_stay_where_they_are(machine, spec, axes):
-    cost, _ = shared_cost_of(machine, 16, spec, axes, "adamw", "8bit")
+def test_codes_of_sixteen_chips_stay_where_they_are(machine, spec, axes, most):
+    cost, count = shared_cost_of(machine, 16, spec, axes, "adamw", "8bit")
+    assert cost.moved / count <= most
+    assert cost.collectives == {}
+    assert cost.not_in_place <= 4096
+
+
+def test_codes_stay_where_they_are_if_a_tile_is_cut():
+    cost, _ = shared_cost_of(
+        "v5e", 16, "columns", "automatic", "adamw", "8bit", local=(4096, 96)
+    )
     assert cost.collectives == {}
     assert cost.not_in_place <= 4096
 

@@ -1,7 +1,8 @@
 """The step of 8-bit moments on TPU: one Pallas kernel per leaf, one pass over memory.
 
-XLA fuses the step of all other moments into one pass itself. Codes it first transposes:
-their blocks lie along the lanes of a register.
+XLA fuses the step of all other moments into one pass itself. Of codes it first needs
+the exponents of whole blocks, which lie along the lanes of a register: it takes three
+passes, and transposes what does not consist of whole tiles (`moments/tiles.py`).
 
 The kernel is bound by arithmetic, not by memory: by the compiler's schedule, an element
 takes 113 vector operations on v5e, of which up to four run at once.

@@ -1,0 +1,86 @@
+"""What blocks share: on a TPU the same numbers by other ways, where they fit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from adam_jax.moments import tiles
+
+SHAPES = [(64, 1024), (3, 16, 256), (2048,), (8, 128)]
+
+
+@pytest.mark.parametrize("block", [32, 64, 128])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tiles_give_every_bit(shape, block):
+    rng, blocks = np.random.default_rng(0), shape[-1] // block
+    x = np.abs(rng.normal(size=shape) * 10 ** rng.uniform(-30, 30, shape))
+    x = np.float32(x).reshape(-1)
+    x[5], x[300], x[700:900] = np.nan, np.inf, 0
+    bits = lax.bitcast_convert_type(jnp.asarray(x.reshape(shape)), jnp.int32)
+    expected = tiles._find_peaks(bits, shape, blocks)
+    np.testing.assert_array_equal(
+        tiles._find_peaks_of_tiles(bits, shape, blocks), expected, strict=True
+    )
+    scales = np.float32(2.0 ** rng.integers(-126, 128, expected.shape))
+    scales.reshape(-1)[3] = np.nan
+    np.testing.assert_array_equal(
+        tiles._spread_to_tiles(jnp.asarray(scales), shape, blocks),
+        tiles._spread(jnp.asarray(scales), shape, blocks),
+        strict=True,
+    )
+
+
+def uses_tiles(function, *args, platform="tpu"):
+    """Return whether a program would use tiles on a platform that need not be here."""
+    lowered = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,))
+    return "stablehlo.xor" in lowered.as_text()  # of lanes
+
+
+def both(x, blocks):
+    """Return an array whose blocks' maxima are found and spread."""
+    return x * tiles.spread(tiles.find_peaks(x, blocks), x.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "expected"),
+    [
+        *((shape, 32, True) for shape in SHAPES),
+        ((64, 1024), 128, True),
+        ((64, 1024), 16, False),  # eight in a row of a tile
+        ((60, 1024), 32, False),  # the last row of tiles is not full
+        ((64, 960), 32, False),  # nor the last column
+        ((2048 + 32,), 32, False),
+    ],
+)
+def test_tiles_are_used_where_they_are_whole(shape, block, expected):
+    step = functools.partial(both, blocks=-(-shape[-1] // block))
+    assert uses_tiles(step, jnp.ones(shape)) == expected
+    assert not uses_tiles(step, jnp.ones(shape), platform="cpu")
+    assert not uses_tiles(jax.vmap(step), jnp.ones((2, *shape)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((64, 1024), True), ((64, 384), False), ((24, 1024), False)],
+)
+def test_tiles_are_used_where_no_cut_goes_through_one(shape, expected):
+    mesh = Mesh(np.array(jax.devices()[:2]), "x")
+    for spec in P("x", None), P(None, "x"):
+        x = jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))
+        step = functools.partial(both, blocks=shape[-1] // 32)
+        assert uses_tiles(step, x) == expected
+        rows, columns = x.sharding.shard_shape(shape)
+        step = functools.partial(both, blocks=columns // 32)
+        mapped = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec)
+        assert uses_tiles(mapped, x) == (rows % 8 == columns % 128 == 0)
+
+
+def test_derivatives_are_those_of_all_elements():
+    total = jax.grad(lambda x: tiles.spread(x, (8, 128)).sum())(jnp.ones((8, 4)))
+    np.testing.assert_array_equal(total, 32)
