@@ -3,7 +3,12 @@
 import pathlib
 import sys
 
+import jax
 import pytest
+
+from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
+from adam_jax.experiments.bench.compiled import count_different
+from adam_jax.experiments.bench.steppers import compile_step
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 import at_scale
@@ -51,6 +56,30 @@ def test_7b_on_eight_chips():
         assert need.held == 2 * need.params + need.state
         even = (16 * (matrices + norms) + small) / 8
         assert need.repeated == pytest.approx(need.held - even)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "format"),
+    [
+        ("adamw", "float32"),
+        ("adamw", "bfloat16"),
+        ("adamw", "8bit"),
+        ("adamw", "pure_bfloat16"),
+        ("skip_spikes", "float32"),
+        ("record_default", "float32"),
+    ],
+)
+def test_leaves_of_one_shape_share_their_loops(candidate, format):
+    """XLA compiles loops that are alike once, so more leaves add none."""
+    program = CANDIDATES[candidate].program(FORMATS[format])
+
+    def count(leaves):
+        params = [jax.ShapeDtypeStruct((32, 128), FORMATS[format].dtype)] * leaves
+        state = jax.eval_shape(program.init, params)
+        compiled, _ = compile_step(program, params, state, params)
+        return count_different(compiled.as_text())
+
+    assert count(7) == count(4)
 
 
 @pytest.mark.parametrize("step", at_scale.STEPS)

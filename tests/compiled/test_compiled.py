@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.compiled import (
+    count_different,
     count_local,
     find_devices,
     place,
@@ -510,3 +511,15 @@ def test_chips_that_do_not_exist(capfd):
     err = capfd.readouterr().err
     assert "cannot compile for v5e:5x5: " in err
     assert err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "8bit", "pure_bfloat16"])
+def test_leaves_of_one_shape_share_their_loops_on_a_gpu(format):
+    """XLA compiles loops that are alike once, so more leaves add none."""
+
+    def count(leaves):
+        shapes = ((32, 128),) * leaves
+        compiled, _ = compile_for("h100", "adamw", format, shapes)
+        return count_different(compiled.as_text())
+
+    assert count(7) == count(4)

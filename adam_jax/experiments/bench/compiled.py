@@ -185,6 +185,21 @@ def count_traffic(text: str) -> tuple[int, collections.Counter[str]]:
     return total, collections.Counter(operation for _, _, operation, *_ in found)
 
 
+def count_different(text: str) -> int:
+    """Return how many of the loops of an HLO module differ: equal ones compile once."""
+    bodies = re.findall(r"^%\S+ \([^\n]*\{\n(.*?)^\}", text, re.S | re.M)
+    return len({*map(_without_names, bodies)})
+
+
+def _without_names(body: str) -> str:
+    """Return a computation with its instructions numbered, and without comments."""
+    body = re.sub(r", (?:metadata|backend_config)=\{[^\n]*", "", body)
+    numbers: dict[str, str] = {}
+    return re.sub(
+        r"%[\w.\-]+", lambda x: numbers.setdefault(x[0], str(len(numbers))), body
+    )
+
+
 def _measure_arrays(kind: str) -> list[tuple[int, bool]]:
     """Return the bytes of each array of a type, and whether it lies in VMEM."""
     return [
