@@ -146,13 +146,11 @@ _COLLECTIVE = re.compile(
     r"\s(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
     r"(?:-start)?\("
 )
-_ENTRY = re.compile(r"^ENTRY [^\n]*\{\n(.*?)^\}", re.S | re.M)
 # Of each line: a name, the type of the result, the operation, its operands, the rest.
 _INSTRUCTION = re.compile(
     r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:, (\w+=.*))?$",
     re.M,
 )
-_OPERAND = re.compile(r"%([\w.\-]+)")
 # A dtype, its bits, the dimensions, the layout.
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 # These read and write nothing.
@@ -165,7 +163,7 @@ def count_traffic(text: str) -> tuple[int, collections.Counter[str]]:
     Each instruction reads its operands and writes its results once, if they lie in main
     memory: those in a TPU's VMEM are marked S(1).
     """
-    [entry] = _ENTRY.findall(text)
+    [entry] = re.findall(r"^ENTRY [^\n]*\{\n(.*?)^\}", text, re.S | re.M)
     found = _INSTRUCTION.findall(entry)
     results = {name: _measure_arrays(kind) for name, kind, *_ in found}
     total = 0
@@ -179,7 +177,7 @@ def count_traffic(text: str) -> tuple[int, collections.Counter[str]]:
             least = min(size for size, _ in arrays[:2])
             arrays = [(least, is_fast) for _, is_fast in arrays[:2]]
         else:
-            read = {*_OPERAND.findall(operands)} & results.keys()
+            read = {*re.findall(r"%([\w.\-]+)", operands)} & results.keys()
             arrays = [*arrays, *(x for own in read for x in results[own])]
         total += sum(size for size, is_fast in arrays if not is_fast)
     return total, collections.Counter(operation for _, _, operation, *_ in found)

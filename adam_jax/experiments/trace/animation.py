@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from adam_jax.experiments.drawing import COLOURS, frame_panel, to_picture
+from adam_jax.experiments.folder import replace_file
 from adam_jax.experiments.trace.path_charts import (
     HEIGHT,
     MARKS,
@@ -33,7 +34,8 @@ def draw_frames(
     title: str, surface: Surface, traces: Mapping[str, Trace], steps: Sequence[int]
 ) -> Iterator[Image.Image]:
     """Draw the paths up to each of the steps: the surface once, then what is new."""
-    chart, left, top = frame_panel(chart_surface(surface, traces, False), WIDTH, HEIGHT)
+    empty = {name: x._replace(points=x.points[:0]) for name, x in traces.items()}
+    chart, left, top = frame_panel(chart_surface(surface, empty), WIDTH, HEIGHT)
     background = Image.open(io.BytesIO(to_picture(chart, scale=1.0))).convert("RGB")
     large = (FINE * WIDTH, FINE * HEIGHT)
     box = (left, top, left + WIDTH, top + HEIGHT)
@@ -83,7 +85,7 @@ def write_animation(file: Path, frames: Iterable[Image.Image]) -> None:
         loop=0,
     )
     if file.suffix == ".gif":
-        file.write_bytes(gif.getvalue())
+        replace_file(file, lambda out: out.write(gif.getvalue()))
         return
     even = ("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p")
     command = ("ffmpeg", "-loglevel", "error", "-y", "-i", "-", *even, str(file))

@@ -82,18 +82,12 @@ def draw_traces(
     return compose(title, panels, 3, width=WIDTH, height=HEIGHT)
 
 
-def chart_surface(
-    surface: Surface, traces: Mapping[str, Trace], with_paths: bool = True
-) -> Panel:
-    """Chart contours, at equal steps of the logarithm of the loss, and paths on them.
-
-    Without paths, its legend names them all the same.
-    """
+def chart_surface(surface: Surface, traces: Mapping[str, Trace]) -> Panel:
+    """Chart contours, at equal steps of the loss's logarithm, and paths on them."""
     legend, lines = list_looks(traces), []
-    if with_paths:
-        for (name, look), trace in zip(legend.items(), traces.values(), strict=True):
-            x, y = trace.points.T.tolist()
-            lines.append(Line(name, x, y, look, marked=False))
+    for (name, look), trace in zip(legend.items(), traces.values(), strict=True):
+        x, y = trace.points.T.tolist()
+        lines.append(Line(name, x, y, look, marked=False))
     for name, points in (("minimum", surface.minima), ("start", (surface.start,))):
         x, y = np.transpose(points).tolist()
         lines.append(Line(name, x, y, MARKS[name], joined=False))
