@@ -208,6 +208,8 @@ def test_what_does_not_fit_into_memory_is_left_out(tmp_path, capfd, monkeypatch)
     found = json.loads(path.read_text())
     assert [row["size"] for row in found["rows"]] == ["64"]
     assert "2^20" in found["skipped"]
+    assert main(["bench", "--sizes=2^20", f"--json={path}"]) == 0
+    assert json.loads(path.read_text())["rows"] == []
 
 
 @pytest.mark.parametrize(("option", "message"), MISTAKES.values(), ids=MISTAKES)

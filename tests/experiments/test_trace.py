@@ -554,6 +554,23 @@ def test_a_film_needs_ffmpeg(runs_dir, capfd, monkeypatch):
     assert not runs_dir.exists()
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_ffmpeg_makes_the_film_of_all_frames(
+    code, trace, runs_dir, tmp_path, capfd, monkeypatch
+):
+    script = tmp_path / "ffmpeg"  # which leaves what it is given, as it is
+    script.write_text(f'#!/bin/sh\nfor file; do :; done\ncat > "$file"\nexit {code}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert trace("--animation=mp4") == 2 * code
+    film = runs_dir / "rosenbrock" / "trace.mp4"
+    if code:
+        assert "trace.mp4: ffmpeg has failed" in capfd.readouterr().err
+        assert not film.exists()
+    else:
+        check_animation(film)
+
+
 def test_an_unwritable_folder(tmp_path, capfd):
     (tmp_path / "file").touch()
     assert main(["trace", *TINY, f"--runs_dir={tmp_path / 'file'}"]) == 2
