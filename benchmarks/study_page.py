@@ -11,10 +11,8 @@ from adam_jax.experiments.drawing import (
     COLOURS,
     Line,
     Look,
-    Panel,
     compose,
-    draw_lines,
-    list_lines,
+    draw_panel,
     to_picture,
 )
 from adam_jax.experiments.family import paragraph
@@ -368,8 +366,8 @@ def draw_switch(own):
                 marks.append(Line(name, at, loss, look, joined=False))
     x = alt.X("x:Q", title="step")
     scale = scale_log(y for line in lines for y in line.y)
-    chart = draw_lines([*lines, *marks], x, "training loss, mean over an epoch", scale)
-    panel = Panel("", "", chart, list_lines([*lines, *marks]))
+    what = "training loss, mean over an epoch"
+    panel = draw_panel("", "", [*lines, *marks], x, what, scale)
     return compose("", [panel], 1, width=640, height=330)
 
 

@@ -96,12 +96,9 @@ def draw_lines(
 ) -> Any:
     """Draw lines, each with its bands; where one points, it shows the value.
 
-    Args:
-      lines: What is drawn. Those whose names are in the parameter `hidden` are not.
-      x: The horizontal axis, of the field x.
-      y_title: What the vertical axis is.
-      y: Its scale and axis, as `scale_log` and the like give them.
-      digits: How values are written where one points at them.
+    The horizontal axis is of the field x; scale and axis of the vertical one are as
+    `scale_log` and the like give them. Lines whose names are in the parameter `hidden`
+    are not drawn.
     """
     is_log = y["scale"].type == "log"
 

@@ -121,8 +121,7 @@ def draw_run(
     """
     runs = {config.run_name: epochs}
     panels = [*chart_losses(runs, loss_name), *_chart_steps(runs)]
-    for topic in (RATIOS, UPDATES, GRADIENTS):
-        panels += _chart(topic, _list_groups(runs, topic.figure))
+    panels += _chart_groups(runs, RATIOS, UPDATES, GRADIENTS)
     optimizer = config.optimizer
     title = (
         f"{config.run_name}: {config.subject}, trained by {optimizer.name}, learning "
@@ -186,16 +185,15 @@ def chart_figures(runs: Runs) -> list[Panel]:
     are_same = len(runs) > 1 and all(
         np.allclose(step.y, ratio.y, rtol=0.02, atol=0) for step, ratio in pairs
     )
+    topics = [] if are_same else [RATIOS]
     panels = _chart_steps(runs, are_same)
-    topics = [*(RATIOS, UPDATES, GRADIENTS, NORMS)[are_same:]]
-    topics += [MOVED] if len(runs) == 1 else []
-    for topic in topics:
-        panels += _chart(topic, _list_groups(runs, topic.figure))
+    panels += _chart_groups(runs, *topics, UPDATES, GRADIENTS, NORMS)
     if len(runs) == 1:
+        panels += _chart_groups(runs, MOVED)
         panels += _chart(CORRECTIONS, _list_figures(runs, FACTORS))
     for topic in FAULTS:
         if any(y > 0 for line in _list_runs(runs, topic.figure) for y in line.y):
-            panels += _chart(topic, _list_groups(runs, topic.figure))
+            panels += _chart_groups(runs, topic)
     return panels
 
 
@@ -220,6 +218,11 @@ def _chart_steps(runs: Runs, are_ratios: bool = False) -> list[Panel]:
         ends = [0.5, max(map(len, runs.values())) + 0.5]
         lines.append(limit_line("Adam's own bound", ends, 1))
     return [_draw(STEPS._replace(caption=f"{STEPS.caption} {words}"), lines)]
+
+
+def _chart_groups(runs: Runs, *topics: Topic) -> list[Panel]:
+    charts = (_chart(topic, _list_groups(runs, topic.figure)) for topic in topics)
+    return [panel for panels in charts for panel in panels]
 
 
 def _chart(topic: Topic, lines: Sequence[Line]) -> list[Panel]:

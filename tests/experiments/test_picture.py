@@ -133,3 +133,8 @@ def test_a_diverged_run_can_be_drawn(loss):
     picture = draw_run(TrainConfig(), epochs(NOTHING, loss=loss, ratio=math.nan))
     assert titles(read_panels(picture))[0] == "Loss"
     assert to_picture(picture)
+
+
+def test_a_single_epoch_has_the_middle_of_its_panels():
+    for panel in read_panels(draw_run(TrainConfig(), epochs(BAND)[:1])):
+        assert panel.axis("x")["scale"]["domain"] == [0.5, 1.5]

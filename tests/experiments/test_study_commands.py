@@ -832,10 +832,3 @@ def test_one_hyperparameter_of_an_optimizer_s_own_is_a_curve():
     [panel] = read_panels(draw_sweep(SweepConfig(epochs=1, optimizers=(own,)), members))
     assert panel.lines() == {"adam (best at 0.5)": [0.5, 0.9]}
     assert panel.axis("x")["title"] == "b1"
-
-
-def test_a_baseline_leaves_a_single_epoch_its_place():
-    members = [Member("adam", {}, 0, [1.0], [1.0], {"accuracy": [0.5]})]
-    config = CompareConfig(seeds=1, epochs=1, optimizers=OPTIMIZERS[:1])
-    panel = read_panels(draw_curves(config, members, {"accuracy": 0.5}))[2]
-    assert panel.axis("x")["scale"]["domain"] == [0.5, 1.5]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adam_jax.experiments.arguments import to_toml
 from adam_jax.experiments.config import require
@@ -20,16 +20,26 @@ from adam_jax.experiments.folder import (
 from adam_jax.experiments.interrupts import Interrupted, on_signals
 from adam_jax.experiments.metrics import ACCURACY
 from adam_jax.experiments.progress import Display, print_whole
-from adam_jax.experiments.study.members import MEMBERS, open_members
+from adam_jax.experiments.study.members import MEMBERS, Member, open_members
+from adam_jax.experiments.study.outcomes import (
+    Outcome,
+    find_best,
+    group_members,
+    rank,
+    tabulate,
+)
 from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.settings import list_settings
+from adam_jax.experiments.study.settings import find_border, list_settings
+from adam_jax.experiments.study.study_charts import draw_curves, draw_sweep
 from adam_jax.experiments.study.study_config import (
+    MEASURES,
+    CompareConfig,
     StudyConfig,
     SweepConfig,
     set_options,
 )
-from adam_jax.experiments.study.views import view_study
-from adam_jax.experiments.tasks import build_task
+from adam_jax.experiments.tables import Table
+from adam_jax.experiments.tasks import Task, build_task
 
 
 class Study(NamedTuple):
@@ -130,7 +140,7 @@ def run_study(study: Study, path: Path, members: Journal) -> None:
             _train(study, members, display, stopped)
         if members.entries:
             first = study.populations[0]
-            chart, table, notes = view_study(first.config, first.task, members.entries)
+            chart, table, notes = _view(first.config, first.task, members.entries)
             drawn = to_picture(chart)
             replace_file(picture, lambda file: file.write(drawn))
             print_whole(table, *notes, f"study: {path}")
@@ -177,3 +187,36 @@ def _train(
                     f"= {population.config.memory!r}: one at a time"
                 )
         before += count
+
+
+def _view(
+    config: StudyConfig, task: Task, members: Sequence[Member]
+) -> tuple[Any, Table, list[str]]:
+    """Give the picture of a study, its table, and what is printed below that."""
+    seeds = len(config.seed_list)
+    after = f"after {config.epochs} epochs"
+    over = f", mean (min to max) over {seeds} seeds" if seeds > 1 else ""
+    if isinstance(config, SweepConfig):
+        outcomes = group_members(members, config.measure)
+        best = find_best(outcomes)
+        title = f"{config.run_name}: smallest {MEASURES[config.measure]} {after}{over}"
+        table = tabulate(title, best, outcomes, whole=True)
+        return draw_sweep(config, members), table, _note_borders(config, best)
+    assert isinstance(config, CompareConfig)
+    outcomes = rank(group_members(members))
+    title = f"{config.run_name}: {after}{over}"
+    table = tabulate(title, outcomes, outcomes, config.target_loss)
+    return draw_curves(config, members, task.baselines), table, []
+
+
+def _note_borders(config: SweepConfig, best: Sequence[Outcome]) -> list[str]:
+    """Say which of the best settings lie at the end of the grid."""
+    if config.draws is not None:
+        return []
+    axes = {x.title: config.list_axes(x) for x in config.optimizers}
+    return [
+        f"{outcome.optimizer}: {note}; the best may lie beyond"
+        for outcome in best
+        if not outcome.diverged
+        for note in find_border(outcome.setting, axes[outcome.optimizer])
+    ]

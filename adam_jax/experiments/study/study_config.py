@@ -151,12 +151,10 @@ class StudyConfig(TaskConfig):
         """Refuse values out of range."""
         super().__post_init__()
         expected = f"from 1 to {MOST_RUNS}, or a list of different seeds"
-        listed = isinstance(self.seeds, list) or self.seeds <= MOST_RUNS
-        require(listed, "seeds", self.seeds, expected)
-        seeds = self.seed_list
-        distinct = len(set(seeds)) == len(seeds) > 0
+        few = isinstance(self.seeds, list) or self.seeds <= MOST_RUNS
+        distinct = few and len(set(self.seed_list)) == len(self.seed_list) > 0
         require(distinct, "seeds", self.seeds, expected)
-        inside = all(0 <= seed < 2**32 for seed in seeds)
+        inside = all(0 <= seed < 2**32 for seed in self.seed_list)
         require(inside, "seeds", self.seeds, "from 0 to 4294967295")
         if not self.optimizers:
             raise ValueError("there is no optimizer: add tables [[optimizers]]")
