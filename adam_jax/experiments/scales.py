@@ -118,7 +118,7 @@ def name_values(values: Iterable[Any], digits: int = 4) -> dict[Any, str]:
         nines = math.floor(-math.log10(apart)) if 0 < apart < 0.5 else 0
         return f"{value:.{count + nines}g}"
 
-    kept, names = list(values), {}
+    kept, names = dict.fromkeys(values), {}
     for count in range(digits, 18):  # 17 digits tell all floats apart
         names = {value: write(value, count) for value in kept}
         if len(set(names.values())) == len(names):

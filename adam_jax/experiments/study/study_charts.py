@@ -71,12 +71,15 @@ def chart_curves(
         caption += f" The best {most} of {len(outcomes)}."
     if any(outcome.diverged for outcome in shown):
         caption += " A line ends where one of its seeds diverges."
+    names = []
+    for outcome in shown:
+        diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
+        names.append(label(outcome, outcomes) + diverged)
+    looks = choose_looks(len(shown))
 
     def over_seeds(curve: str) -> list[Line]:
         lines = []
-        for outcome, look in zip(shown, choose_looks(len(shown)), strict=True):
-            name = label(outcome, outcomes)
-            name += f", {outcome.diverged} diverged" if outcome.diverged else ""
+        for name, outcome, look in zip(names, shown, looks, strict=True):
             curves = outcome.curves(curve)
             low, mean, high = (f(curves, axis=0).tolist() for f in SUMMARIES)
             bands = [(low, high)] if len(curves) > 1 else []
