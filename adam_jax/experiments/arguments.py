@@ -56,7 +56,7 @@ def list_options(
     for field in dataclasses.fields(config):
         kind = kinds[field.name]
         yield start + field.name, field, kind, about.get(field.name, "")
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from list_options(kind, f"{start}{field.name}.")
 
 

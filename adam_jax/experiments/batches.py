@@ -77,10 +77,7 @@ def _to_array(leaf: Any) -> Any:
 class Rows:
     """Draw the batches of each epoch from arrays that hold an example in each row.
 
-    Attributes:
-      steps: Batches in an epoch. What does not fill one is left out: other rows each
-        time.
-      batch: Shapes and dtypes of a batch.
+    What does not fill a batch is left out: other rows each time.
     """
 
     def __init__(self, rows: Any, batch_size: int, epoch_steps: int | None):
@@ -116,19 +113,14 @@ class Rows:
 
 
 class Chunk(NamedTuple):
-    """Hold some batches of an epoch, stacked; the first one has a number in it."""
+    """Hold some batches of an epoch."""
 
-    batches: Any
-    first: Array
+    batches: Any  # stacked along a new first axis
+    first: Array  # the number of the first of them in the epoch
 
 
 class Stream:
-    """Read batches in their order, one pass after the other.
-
-    Attributes:
-      steps: Batches in an epoch: `epoch_steps`, or the length of what gives them.
-      batch: Shapes and dtypes of a batch: those of the first one.
-    """
+    """Read batches in their order, one pass after the other."""
 
     def __init__(self, source: Any, epoch_steps: int | None):
         """Read the first batch."""

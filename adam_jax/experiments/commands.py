@@ -83,18 +83,14 @@ def _list_rows(head: str, rows: dict[str, str]) -> str:
 class Command(NamedTuple):
     """Hold a command of `adam-jax`.
 
-    Attributes:
-      module: Where its work is. Its function `prepare` turns the options into what is
-        to be run, and finds whatever is wrong before anything is written.
-      options: The dataclass of its options; its docstring is the help.
-      takes_files: Whether these may come from a TOML file.
-      listed: Gives what its help lists above the examples.
+    The function `prepare` of its module turns options into what is to be run, and finds
+    whatever is wrong before anything is written.
     """
 
     module: str
-    options: type
-    takes_files: bool = False
-    listed: Callable[[], str] = str
+    options: type  # the dataclass of its options; its docstring is the help
+    takes_files: bool = False  # whether options may come from a TOML file
+    listed: Callable[[], str] = str  # gives what its help lists above the examples
 
 
 COMMANDS = {

@@ -17,17 +17,12 @@ WILSON_EXAMPLES, WILSON_POSITIVE = 400, 0.6
 
 
 class Examples(NamedTuple):
-    """Hold inputs and labels, an example a row.
+    """Hold inputs and labels, an example a row."""
 
-    Attributes:
-      inputs: Images, float32 (n, 8, 8) or (n, 28, 28) in [0, 1]; features, float32
-        (n, features); or characters, int32 (n, context).
-      labels: Classes, int32 (n,); signs of -1 and 1, int32 (n,); or the character
-        that follows each, int32 (n, context).
-    """
-
+    # Images (n, 8, 8) or (n, 28, 28) in [0, 1]; features (n, features), or characters,
+    # int32 (n, context).
     inputs: Array
-    labels: Array
+    labels: Array  # classes, or signs of -1 and 1, (n,), or the characters that follow
 
 
 class Dataset(NamedTuple):

@@ -37,17 +37,13 @@ CHECKPOINTS = "checkpoints"
 
 
 class Journal:
-    """A file of entries, a line of JSON each, that one process at a time writes to.
-
-    Attributes:
-      entries: Those in it, up to the first line that is none, as after a kill.
-    """
+    """A file of entries, a line of JSON each, that one process at a time writes to."""
 
     def __init__(self, path: Path, parse: Callable[[str], Any]):
         """Open a file, or make it; refuse one that another process has."""
         # Not buffered: what is written is seen at once, and fails at once.
         self._file = path.open("a+b", buffering=0)
-        self.entries: list[Any] = []
+        self.entries: list[Any] = []  # up to the first line that is none
         try:
             _lock(self._file)
             self._file.seek(0)
@@ -180,6 +176,20 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def reopened(opener: Callable[[Path], Any], path: Path) -> Iterator[Any]:
+    """Open what is to be resumed; if that leads to an error, close it again."""
+    try:
+        opened = opener(path)
+    except OSError as error:
+        raise ValueError(f"cannot go on with {path}: {error.strerror}") from error
+    try:
+        yield opened
+    except BaseException:
+        opened.close()
         raise
 
 

@@ -15,31 +15,18 @@ Number = Annotated[float, BeforeValidator(lambda x: math.nan if x is None else x
 
 
 class Epoch(NamedTuple):
-    """Report one epoch; what belongs to a step belongs to the epoch's last one.
+    """Report one epoch; what belongs to a step belongs to the epoch's last one."""
 
-    Attributes:
-      epoch: Its number, from 1.
-      step: Steps since the start of the run.
-      skipped: How many of these the guard has skipped.
-      learning_rate: Learning rate of the last step that was not skipped.
-      train_loss: Mean loss of the epoch's batches, each before its step.
-      test_loss: Loss on the test examples after the epoch.
-      metrics: What else the problem measures on them, by name.
-      figures: The adam_jax.FIGURES of the step: of the whole tree by "name", of each
-        parameter group by "name/path".
-      moved: How far each parameter group is from where it started, by its path: the
-        root mean square over its elements.
-    """
-
-    epoch: int
-    step: int
-    skipped: int
-    learning_rate: Number
-    train_loss: Number
-    test_loss: Number
-    metrics: dict[str, Number]
+    epoch: int  # its number, from 1
+    step: int  # since the start of the run
+    skipped: int  # of these steps, by the guard
+    learning_rate: Number  # of the last step that was not skipped
+    train_loss: Number  # the mean over the epoch's batches, each before its step
+    test_loss: Number  # after the epoch
+    metrics: dict[str, Number]  # what else the problem measures on the test examples
+    # The adam_jax.FIGURES, by "name", and of each parameter group, by "name/path".
     figures: dict[str, Number]
-    moved: dict[str, Number]
+    moved: dict[str, Number]  # the root mean square of each group's way from its start
 
 
 _EPOCH = TypeAdapter(Epoch)

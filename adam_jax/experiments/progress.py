@@ -71,10 +71,8 @@ class Report:
 
     def __init__(self, trainer: "Trainer", folder: Path):
         """Take what is shown: a trainer, and the folder of its run."""
-        self.config = trainer.config
-        self.trainer = trainer
-        self.folder = folder
-        self.display = Display("epoch", self.config.epochs)
+        self.trainer, self.folder = trainer, folder
+        self.display = Display("epoch", trainer.config.epochs)
         self.advance()
 
     def advance(self) -> None:
@@ -88,14 +86,14 @@ class Report:
             tested = f"test {name} {write_metric(name, epoch.metrics[name])}"
         state = f"loss {epoch.train_loss:.4f}, {tested}"
         self.display.label(state)
-        self.display.note(f"epoch {epoch.epoch}/{self.config.epochs}: {state}")
+        self.display.note(f"epoch {epoch.epoch}/{self.trainer.config.epochs}: {state}")
 
     def summarise(self, last: Epoch) -> None:
         """Print the table that closes the run."""
         trainer = self.trainer
         params = jax.tree.leaves(trainer.carry.params)
         state = jax.tree.leaves(trainer.carry.opt_state.inner_state)  # without figures
-        config, taken = self.config, trainer.taken / trainer.seconds
+        config, taken = trainer.config, trainer.taken / trainer.seconds
         rows = describe_last(last, config.epochs, trainer.task.loss_name)
         if config.optimizer.guard != "none":
             rows["skipped"] = f"{last.skipped:,} of {last.step:,} steps"

@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 from adam_jax.experiments.arguments import to_toml
@@ -14,6 +14,7 @@ from adam_jax.experiments.folder import (
     CHECKPOINTS,
     RunFolder,
     explained,
+    reopened,
     replace_file,
     save_params,
     start_folder,
@@ -34,16 +35,12 @@ def prepare(config: TrainConfig) -> Callable[[], None]:
         resolved, trainer = to_toml(config), Trainer(config)
         return lambda: start_run(trainer, resolved)
     path = Path(config.resume)
-    try:
-        folder = RunFolder(path)
-    except OSError as error:
-        raise ValueError(f"cannot go on with {path}: {error.strerror}") from error
-    with ExitStack() as stack:
-        stack.callback(folder.close)
+    with reopened(RunFolder, path) as folder:
         # The last checkpoint is written when all else is.
         last = folder.epochs[-1] if folder.epochs else None
         trained = last and last.epoch == config.epochs and last.step
         if trained in folder.checkpoints.steps():
+            folder.close()
             return lambda: print(f"{path} is finished: nothing is left to do")
         trainer = Trainer(config)
         restored = folder.checkpoints.restore(trainer.carry, _warn)
@@ -55,7 +52,6 @@ def prepare(config: TrainConfig) -> Callable[[], None]:
                 f"{path} is broken: its metrics have {len(folder.epochs)} epochs, but "
                 f"its checkpoint {needed}; train again"
             )
-        stack.pop_all()
     return lambda: resume_run(trainer, folder)
 
 

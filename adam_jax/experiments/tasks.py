@@ -42,22 +42,15 @@ TAKEN = ("train_loss", "test_loss", "test_error", "learning_rate", "skipped")
 
 
 class Task(NamedTuple):
-    """Hold a problem ready to be trained; what is named as in `Problem` is as there.
-
-    Attributes:
-      batches: What is learned from.
-      examples: What is tested on, an example in each row.
-      loss: The problem's, with the penalty of the config.
-      test: Map (params, examples) to the test loss, and to the other metrics by name.
-      metrics: Their names.
-    """
+    """Hold a problem ready to be trained; what is named as in `Problem` is as there."""
 
     batches: Rows | Stream
-    examples: Any
+    examples: Any  # what is tested on, an example in each row
     init: Callable[[Array], Any]
-    loss: Callable[[Any, Any, Array], Array]
+    loss: Callable[[Any, Any, Array], Array]  # with the penalty of the config
+    # Maps (params, examples) to the test loss, and to the other metrics by name.
     test: Callable[[Any, Any], tuple[Array, dict[str, Array]]]
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # their names
     baselines: Mapping[str, float]
     loss_name: str
 

@@ -34,14 +34,8 @@ class Trainer:
     """Train on the problem of a config, segment by segment.
 
     A segment is some steps of one epoch. Where segments begin and end changes no bit of
-    the result: these are arguments of one compiled program.
-
-    Attributes:
-      carry: What the steps so far have led to.
-      step: How many these are. Both may be set, to go on with another run.
-      steps: How many there are in the whole run.
-      seconds: Time spent in steps and tests so far, compilation not included.
-      taken: Steps that were taken in this time.
+    the result: these are arguments of one compiled program. To go on with another run,
+    its `carry` and its `step` are set.
     """
 
     def __init__(self, config: TrainConfig):
@@ -64,8 +58,8 @@ class Trainer:
         params = jax.tree.map(jnp.copy, self.start)  # the steps overwrite them
         self.carry = Carry(params, self.tx.init(self.start), jnp.zeros([]))
         self.step = 0
-        self.seconds = 0.0
-        self.taken = 0
+        # Time spent in steps and tests, without compilation, and steps in this time.
+        self.seconds, self.taken = 0.0, 0
         # Compiled here, once: what the optimizer refuses at its first trace is then
         # refused before anything is written, and no epoch's time includes it.
         data, _ = self.task.batches.read(0, 0)

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.folder import (
     Journal,
     explained,
+    reopened,
     replace_file,
     start_folder,
     tell_command,
@@ -79,12 +80,7 @@ def prepare(config: StudyConfig) -> Callable[[], None]:
         resolved, study = to_toml(config), build()
         return lambda: start_study(study, resolved)
     path = Path(config.resume)
-    try:
-        members = open_members(path)
-    except OSError as error:
-        raise ValueError(f"cannot go on with {path}: {error.strerror}") from error
-    with ExitStack() as stack:
-        stack.callback(members.close)
+    with reopened(open_members, path) as members:
         expected = [
             (candidate.title, set_options(candidate, setting), seed, config.epochs)
             for candidate, own in trained
@@ -102,9 +98,9 @@ def prepare(config: StudyConfig) -> Callable[[], None]:
             )
         # The picture is drawn when all else is done.
         if done == expected and (path / f"{command}.png").exists():
+            members.close()
             return lambda: print(f"{path} is finished: nothing is left to do")
         study = build()
-        stack.pop_all()
     return lambda: run_study(study, path, members)
 
 
