@@ -21,14 +21,12 @@ from adam_jax import (
     step_bound,
 )
 from adam_jax.experiments.config import OptimizerConfig
+from adam_jax.recipes.notes import collecting
 
 # Options of the run; the others are arguments of one of OPTIMIZERS.
 OURS = {"name", "learning_rate", "schedule", "warmup_steps", "l2", "rounding", "guard"}
 OURS |= {"arguments"}
 CHOSEN = [x.name for x in dataclasses.fields(OptimizerConfig) if x.name not in OURS]
-# Optimizers whose steps are Adam's ratio of two averages, of whatever gradients.
-BOUNDED = ("adam", "adamw", "simplified_adam", "cautious_decay_adamw")
-BOUNDED += ("grokfast_adamw", "mars_adamw")
 
 
 def build_schedule(
@@ -109,7 +107,6 @@ def build_optimizer(
 
 def watch(
     tx: optax.GradientTransformation,
-    config: OptimizerConfig,
     learning_rate: optax.ScalarOrSchedule,
     params: Any,
     every: int,
@@ -119,13 +116,29 @@ def watch(
     It stands around the guard: of a skipped step, too, the gradients are seen.
     """
     state = jax.eval_shape(record(tx, learning_rate=learning_rate).init, params)
-    figures, bound = set(state.figures), 1.0
-    if config.name in BOUNDED and not config.nesterov:
-        defaults = inspect.signature(OPTIMIZERS[config.name]).parameters
-        b1 = defaults["b1"].default if config.b1 is None else config.b1
-        b2 = defaults["b2"].default if config.b2 is None else config.b2
-        bound = step_bound(b1, b2)
-    else:
+    figures, decays = set(state.figures), _find_decays(tx, params)
+    bound = step_bound(*decays) if decays else 1.0
+    if not decays:
         figures.discard("at_step_bound")
     chosen = [name for name in FIGURES if name.removesuffix("_quantiles") in figures]
     return record(tx, chosen, learning_rate=learning_rate, bound=bound, every=every)
+
+
+def _find_decays(tx: optax.GradientTransformation, params: Any) -> list[float] | None:
+    """Return b1 and b2 if updates are a rate times Adam's ratio of two averages."""
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
+    recipes: list[Any] = []
+
+    def step(grads, state, params):
+        with collecting() as notes:
+            updates, _ = tx.update(grads, state, params)
+        recipes.extend(map(notes.recipes.get, jax.tree.leaves(updates)))
+
+    jax.eval_shape(step, like, jax.eval_shape(tx.init, like), like)
+    if not recipes or not all(
+        recipe and recipe.is_known and recipe.origin.first.accumulator.read is None
+        for recipe in recipes
+    ):
+        return None
+    origin = recipes[0].origin
+    return [x.accumulator.hyperparams["decay"] for x in (origin.first, origin.second)]

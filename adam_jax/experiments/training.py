@@ -50,7 +50,6 @@ class Trainer:
         # The last step of an epoch is the one that is measured.
         self.tx = watch(
             build_optimizer(config.optimizer, self.schedule),
-            config.optimizer,
             self.schedule,
             self.start,
             every=self.steps_per_epoch,

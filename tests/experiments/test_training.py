@@ -232,7 +232,7 @@ def test_guards_skip_what_they_promise():
 )
 def test_the_step_bound_is_that_of_the_decays(config, bound):
     params = {"w": jnp.ones(4)}
-    tx = watch(build_optimizer(config, 0.1), config, 0.1, params, every=1)
+    tx = watch(build_optimizer(config, 0.1), 0.1, params, every=1)
     assert "at_step_bound" in tx.init(params).figures
     # Silence, then gradients: the longest step there is.
     state = tx.init(params)
@@ -268,7 +268,7 @@ OF_ADAM += ("grokfast_adamw", "mars_adamw")  # which change the gradient
 @pytest.mark.parametrize("name", often(OPTIMIZERS))
 def test_every_figure_is_recorded_that_means_something(name):
     config, params = OptimizerConfig(name=name), MATRIX_AND_VECTOR
-    tx = watch(build_optimizer(config, 0.1), config, 0.1, params, every=1)
+    tx = watch(build_optimizer(config, 0.1), 0.1, params, every=1)
     expected = OF_MOMENTS.get(name, RATIOS | OF_MU | OF_NU)
     expected = expected | ({"at_step_bound"} if name in OF_ADAM else NOTHING)
     found = set(jax.eval_shape(tx.init, params).figures)
@@ -280,7 +280,7 @@ def test_every_figure_is_recorded_that_means_something(name):
 def test_the_signal_to_noise_of_gradients_that_agree_is_1(name):
     """Of whatever optimizer; leaves that it does not speak of are left out."""
     config, params = OptimizerConfig(name=name), MATRIX_AND_VECTOR
-    tx = watch(build_optimizer(config, 1e-3), config, 1e-3, params, every=1)
+    tx = watch(build_optimizer(config, 1e-3), 1e-3, params, every=1)
     state, step = tx.init(params), jax.jit(tx.update)
     if "signal_to_noise" not in state.figures:
         return
