@@ -21,7 +21,6 @@ import optax
 import optax.contrib
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments.drawing import to_chart, to_picture
 from adam_jax.experiments.family import (
     SHAPE,
     count_bytes,
@@ -29,6 +28,7 @@ from adam_jax.experiments.family import (
     paragraph,
     summary,
 )
+from adam_jax.experiments.pictures.drawing import to_chart, to_picture
 from adam_jax.family.table import PARENTS
 from adam_jax.family.tree import chain_lines, children, compare_lines, lineage
 

@@ -28,19 +28,19 @@ import numpy as np
 from study_page import LEFT_OUT, write_page
 
 from adam_jax import OPTIMIZERS, SwitchState
-from adam_jax.experiments.batches import count_rows
 from adam_jax.experiments.cli import IN_ORDER
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.metrics import to_json
+from adam_jax.experiments.problems.batches import count_rows
+from adam_jax.experiments.problems.tasks import build_task
+from adam_jax.experiments.study.grids import find_border
 from adam_jax.experiments.study.outcomes import find_best, group_members
 from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.settings import find_border
 from adam_jax.experiments.study.study_config import (
     GridConfig,
     SweepConfig,
     SweptCandidate,
 )
-from adam_jax.experiments.tasks import build_task
 
 ROOT = pathlib.Path(__file__).parents[1]
 CHOOSING, REPORTED = 0, (1, 2, 3)  # seeds

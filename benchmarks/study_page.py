@@ -7,7 +7,9 @@ import textwrap
 import altair as alt
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments.drawing import (
+from adam_jax.experiments.family import paragraph
+from adam_jax.experiments.metrics import ACCURACY
+from adam_jax.experiments.pictures.drawing import (
     COLOURS,
     Line,
     Look,
@@ -15,9 +17,7 @@ from adam_jax.experiments.drawing import (
     draw_panel,
     to_picture,
 )
-from adam_jax.experiments.family import paragraph
-from adam_jax.experiments.metrics import ACCURACY
-from adam_jax.experiments.scales import scale_log
+from adam_jax.experiments.pictures.scales import scale_log
 from adam_jax.experiments.study.members import from_json
 from adam_jax.experiments.study.outcomes import Outcome, Spread
 from adam_jax.family.table import PARENTS

@@ -20,8 +20,8 @@ import time
 
 import numpy as np
 
-from adam_jax.experiments.config import OptimizerConfig, TrainConfig
-from adam_jax.experiments.training import Trainer
+from adam_jax.experiments.running.training import Trainer
+from adam_jax.experiments.settings.config import OptimizerConfig, TrainConfig
 
 RATES = [float(f"{rate:.12g}") for rate in np.geomspace(1e-5, 0.1, 64)]
 WIDTHS = [128, 64]

@@ -11,7 +11,7 @@ import optax
 
 import adam_jax
 from adam_jax import fused
-from adam_jax.experiments import data
+from adam_jax.experiments.problems import data
 
 
 def main() -> None:

@@ -31,6 +31,27 @@ LAYERS = [
     "fused",
     "experiments",
 ]
+# The same in the command line.
+ROOMS = [
+    "__init__",
+    "interrupts",
+    "machine",
+    "metrics",
+    "settings",
+    "pictures",
+    "problems",
+    "running",
+    "study",
+    "report",
+    "trace",
+    "bench",
+    "family",
+    "state_files",
+    "convert",
+    "commands",
+    "cli",
+    "__main__",
+]
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in ROOT.rglob("*.py")
@@ -66,21 +87,38 @@ def imported(module):
 
 
 def layer(module):
-    """Return the number of a module's layer; what the root exports is above `fused`."""
-    folder = module.split(".")[0]
-    return len(LAYERS) - 1 if folder == ROOT_EXPORT else LAYERS.index(folder)
+    """Return the numbers of a module's layer, and of its room in the command line.
+
+    What the root exports is above `fused`.
+    """
+    folder, *others = module.split(".")
+    if folder == ROOT_EXPORT:
+        return LAYERS.index("experiments"), -1
+    room = ROOMS.index(others[0]) if folder == "experiments" and others else -1
+    return LAYERS.index(folder), room
+
+
+def in_library(module):
+    """Tell whether a module is not of the command line."""
+    return not module.startswith("experiments.")
 
 
 def test_every_module_and_folder_has_a_layer():
     found = {path.stem for path in ROOT.glob("[!_]*.py")}
     found |= {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert found == set(LAYERS)
+    assert {m.split(".")[1] for m in MODULES if not in_library(m)} == set(ROOMS)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) < len(LAYERS) - 1])
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
     for other in imported(module):
         assert layer(other) <= layer(module), other
+
+
+def test_modules_of_the_command_line_have_names_of_their_own():
+    names = [m.split(".")[-1] for m in MODULES if not in_library(m)]
+    assert {x for x in names if names.count(x) > 1} <= {"__init__"}
 
 
 def test_no_circle_in_a_folder():
@@ -98,7 +136,7 @@ def test_no_circle_in_a_folder():
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_holds_one_idea(module):
     assert len(source(module).splitlines()) <= LONGEST
-    if layer(module) < len(LAYERS) - 1:  # and is not named like something it exports
+    if in_library(module):  # and is not named like something it exports
         tree = ast.parse(source(module))
         names = [node.name for node in tree.body if hasattr(node, "name")]
         assert module.split(".")[-1] not in names
@@ -128,7 +166,7 @@ def test_args_name_every_argument(name):
             )
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) < len(LAYERS) - 1])
+@pytest.mark.parametrize("module", [*filter(in_library, MODULES)])
 def test_docstrings_speak_of_every_argument(module):
     for node in ast.parse(source(module)).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):

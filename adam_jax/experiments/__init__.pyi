@@ -1,5 +1,5 @@
 """What a problem of your own is made of."""
 
-from .problems import Problem, nnx_problem
+from .problems.problem import Problem, nnx_problem
 
 __all__ = ["Problem", "nnx_problem"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import docstring_parser
 
 import adam_jax
-from adam_jax.experiments import arguments, options
+from adam_jax.experiments.settings import arguments, options
 from adam_jax.experiments.study.study_config import CompareConfig, SweepConfig
 from adam_jax.experiments.trace.trace_config import TraceConfig
 
@@ -28,7 +28,7 @@ def list_optimizers() -> str:
 def list_problems() -> str:
     """List what --arguments may set of the problems that come along."""
     lists = []
-    for node in _read("experiments/built_in.py"):
+    for node in _read("experiments/problems/built_in.py"):
         if isinstance(node, ast.FunctionDef) and node.args.kwonlyargs:
             takes = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             defaults = {x.arg: ast.unparse(cast(Any, value)) for x, value in takes}
@@ -94,16 +94,16 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("run", options.TrainOptions, True, list_all),
+    "train": Command("running.run", options.TrainOptions, True, list_all),
     "compare": Command("study.study", CompareConfig, True, list_all),
     "sweep": Command("study.study", SweepConfig, True, list_all),
-    "inspect": Command("inspection", options.InspectOptions),
+    "inspect": Command("running.inspection", options.InspectOptions),
     "report": Command("report.reporting", options.ReportOptions),
     "bench": Command("bench.benchmark", options.BenchOptions, False, list_candidates),
     "trace": Command("trace.tracing", TraceConfig, True, list_surfaces),
     "family": Command("family", options.FamilyOptions),
-    "new": Command("new", options.NewOptions),
-    "configs": Command("shipped", options.ConfigsOptions),
+    "new": Command("problems.new", options.NewOptions),
+    "configs": Command("settings.shipped", options.ConfigsOptions),
     "convert": Command("convert", options.ConvertOptions),
 }
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from adam_jax.experiments.options import ConvertOptions
-from adam_jax.experiments.progress import print_whole
+from adam_jax.experiments.pictures.tables import Table
+from adam_jax.experiments.running.progress import print_whole
+from adam_jax.experiments.settings.options import ConvertOptions
 from adam_jax.experiments.state_files import SAME, Read, choose_writer, read_file
-from adam_jax.experiments.tables import Table
 from adam_jax.states.foreign import Held, hold_moments
 from adam_jax.states.parts import iterate_nodes, own_fields, stored_moments
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from adam_jax.experiments.options import FamilyOptions
-from adam_jax.experiments.progress import print_whole
-from adam_jax.experiments.tables import Table
+from adam_jax.experiments.pictures.tables import Table
+from adam_jax.experiments.running.progress import print_whole
+from adam_jax.experiments.settings.options import FamilyOptions
 from adam_jax.family.table import OPTIMIZERS, PARENTS
 from adam_jax.family.tree import children, compare_lines, expect_name
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import adam_jax
-from adam_jax.experiments.options import ConvertOptions
+from adam_jax.experiments.settings.options import ConvertOptions
 from adam_jax.states.foreign import Held
 from adam_jax.states.keras_variables import find_shapes
 from adam_jax.states.parts import own_fields

@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 
 from adam_jax import FIGURES
-from adam_jax.experiments import commands, optimization, run  # noqa: F401 (before forks)
+from adam_jax.experiments import commands  # noqa: F401 (before forks)
 from adam_jax.experiments.cli import main
-from adam_jax.experiments.folder import RunFolder
+from adam_jax.experiments.running import optimization, run
+from adam_jax.experiments.running.folder import RunFolder
 
 TRAIN = (
     "train",

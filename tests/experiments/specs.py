@@ -2,7 +2,7 @@
 
 import json
 
-from adam_jax.experiments.drawing import to_spec
+from adam_jax.experiments.pictures.drawing import to_spec
 
 
 class Shown:

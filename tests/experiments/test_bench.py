@@ -30,8 +30,8 @@ from adam_jax.experiments.bench.sizes import Problem, parse_size
 from adam_jax.experiments.bench.steppers import draw_grads
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.machine import PACKAGES
-from adam_jax.experiments.options import BenchOptions
-from adam_jax.experiments.progress import Display
+from adam_jax.experiments.running.progress import Display
+from adam_jax.experiments.settings.options import BenchOptions
 from adam_jax.fused.cpu import native
 
 BUILT = native.available()

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments import cli, progress, training
-from adam_jax.experiments.arguments import check_call, make_config, to_toml
+from adam_jax.experiments import cli
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.commands import COMMANDS, read_options
-from adam_jax.experiments.config import OptimizerConfig, TrainConfig
+from adam_jax.experiments.running import progress, training
+from adam_jax.experiments.settings.arguments import check_call, make_config, to_toml
+from adam_jax.experiments.settings.config import OptimizerConfig, TrainConfig
 
 MISTAKES = {
     "an unknown option": ("--lr=1", r"unrecognized arguments: --lr=1 \(see"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from adam_jax.experiments import commands, training
+from adam_jax.experiments import commands
 from adam_jax.experiments.cli import main
+from adam_jax.experiments.running import training
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 # What makes a run of a command last two steps.

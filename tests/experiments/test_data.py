@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from adam_jax.experiments import data
-from adam_jax.experiments.data import (
+from adam_jax.experiments.problems import data
+from adam_jax.experiments.problems.data import (
     draw_split,
     split_digits,
     split_mnist,

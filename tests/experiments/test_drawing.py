@@ -6,8 +6,13 @@ import pytest
 from PIL import ImageColor
 from specs import Shown
 
-from adam_jax.experiments.drawing import Line, choose_looks, draw_lines, to_spec
-from adam_jax.experiments.scales import (
+from adam_jax.experiments.pictures.drawing import (
+    Line,
+    choose_looks,
+    draw_lines,
+    to_spec,
+)
+from adam_jax.experiments.pictures.scales import (
     choose_ticks,
     epochs_axis,
     name_values,

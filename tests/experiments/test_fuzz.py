@@ -15,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adam_jax.experiments import built_in, commands, run
-from adam_jax.experiments.arguments import check_call
-from adam_jax.experiments.batches import Rows
-from adam_jax.experiments.config import BUILT_IN, OptimizerConfig, TrainConfig
-from adam_jax.experiments.data import Examples
-from adam_jax.experiments.optimization import build_optimizer, build_schedule
+from adam_jax.experiments import commands
+from adam_jax.experiments.problems import built_in
+from adam_jax.experiments.problems.batches import Rows
+from adam_jax.experiments.problems.data import Examples
+from adam_jax.experiments.problems.tasks import Task
+from adam_jax.experiments.running import run
+from adam_jax.experiments.running.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.settings.arguments import check_call
+from adam_jax.experiments.settings.config import BUILT_IN, OptimizerConfig, TrainConfig
 from adam_jax.experiments.study import study
 from adam_jax.experiments.study.population import Population
 from adam_jax.experiments.study.study_config import (
@@ -28,7 +31,6 @@ from adam_jax.experiments.study.study_config import (
     GridConfig,
     SweepConfig,
 )
-from adam_jax.experiments.tasks import Task
 from adam_jax.experiments.trace import paths
 from adam_jax.experiments.trace.trace_config import TraceConfig
 

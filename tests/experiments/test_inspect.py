@@ -6,8 +6,8 @@ import re
 import pytest
 
 from adam_jax.experiments.cli import main
-from adam_jax.experiments.inspection import choose_epochs
 from adam_jax.experiments.metrics import read_epochs
+from adam_jax.experiments.running.inspection import choose_epochs
 
 GOOD = (
     '{"epoch": 1, "step": 2, "skipped": 0, "learning_rate": 0.001, "train_loss": 1.5, '

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from adam_jax.experiments.data import Dataset, Examples, split_digits, split_topics
-from adam_jax.experiments.models import build_model
+from adam_jax.experiments.problems.data import (
+    Dataset,
+    Examples,
+    split_digits,
+    split_topics,
+)
+from adam_jax.experiments.problems.models import build_model
 
 KEY = jax.random.key(0)
 IMAGES = Dataset(*2 * [Examples(jnp.zeros((1, 8, 8)), jnp.full(1, 9))])

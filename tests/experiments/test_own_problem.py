@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from adam_jax.experiments import Problem, nnx_problem, tasks
+from adam_jax.experiments import Problem, nnx_problem
 from adam_jax.experiments.cli import main
-from adam_jax.experiments.config import OptimizerConfig, TrainConfig
-from adam_jax.experiments.tasks import build_task
-from adam_jax.experiments.training import Trainer
+from adam_jax.experiments.problems import tasks
+from adam_jax.experiments.problems.tasks import build_task
+from adam_jax.experiments.running.training import Trainer
+from adam_jax.experiments.settings.config import OptimizerConfig, TrainConfig
 
 KEY = jax.random.key(3)
 X = np.linspace(-1, 1, 24, dtype=np.float32)
@@ -170,7 +171,7 @@ def test_where_segments_and_chunks_of_batches_end_changes_no_bit(use, monkeypatc
     problem = line(train=batches, test=batches)
     expected = None
     for size, every in ((2**25, None), (64, None), (64, 1), (1, 3)):
-        monkeypatch.setattr("adam_jax.experiments.batches.CHUNK_BYTES", size)
+        monkeypatch.setattr("adam_jax.experiments.problems.batches.CHUNK_BYTES", size)
         config, _ = use(problem, epochs=2)
         trainer = Trainer(config)
         epochs = [epoch for epoch in trainer.segments(every) if epoch]
@@ -186,7 +187,7 @@ def test_where_segments_and_chunks_of_batches_end_changes_no_bit(use, monkeypatc
 
 
 def test_a_study_of_batches_comes_to_what_its_runs_come_to(here, monkeypatch):
-    monkeypatch.setattr("adam_jax.experiments.batches.CHUNK_BYTES", 64)
+    monkeypatch.setattr("adam_jax.experiments.problems.batches.CHUNK_BYTES", 64)
     text = LINE.replace('"train": ROWS', '"train": BATCHES, "test": ROWS')
     cut = (
         "BATCHES = [{k: v[n:n + 4] for k, v in ROWS.items()} for n in range(0, 24, 4)]"

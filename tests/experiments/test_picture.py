@@ -6,10 +6,10 @@ import pytest
 from specs import read_panels, read_picture
 
 from adam_jax import QUANTILES
-from adam_jax.experiments.config import OptimizerConfig, TrainConfig
-from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.metrics import Epoch
-from adam_jax.experiments.run_charts import RATIO, STEP, draw_run
+from adam_jax.experiments.pictures.drawing import to_picture
+from adam_jax.experiments.pictures.run_charts import RATIO, STEP, draw_run
+from adam_jax.experiments.settings.config import OptimizerConfig, TrainConfig
 
 BAND = dict(zip(QUANTILES, (0.01, 0.03, 0.1, 0.3, 0.8), strict=True))
 NOTHING = dict.fromkeys(QUANTILES, math.nan)

@@ -8,12 +8,12 @@ from flax import nnx
 from scipy.stats import bernoulli, norm
 
 import adam_jax
-from adam_jax.experiments import data
-from adam_jax.experiments.built_in import drop
-from adam_jax.experiments.config import TaskConfig
-from adam_jax.experiments.data import Dataset, Examples
-from adam_jax.experiments.models import build_model
-from adam_jax.experiments.tasks import build_task
+from adam_jax.experiments.problems import data
+from adam_jax.experiments.problems.built_in import drop
+from adam_jax.experiments.problems.data import Dataset, Examples
+from adam_jax.experiments.problems.models import build_model
+from adam_jax.experiments.problems.tasks import build_task
+from adam_jax.experiments.settings.config import TaskConfig
 
 KEY = jax.random.key(3)
 
@@ -273,7 +273,7 @@ def test_a_transformer_that_cannot_be_is_refused(given, message):
 
 
 def test_what_comes_along_is_a_problem_like_ones_own():
-    place = "adam_jax.experiments.built_in:wilson"
+    place = "adam_jax.experiments.problems.built_in:wilson"
     own, named = (build_task(TaskConfig(problem=x)) for x in (place, "wilson"))
     assert own.loss_name == named.loss_name == "half the squared error"
     assert np.array_equal(own.examples.inputs, named.examples.inputs)

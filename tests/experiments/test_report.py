@@ -11,9 +11,9 @@ import pytest
 from specs import Shown
 
 from adam_jax.experiments.cli import main
-from adam_jax.experiments.drawing import COLOURS
+from adam_jax.experiments.pictures.drawing import COLOURS
+from adam_jax.experiments.pictures.run_charts import RATIO
 from adam_jax.experiments.report.pages import _bundle_vega
-from adam_jax.experiments.run_charts import RATIO
 from adam_jax.experiments.study.members import read_members
 from adam_jax.experiments.study.outcomes import group_members, label
 

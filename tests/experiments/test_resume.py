@@ -21,7 +21,9 @@ import pytest
 from cases import OFTEN
 
 from adam_jax import FIGURES, OPTIMIZERS
-from adam_jax.experiments import (
+from adam_jax.experiments.cli import main
+from adam_jax.experiments.metrics import read_epochs
+from adam_jax.experiments.running import (
     checkpoints,
     folder,
     optimization,
@@ -29,10 +31,8 @@ from adam_jax.experiments import (
     run,
     training,
 )
-from adam_jax.experiments.checkpoints import Checkpoints
-from adam_jax.experiments.cli import main
-from adam_jax.experiments.folder import RunFolder
-from adam_jax.experiments.metrics import read_epochs
+from adam_jax.experiments.running.checkpoints import Checkpoints
+from adam_jax.experiments.running.folder import RunFolder
 
 # Two steps an epoch, of two.
 TINY = ("--batch_size=718", "--epochs=2", "--arguments.widths=[]")

@@ -11,10 +11,10 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from adam_jax import FIGURES, QUANTILES
-from adam_jax.experiments import training
 from adam_jax.experiments.cli import main
-from adam_jax.experiments.folder import make_run_folder
 from adam_jax.experiments.metrics import from_json, rank_moved, to_scalars
+from adam_jax.experiments.running import training
+from adam_jax.experiments.running.folder import make_run_folder
 
 
 def records(folder):

@@ -10,11 +10,13 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.experiments.config import OptimizerConfig, TrainConfig
-from adam_jax.experiments.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.problems.tasks import build_task
+from adam_jax.experiments.running.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.running.training import Trainer
+from adam_jax.experiments.settings.config import OptimizerConfig, TrainConfig
 from adam_jax.experiments.study import population
+from adam_jax.experiments.study.grids import list_settings
 from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.settings import list_settings
 from adam_jax.experiments.study.study_config import (
     Candidate,
     GridConfig,
@@ -23,8 +25,6 @@ from adam_jax.experiments.study.study_config import (
     SweepConfig,
     SweptCandidate,
 )
-from adam_jax.experiments.tasks import build_task
-from adam_jax.experiments.training import Trainer
 
 CURVES = ("train_loss", "test_loss", "accuracy")
 ADAMW = Candidate(name="adamw", schedule="cosine", warmup_steps=2, eps=1e-6)

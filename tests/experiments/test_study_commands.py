@@ -19,10 +19,11 @@ from PIL import Image
 from specs import read_panels, read_picture
 
 from adam_jax.experiments.cli import main
-from adam_jax.experiments.drawing import to_picture
-from adam_jax.experiments.folder import Journal
-from adam_jax.experiments.progress import Display
+from adam_jax.experiments.pictures.drawing import to_picture
+from adam_jax.experiments.running.folder import Journal
+from adam_jax.experiments.running.progress import Display
 from adam_jax.experiments.study import study
+from adam_jax.experiments.study.grids import find_border
 from adam_jax.experiments.study.members import Member, from_json, open_members
 from adam_jax.experiments.study.outcomes import (
     count_epochs,
@@ -32,7 +33,6 @@ from adam_jax.experiments.study.outcomes import (
     to_text,
 )
 from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.settings import find_border
 from adam_jax.experiments.study.study_charts import draw_curves, draw_sweep
 from adam_jax.experiments.study.study_config import (
     CompareConfig,

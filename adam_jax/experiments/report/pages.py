@@ -14,14 +14,19 @@ from markupsafe import Markup
 
 import adam_jax
 from adam_jax.experiments import report
-from adam_jax.experiments.drawing import Panel, to_page
 from adam_jax.experiments.machine import describe_machine
 from adam_jax.experiments.metrics import Epoch, write_metric
-from adam_jax.experiments.run_charts import chart_figures, chart_learning
+from adam_jax.experiments.pictures.drawing import Panel, to_page
+from adam_jax.experiments.pictures.run_charts import chart_figures, chart_learning
+from adam_jax.experiments.pictures.tables import (
+    Table,
+    describe_last,
+    tabulate_groups,
+    to_loss,
+)
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.outcomes import group_members, label, rank, tabulate
 from adam_jax.experiments.study.study_charts import SHOWN, chart_curves, chart_settings
-from adam_jax.experiments.tables import Table, describe_last, tabulate_groups, to_loss
 
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 ALL_DIVERGED = {"best": "none: all have diverged"}

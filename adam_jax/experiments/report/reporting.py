@@ -9,10 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from adam_jax.experiments.folder import CONFIG, replace_file
 from adam_jax.experiments.machine import ENVIRONMENT
 from adam_jax.experiments.metrics import no_run, read_epochs
-from adam_jax.experiments.options import ReportOptions
 from adam_jax.experiments.report.pages import (
     Page,
     Run,
@@ -21,6 +19,8 @@ from adam_jax.experiments.report.pages import (
     flatten,
     write_html,
 )
+from adam_jax.experiments.running.folder import CONFIG, replace_file
+from adam_jax.experiments.settings.options import ReportOptions
 from adam_jax.experiments.study.members import MEMBERS, read_members
 
 

@@ -6,8 +6,12 @@ from typing import Any
 
 import altair as alt
 
-from adam_jax.experiments.drawing import Panel, to_chart
-from adam_jax.experiments.scales import choose_ticks, name_values, settings_axis
+from adam_jax.experiments.pictures.drawing import Panel, to_chart
+from adam_jax.experiments.pictures.scales import (
+    choose_ticks,
+    name_values,
+    settings_axis,
+)
 from adam_jax.experiments.study.outcomes import Outcome, count_diverged, rank
 from adam_jax.experiments.study.study_config import MEASURES
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from adam_jax.experiments.folder import Journal
 from adam_jax.experiments.metrics import ACCURACY, Number, read_lines
+from adam_jax.experiments.running.folder import Journal
 
 MEMBERS = "members.jsonl"
 LOSSES = ("train_loss", "test_loss")

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from adam_jax.experiments.metrics import write_metric
-from adam_jax.experiments.scales import name_values
+from adam_jax.experiments.pictures.scales import name_values
+from adam_jax.experiments.pictures.tables import Table
 from adam_jax.experiments.study.members import LOSSES, Member
 from adam_jax.experiments.study.study_config import MEASURES
-from adam_jax.experiments.tables import Table
 
 
 class Spread(NamedTuple):

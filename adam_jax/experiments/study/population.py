@@ -12,12 +12,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from adam_jax.experiments.arguments import make_config
-from adam_jax.experiments.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.problems.tasks import Task
+from adam_jax.experiments.running.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.running.training import Carry, take_steps
+from adam_jax.experiments.settings.arguments import make_config
 from adam_jax.experiments.study.members import Member
 from adam_jax.experiments.study.study_config import Candidate, StudyConfig, set_options
-from adam_jax.experiments.tasks import Task
-from adam_jax.experiments.training import Carry, take_steps
 
 # Programs of one member at a time: XLA on CPU runs the grouped convolution that vmap
 # makes of theirs 3.6 times slower (16 members of digits_cnn, a step each).

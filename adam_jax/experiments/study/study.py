@@ -7,10 +7,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adam_jax.experiments.arguments import to_toml
-from adam_jax.experiments.config import require
-from adam_jax.experiments.drawing import to_picture
-from adam_jax.experiments.folder import (
+from adam_jax.experiments.interrupts import Interrupted, on_signals
+from adam_jax.experiments.metrics import ACCURACY
+from adam_jax.experiments.pictures.drawing import to_picture
+from adam_jax.experiments.pictures.tables import Table
+from adam_jax.experiments.problems.tasks import Task, build_task
+from adam_jax.experiments.running.folder import (
     Journal,
     explained,
     reopened,
@@ -18,9 +20,10 @@ from adam_jax.experiments.folder import (
     start_folder,
     tell_command,
 )
-from adam_jax.experiments.interrupts import Interrupted, on_signals
-from adam_jax.experiments.metrics import ACCURACY
-from adam_jax.experiments.progress import Display, print_whole
+from adam_jax.experiments.running.progress import Display, print_whole
+from adam_jax.experiments.settings.arguments import to_toml
+from adam_jax.experiments.settings.config import require
+from adam_jax.experiments.study.grids import find_border, list_settings
 from adam_jax.experiments.study.members import MEMBERS, Member, open_members
 from adam_jax.experiments.study.outcomes import (
     Outcome,
@@ -30,7 +33,6 @@ from adam_jax.experiments.study.outcomes import (
     tabulate,
 )
 from adam_jax.experiments.study.population import Population
-from adam_jax.experiments.study.settings import find_border, list_settings
 from adam_jax.experiments.study.study_charts import draw_curves, draw_sweep
 from adam_jax.experiments.study.study_config import (
     MEASURES,
@@ -39,8 +41,6 @@ from adam_jax.experiments.study.study_config import (
     SweepConfig,
     set_options,
 )
-from adam_jax.experiments.tables import Table
-from adam_jax.experiments.tasks import Task, build_task
 
 
 class Study(NamedTuple):

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import altair as alt
 import numpy as np
 
-from adam_jax.experiments.drawing import (
+from adam_jax.experiments.metrics import ACCURACY
+from adam_jax.experiments.pictures.drawing import (
     Line,
     Panel,
     choose_looks,
@@ -16,9 +17,9 @@ from adam_jax.experiments.drawing import (
     limit_line,
     to_chart,
 )
-from adam_jax.experiments.metrics import ACCURACY
-from adam_jax.experiments.run_charts import draw_epochs, draw_metric
-from adam_jax.experiments.scales import name_values, scale_log, settings_axis
+from adam_jax.experiments.pictures.run_charts import draw_epochs, draw_metric
+from adam_jax.experiments.pictures.scales import name_values, scale_log, settings_axis
+from adam_jax.experiments.study.grids import list_values
 from adam_jax.experiments.study.maps import CROSS, chart_map, chart_points
 from adam_jax.experiments.study.members import LOSSES, Member
 from adam_jax.experiments.study.outcomes import (
@@ -30,7 +31,6 @@ from adam_jax.experiments.study.outcomes import (
     split_by_optimizer,
     varied,
 )
-from adam_jax.experiments.study.settings import list_values
 from adam_jax.experiments.study.study_config import MEASURES, CompareConfig, SweepConfig
 
 SEEDS = "Line: the mean over the seeds; band: from the lowest to the highest."

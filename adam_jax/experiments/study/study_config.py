@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adam_jax.experiments.config import (
+from adam_jax.experiments.settings.config import (
     OptimizerConfig,
     TaskConfig,
     require,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from adam_jax.experiments.drawing import COLOURS, frame_panel, to_picture
-from adam_jax.experiments.folder import replace_file
+from adam_jax.experiments.pictures.drawing import COLOURS, frame_panel, to_picture
+from adam_jax.experiments.running.folder import replace_file
 from adam_jax.experiments.trace.path_charts import (
     HEIGHT,
     MARKS,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from adam_jax.experiments.drawing import (
+from adam_jax.experiments.pictures.drawing import (
     LIMIT,
     Line,
     Look,
@@ -21,7 +21,7 @@ from adam_jax.experiments.drawing import (
     draw_lines,
     to_chart,
 )
-from adam_jax.experiments.scales import name_values, scale_log
+from adam_jax.experiments.pictures.scales import name_values, scale_log
 from adam_jax.experiments.trace.paths import NEAR, Trace
 from adam_jax.experiments.trace.surfaces import Surface
 

@@ -11,8 +11,8 @@ import optax
 from jax import Array
 
 from adam_jax import OPTIMIZERS
-from adam_jax.experiments.config import OptimizerConfig
-from adam_jax.experiments.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.running.optimization import build_optimizer, build_schedule
+from adam_jax.experiments.settings.config import OptimizerConfig
 from adam_jax.experiments.trace.surfaces import HEAVY_BALL, SURFACES, Surface
 from adam_jax.experiments.trace.trace_config import TraceConfig
 

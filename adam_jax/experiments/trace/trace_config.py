@@ -5,8 +5,8 @@ import shutil
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adam_jax.experiments.arguments import check_call
-from adam_jax.experiments.config import (
+from adam_jax.experiments.settings.arguments import check_call
+from adam_jax.experiments.settings.config import (
     OptimizerConfig,
     require,
     require_folder,

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from adam_jax.experiments.arguments import to_toml
-from adam_jax.experiments.drawing import to_picture
-from adam_jax.experiments.folder import CONFIG, make_run_folder
 from adam_jax.experiments.interrupts import on_interrupt
-from adam_jax.experiments.progress import Display
-from adam_jax.experiments.scales import name_values
+from adam_jax.experiments.pictures.drawing import to_picture
+from adam_jax.experiments.pictures.scales import name_values
+from adam_jax.experiments.running.folder import CONFIG, make_run_folder
+from adam_jax.experiments.running.progress import Display
+from adam_jax.experiments.settings.arguments import to_toml
 from adam_jax.experiments.trace.animation import (
     choose_steps,
     draw_frames,

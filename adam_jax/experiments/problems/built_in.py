@@ -12,8 +12,8 @@ from flax import nnx
 from jax import Array
 from pydantic import Field
 
-from adam_jax.experiments.config import Share, require
-from adam_jax.experiments.data import (
+from adam_jax.experiments.metrics import ACCURACY, LOSS
+from adam_jax.experiments.problems.data import (
     Dataset,
     Examples,
     split_digits,
@@ -22,10 +22,10 @@ from adam_jax.experiments.data import (
     split_wilson,
     split_words,
 )
-from adam_jax.experiments.metrics import ACCURACY, LOSS
-from adam_jax.experiments.models import build_model
-from adam_jax.experiments.problems import Problem, nnx_problem
-from adam_jax.experiments.vae import negative_elbo
+from adam_jax.experiments.problems.models import build_model
+from adam_jax.experiments.problems.problem import Problem, nnx_problem
+from adam_jax.experiments.problems.vae import negative_elbo
+from adam_jax.experiments.settings.config import Share, require
 
 SPLITS = {"digits": split_digits, "mnist": split_mnist, "words": split_words}
 MOST_PARAMETERS = 10**8  # Adam holds four arrays of them

@@ -20,7 +20,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 import adam_jax
-from adam_jax.experiments.shipped import list_configs
+from adam_jax.experiments.settings.shipped import list_configs
 
 _LONGEST = 300  # characters of a message
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from adam_jax.experiments.options import NewOptions
+from adam_jax.experiments.settings.options import NewOptions
 
 TEMPLATE = Path(__file__).with_name("template.py")
 PLACE = "THIS_FILE"  # in the template: its own name

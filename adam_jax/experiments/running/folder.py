@@ -20,8 +20,6 @@ from tensorboardX.proto.event_pb2 import (
 )
 from tensorboardX.summary import scalar
 
-from adam_jax.experiments.checkpoints import FULL, Checkpoints
-from adam_jax.experiments.config import TaskConfig
 from adam_jax.experiments.machine import record_environment
 from adam_jax.experiments.metrics import (
     METRICS,
@@ -31,6 +29,8 @@ from adam_jax.experiments.metrics import (
     to_json,
     to_scalars,
 )
+from adam_jax.experiments.running.checkpoints import FULL, Checkpoints
+from adam_jax.experiments.settings.config import TaskConfig
 
 CONFIG = "config.toml"
 CHECKPOINTS = "checkpoints"

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from adam_jax.experiments.data import Dataset
-from adam_jax.experiments.transformer import Transformer
-from adam_jax.experiments.vae import VAE
+from adam_jax.experiments.problems.data import Dataset
+from adam_jax.experiments.problems.transformer import Transformer
+from adam_jax.experiments.problems.vae import VAE
 
 
 def build_model(

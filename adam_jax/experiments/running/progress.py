@@ -14,10 +14,10 @@ from rich.progress import (
 )
 
 from adam_jax.experiments.metrics import ACCURACY, Epoch, rank_moved, write_metric
-from adam_jax.experiments.tables import Table, describe_last, to_rich
+from adam_jax.experiments.pictures.tables import Table, describe_last, to_rich
 
 if TYPE_CHECKING:
-    from adam_jax.experiments.training import Trainer
+    from adam_jax.experiments.running.training import Trainer
 
 
 class Display(Progress):

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from adam_jax.experiments.arguments import check_call
-from adam_jax.experiments.batches import (
+from adam_jax.experiments.interrupts import Faulty
+from adam_jax.experiments.metrics import LOSS
+from adam_jax.experiments.problems.batches import (
     Rows,
     Stream,
     count_rows,
@@ -24,18 +25,17 @@ from adam_jax.experiments.batches import (
     holds_rows,
     read_rows,
 )
-from adam_jax.experiments.config import (
+from adam_jax.experiments.problems.problem import TEST_SEED, Problem
+from adam_jax.experiments.settings.arguments import check_call
+from adam_jax.experiments.settings.config import (
     BUILT_IN,
     MAKE,
     TaskConfig,
     require,
     require_label,
 )
-from adam_jax.experiments.interrupts import Faulty
-from adam_jax.experiments.metrics import LOSS
-from adam_jax.experiments.problems import TEST_SEED, Problem
 
-HOME = "adam_jax.experiments.built_in"
+HOME = "adam_jax.experiments.problems.built_in"
 SPLIT_SEED = 0  # not the run's seed: runs compare on the same test examples only
 TESTED_AT_ONCE = 4096  # examples
 TAKEN = ("train_loss", "test_loss", "test_error", "learning_rate", "skipped")

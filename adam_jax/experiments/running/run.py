@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from adam_jax.experiments.arguments import to_toml
-from adam_jax.experiments.config import TrainConfig
-from adam_jax.experiments.drawing import to_picture
-from adam_jax.experiments.folder import (
+from adam_jax.experiments.interrupts import Diverged, Interrupted, on_signals
+from adam_jax.experiments.pictures.drawing import to_picture
+from adam_jax.experiments.pictures.run_charts import draw_run
+from adam_jax.experiments.running.folder import (
     CHECKPOINTS,
     RunFolder,
     explained,
@@ -20,10 +20,10 @@ from adam_jax.experiments.folder import (
     start_folder,
     tell_command,
 )
-from adam_jax.experiments.interrupts import Diverged, Interrupted, on_signals
-from adam_jax.experiments.progress import Report
-from adam_jax.experiments.run_charts import draw_run
-from adam_jax.experiments.training import Trainer
+from adam_jax.experiments.running.progress import Report
+from adam_jax.experiments.running.training import Trainer
+from adam_jax.experiments.settings.arguments import to_toml
+from adam_jax.experiments.settings.config import TrainConfig
 
 COMMAND = "adam-jax train"
 PAUSE = 60.0  # seconds from one checkpoint to the next, unless the config says steps

@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from adam_jax.experiments.config import TrainConfig
+from adam_jax.experiments.settings.config import TrainConfig
 
 
 @dataclass(frozen=True)

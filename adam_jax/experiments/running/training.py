@@ -12,11 +12,15 @@ import optax
 from jax import Array
 
 from adam_jax import check_skips, named_figures
-from adam_jax.experiments.config import TrainConfig
 from adam_jax.experiments.interrupts import Diverged
 from adam_jax.experiments.metrics import Epoch
-from adam_jax.experiments.optimization import build_optimizer, build_schedule, watch
-from adam_jax.experiments.tasks import Task, build_task
+from adam_jax.experiments.problems.tasks import Task, build_task
+from adam_jax.experiments.running.optimization import (
+    build_optimizer,
+    build_schedule,
+    watch,
+)
+from adam_jax.experiments.settings.config import TrainConfig
 
 STUCK = 100  # steps that a guard skips in a row before the run is given up
 SEGMENT_SECONDS = 1.0  # after which a run can be stopped

@@ -20,7 +20,7 @@ from adam_jax import (
     skip_spikes,
     step_bound,
 )
-from adam_jax.experiments.config import OptimizerConfig
+from adam_jax.experiments.settings.config import OptimizerConfig
 from adam_jax.recipes.notes import collecting
 
 # Options of the run; the others are arguments of one of OPTIMIZERS.

@@ -12,9 +12,9 @@ from adam_jax.experiments.metrics import (
     to_json,
     to_scalars,
 )
-from adam_jax.experiments.options import InspectOptions
-from adam_jax.experiments.progress import print_whole
-from adam_jax.experiments.tables import Table, tabulate_groups, to_text
+from adam_jax.experiments.pictures.tables import Table, tabulate_groups, to_text
+from adam_jax.experiments.running.progress import print_whole
+from adam_jax.experiments.settings.options import InspectOptions
 
 COLUMNS = 5  # epochs side by side: they fit into 80 characters
 

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from adam_jax.experiments.options import ConfigsOptions
+from adam_jax.experiments.settings.options import ConfigsOptions
 
 
 def list_configs() -> dict[str, Path]:
     """Give the files of the configs, by name."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     installed, checkout = here / "configs", here.parents[1] / "configs"
     folder = installed if installed.is_dir() else checkout
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from adam_jax.experiments.batches import count_tested
+from adam_jax.experiments.problems.batches import count_tested
 
 SPLIT_SEED = 0  # Not the run's seed: runs compare on the same test examples only.
 FOLDER = Path(__file__).parent / "data_files"  # its README says what is in it

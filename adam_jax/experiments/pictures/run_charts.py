@@ -8,8 +8,14 @@ import altair as alt
 import numpy as np
 
 from adam_jax import QUANTILES
-from adam_jax.experiments.config import TrainConfig
-from adam_jax.experiments.drawing import (
+from adam_jax.experiments.metrics import (
+    ACCURACY,
+    Epoch,
+    rank_moved,
+    to_scalars,
+    write_metric,
+)
+from adam_jax.experiments.pictures.drawing import (
     COLOURS,
     DASHES,
     Line,
@@ -20,19 +26,13 @@ from adam_jax.experiments.drawing import (
     draw_panel,
     limit_line,
 )
-from adam_jax.experiments.metrics import (
-    ACCURACY,
-    Epoch,
-    rank_moved,
-    to_scalars,
-    write_metric,
-)
-from adam_jax.experiments.scales import (
+from adam_jax.experiments.pictures.scales import (
     epochs_axis,
     scale_linear,
     scale_log,
     scale_shares,
 )
+from adam_jax.experiments.settings.config import TrainConfig
 
 Runs = Mapping[str, Sequence[Epoch]]  # by the name that the page has for each
 STEP, RATIO = "effective_step_quantiles", "signal_to_noise_quantiles/q50"

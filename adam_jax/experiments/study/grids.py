@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from adam_jax.experiments.scales import name_values
+from adam_jax.experiments.pictures.scales import name_values
 from adam_jax.experiments.study.study_config import Range, SweepConfig, SweptCandidate
 
 

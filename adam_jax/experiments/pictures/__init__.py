@@ -1,0 +1,1 @@
+"""What all charts and tables share, and the charts of runs."""

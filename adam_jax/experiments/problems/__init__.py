@@ -1,0 +1,1 @@
+"""What is trained: problems of one's own, and those that come along."""

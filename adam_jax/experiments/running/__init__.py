@@ -1,0 +1,1 @@
+"""One run: its steps, its folder, and what is shown of it."""

@@ -1,0 +1,1 @@
+"""What commands are told: options, configs, and how these are checked."""
