@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
@@ -107,7 +108,8 @@ def bound(x: jax.Array) -> jax.Array:
         too_large = (size > limit) & (size <= largest)
         factor = jnp.where(too_large, limit / jnp.where(too_large, size, 1), 1)
         return x * factor.astype(x.dtype)
-    return jnp.where(jnp.abs(x) <= largest, jnp.clip(x, -limit, limit), x)
+    least, most = np.asarray([-limit, limit], x.dtype)
+    return lax.select(jnp.abs(x) <= largest, lax.clamp(least, x, most), x)
 
 
 @jax.custom_jvp

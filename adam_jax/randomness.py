@@ -19,7 +19,10 @@ POSITIONS = 2**32
 
 
 def random_bits(
-    shape: tuple[int, ...], words: Sequence[ArrayLike], like: ArrayLike | None = None
+    shape: tuple[int, ...],
+    words: Sequence[ArrayLike],
+    like: ArrayLike | None = None,
+    known: ArrayLike | None = None,
 ) -> jax.Array:
     """Return uint32s of `shape`: hashes of the words and each element's index.
 
@@ -38,6 +41,7 @@ def random_bits(
         traced go first: they are mixed then.
       like: an array that the result is sharded like, if it has the same shape. Without
         it, on explicit mesh axes, every device computes the whole result.
+      known: what `hash_known` returned for the words before these.
 
     Raises:
       ValueError: for a piece of a leaf, if `like` has another shape.
@@ -53,29 +57,40 @@ def random_bits(
         )
     starts = placement.find_starts(shape, cut) if cut else []
     whole = placement.whole_shape(shape, cut)
-    known = [*itertools.takewhile(lambda word: isinstance(word, int), words)]
-    rest = [jnp.asarray(word, jnp.uint32) for word in words[len(known) :]]
-    hashed = hash_words(known)
-    first = np.array([hashed, ~hashed], np.uint32)
-    return _random_bits(first, rest, starts, shape, whole, sharding)
+    if known is None:
+        first = [*itertools.takewhile(lambda word: isinstance(word, int), words)]
+        known, words = hash_known(first), words[len(first) :]
+    words = [jnp.asarray(word, jnp.uint32) for word in words]
+    return _random_bits(known, words, starts, shape, whole, sharding)
+
+
+def hash_known(words: Sequence[ArrayLike]) -> np.ndarray:
+    """Return the hash of words in such a form that XLA takes it for an operand.
+
+    A scalar constant it would write into the loop over its leaf, and then compile a
+    loop for each leaf. This is an array, of which it does not know that the first
+    element is taken. So leaves of one shape share a loop: GPT-2's step with bfloat16
+    moments compiles in a third of the time for an H100.
+
+    Args:
+      words: whole numbers, as in `random_bits`.
+    """
+    hashed = hash_words(words)
+    return np.array([hashed, ~hashed], np.uint32)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))  # one call, without jit as well
 def _random_bits(
-    first: jax.Array,
-    rest: Sequence[jax.Array],
+    known: jax.Array,
+    words: Sequence[jax.Array],
     starts: Sequence[jax.Array],
     shape: tuple[int, ...],
     whole: tuple[int, ...],
     sharding: Any,
 ) -> jax.Array:
-    # XLA would write a scalar constant into the loop over its leaf, and then compile a
-    # loop for each leaf. An array of two, of which it does not know that the first is
-    # taken, is an operand: leaves of one shape share a loop. GPT-2's step with bfloat16
-    # moments compiles in a third of the time for an H100.
-    place = (rest[0] | np.uint32(1)) == 0 if rest else 0
-    hashed = lax.dynamic_index_in_dim(first, jnp.int32(place), keepdims=False)
-    hashed = hash_words(rest, hashed)
+    place = (words[0] | np.uint32(1)) == 0 if words else 0  # never 1
+    hashed = lax.dynamic_index_in_dim(known, jnp.int32(place), keepdims=False)
+    hashed = hash_words(words, hashed)
     axes = list(range(len(shape)))
     iota = functools.partial(
         lax.broadcasted_iota, jnp.uint32, shape, out_sharding=sharding
@@ -92,8 +107,10 @@ def _random_bits(
     # The last axis comes last: XLA adds what is equal along it once a row.
     for i, axis in enumerate(axes):
         stride = math.prod(whole[other] for other in axes[i + 1 :])
-        hashed = hashed + iota(dimension=axis) * jnp.uint32(stride % POSITIONS)
-    return hash_index(jnp.uint32(0), jnp.broadcast_to(hashed, shape))
+        index = iota(dimension=axis)
+        index = index if stride == 1 else index * np.uint32(stride % POSITIONS)
+        hashed = hashed + index
+    return _finish(jnp.broadcast_to(hashed, shape))
 
 
 def find_position(place: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
@@ -136,7 +153,10 @@ def hash_index(index: Any, words: Any) -> Any:
       index: uint32s, the positions of the elements in the whole array.
       words: what `hash_words` returned.
     """
-    x: Any = index + words
+    return _finish(index + words)
+
+
+def _finish(x: Any) -> Any:
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(adam_jax.__file__).parent
 LAYERS = [
     "choice",
     "placement",
+    "tracing",
     "randomness",
     "numerics",
     "measures",

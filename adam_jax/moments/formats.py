@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 from typing_extensions import TypeAliasType
@@ -33,28 +34,34 @@ The lower bits are not for use: those of a first moment's noise round the second
 """
 
 
-def make_noise(
-    seed: int, past: ArrayLike, number: int, order: int, like: jax.Array
-) -> Noise:
+def make_noise(known: ArrayLike, past: ArrayLike, order: int, like: jax.Array) -> Noise:
     """Return the random bits that round one leaf of a moment in one step.
 
     The first moment takes the upper half of a hash, the second the lower half. XLA
     makes one hash for both if their seeds are equal.
 
     Args:
-      seed: of the moment's format.
+      known: what `hash_leaf` returned.
       past: int32 scalar, the number of steps before this one.
-      number: the leaf's place in the tree.
       order: 1 or 2, that of the moment.
       like: an array that the bits are sharded like.
     """
-    words = (seed, 0, number, past)  # with a 0, which those of round_to_params lack
 
     def noise(shape: tuple[int, ...]) -> jax.Array:
-        bits = randomness.random_bits(shape, words, like)
+        bits = randomness.random_bits(shape, [past], like, known)
         return bits if order == 1 else bits << 16
 
     return noise
+
+
+def hash_leaf(seed: int, number: int) -> np.ndarray:
+    """Return what is known of the random bits of a leaf, for `make_noise`.
+
+    Args:
+      seed: of the moment's format.
+      number: the leaf's place in the tree.
+    """
+    return randomness.hash_known((seed, 0, number))  # round_to_params has no 0
 
 
 class Stored(NamedTuple):

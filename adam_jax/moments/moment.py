@@ -16,9 +16,16 @@ from adam_jax import numerics, placement
 from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
-from adam_jax.moments.formats import Format, Stored, check_stored, make_noise
+from adam_jax.moments.formats import (
+    Format,
+    Stored,
+    check_stored,
+    hash_leaf,
+    make_noise,
+)
 from adam_jax.moments.starts import expect_weight, keep, resumed, steps_since
 from adam_jax.moments.trees import as_leaves, as_tree, decode, store
+from adam_jax.tracing import once
 
 
 class Gathered(NamedTuple):
@@ -175,12 +182,14 @@ class Moment:
         def at_dtype(dtype):  # the hyperparameters of this step
             return all_at(accumulator.hyperparams, past, dtype)
 
-        def add_leaf(old, grad, mu):
-            complex_moment = jnp.iscomplexobj(old)
+        def hyperparams_of(old, grad):
             real = numerics.real_dtype(grad.dtype)
-            h = at_dtype(grad.dtype if complex_moment else real)
+            return at_dtype(grad.dtype if jnp.iscomplexobj(old) else real)
+
+        def add_leaf(old, grad, mu):
+            h = hyperparams_of(old, grad)
             value = measure(grad, mu, h)
-            if jnp.iscomplexobj(value) and not complex_moment:
+            if jnp.iscomplexobj(value) and not jnp.iscomplexobj(old):
                 raise TypeError(
                     f"a {value.dtype} gradient cannot be gathered into a {old.dtype} "
                     "moment: pass a complex mu_dtype (or None), or real gradients for "
@@ -188,6 +197,13 @@ class Moment:
                 )
             return accumulator.add(old.astype(value.dtype), value, h)
 
+        def step_leaf(old, grad, mu, kept, known):
+            if accumulator.restart_every:
+                old = jnp.where(age == 0, accumulator.initial, old)
+            new = add_leaf(old, grad, mu)
+            return old, new, self._encode(new, kept, known, past)
+
+        step_alike = once(step_leaf)
         leaves, structure = tree_flatten_with_path(values)
         kept = as_leaves(stored, structure)
         others = map(jax.tree.leaves, (before, values if mu is None else mu))
@@ -199,12 +215,11 @@ class Moment:
                 # `before` is of all leaves at once: decode each when its turn has come.
                 kept[i] = placement.after(kept[i], last)
                 old = placement.at_leaf(path, kept[i].decode, value)
-            if accumulator.restart_every:
-                old = jnp.where(age == 0, accumulator.initial, old)
-            new = placement.at_leaf(path, add_leaf, old, value, like)
-            code = self._encode(i, path, new, kept[i], past)
-            last = code if in_host else last
-            rows.append((old, new, code))
+            hyperparams_of(old, value)  # are traced here, not with one of the leaves
+            known = hash_leaf(self.format.seed, i)
+            step = step_leaf if in_host else step_alike
+            rows.append(placement.at_leaf(path, step, old, value, like, kept[i], known))
+            last = rows[-1][-1] if in_host else last
         before, moment, codes = ([row[k] for row in rows] for k in range(3))
         before, moment = map(structure.unflatten, (before, moment))
         stored = as_tree(codes, structure, self.format.reader)
@@ -267,10 +282,9 @@ class Moment:
             return self._weigh(start, count - 1)
         return lax.fori_loop(0, count, lambda i, w: self._weigh(w, i), start)
 
-    def _encode(self, i: int, path: Any, x: Any, old: Stored, past: Any) -> Stored:
-        """Store the moment of the leaf with this number and path in place of `old`."""
-        noise = make_noise(self.format.seed, past, i, self.order, x)
-        new = placement.at_leaf(path, self.format.encode, x, old, noise)
+    def _encode(self, x: Any, old: Stored, known: Any, past: Any) -> Stored:
+        """Store the moment of a leaf, of which `hash_leaf` made `known`, for `old`."""
+        new = self.format.encode(x, old, make_noise(known, past, self.order, x))
         return placement.beside(check_stored(new, self.format, old), old.values)
 
     def _weigh(

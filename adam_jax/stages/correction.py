@@ -19,6 +19,7 @@ from adam_jax.stages.flow import (
     expect_second,
     expect_state,
 )
+from adam_jax.tracing import map_leaves
 
 
 def bias_correct(*, mu: bool = True, nu: bool = True) -> optax.GradientTransformation:
@@ -287,7 +288,7 @@ def _expect_one_weight(m: Moments) -> None:
 
 def _scale_down(moment: Any, weight: Any) -> Any:
     """Divide a moment, a pytree or None, by a scalar."""
-    scaled = jax.tree.map(
+    scaled = map_leaves(
         lambda m: numerics.divide(m, weight.astype(numerics.real_dtype(m.dtype))),
         moment,
     )

@@ -18,6 +18,7 @@ from adam_jax.hyperparams import (
 )
 from adam_jax.recipes.notes import note_division
 from adam_jax.stages.flow import Moments, cast_like, expect_moments, expect_second
+from adam_jax.tracing import map_leaves
 
 
 def precondition(
@@ -71,10 +72,12 @@ def divide_moments(m: Moments, eps: Any, eps_root: Any) -> Any:
         inside = nu + at(eps_root, past, nu.dtype)
         if isinstance(eps, float) and eps == 0:  # one rounding fewer
             return mu * numerics.rsqrt_or_zero(inside).astype(mu.dtype)
-        root = numerics.sqrt(inside)
-        return numerics.divide_or_zero(mu, root + at(eps, past, nu.dtype))
+        root = numerics.sqrt(inside) + at(eps, past, nu.dtype)
+        if isinstance(eps, float) and eps >= jnp.finfo(nu.dtype).tiny:
+            return numerics.divide(mu, root)  # which is not 0
+        return numerics.divide_or_zero(mu, root)
 
-    updates = jax.tree.map(divide_leaf, m.mu, m.nu)
+    updates = map_leaves(divide_leaf, m.mu, m.nu)
     note_division(updates, m.mu, m.nu, past, eps, eps_root)
     return updates
 

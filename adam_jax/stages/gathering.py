@@ -26,6 +26,7 @@ from adam_jax.stages.flow import (
     scalar_dtype,
     widen,
 )
+from adam_jax.tracing import map_leaves
 
 
 class MomentsState(NamedTuple):
@@ -137,7 +138,7 @@ def scale_by_moments(
         nu_before = _read(nu_moment, "b2", old_nu, updates)
         grads = widen(updates, mu_before, nu_before)
         if nu_moment:
-            grads = jax.tree.map(numerics.bound, grads)
+            grads = map_leaves(numerics.bound, grads)
         mu = nu = None
         if mu_moment:
             mu = mu_moment.step(old_mu, mu_before, grads, past, weights[0])

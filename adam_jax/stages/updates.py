@@ -27,6 +27,7 @@ from adam_jax.stages.flow import (
     expect_state,
     expect_updates,
 )
+from adam_jax.tracing import map_leaves
 
 Mask = TypeAliasType("Mask", Any | Callable[[Any], Any] | None)
 """A pytree of booleans, a prefix of params, or a function from params to one."""
@@ -92,7 +93,7 @@ def add_decayed_weights(
             decay = at(weight_decay, state.steps, numerics.real_dtype(dtype))
             return jnp.asarray(update, dtype) + decay * jnp.asarray(param, dtype)
 
-        decayed = jax.tree.map(decay_leaf, updates, params)
+        decayed = map_leaves(decay_leaf, updates, params)
         rate = at(weight_decay, state.steps, jnp.float32)
         decays = [Decay(rate, param) for param in jax.tree.leaves(params)]
         note_line("decay", updates, decayed, decays)
@@ -177,7 +178,7 @@ def scale_by_lr(
             update = numerics.widen(update)
             return factor_at(state.steps, update.dtype) * update
 
-        scaled = cast_like(jax.tree.map(scale, updates), emitted)
+        scaled = cast_like(map_leaves(scale, updates), emitted)
         rate = -factor_at(state.steps, jnp.float32)
         rates = [rate] * len(jax.tree.leaves(updates))
         note_line("learning_rate", updates, scaled, rates)

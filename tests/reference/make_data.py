@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import train_test_split
 
-FOLDER = Path(__file__).parents[2] / "adam_jax" / "experiments" / "problems" / "data_files"
+FOLDER = Path(__file__).parents[2] / "adam_jax/experiments/problems/data_files"
 VOCABULARY = 5000  # words
 TEST_SHARE, SPLIT_SEED = 0.2, 0
 FEWEST_WORDS = 20
