@@ -35,8 +35,8 @@ def main() -> None:
     assert help_.returncode and wanted in help_.stderr, help_.stderr
     configs = where.parent / "experiments" / "configs"
     assert len([*configs.glob("*.toml")]) > 20, f"no configs in {configs}"
-    for split in (data.split_digits, data.split_mnist, data.split_words):
-        assert len(split(0.2).train.labels) > 1000, split
+    for name in ("digits", "mnist", "words"):
+        assert len(data.split_classes(name, 0.2).train.labels) > 1000, name
     assert len(data.split_topics(0.1, 64).train.labels) > 1000
     licences = [path.name for path in data.FOLDER.glob("LICENSE-*")]
     assert len(licences) == 4, f"no licences in {data.FOLDER}"

@@ -10,14 +10,12 @@ from adam_jax.experiments.pictures.tables import Table
 from adam_jax.experiments.running.progress import print_whole
 from adam_jax.experiments.settings.options import ConvertOptions
 from adam_jax.experiments.state_files import SAME, Read, choose_writer, read_file
-from adam_jax.states.foreign import Held, hold_moments
 from adam_jax.states.parts import iterate_nodes, own_fields, stored_moments
 
 
 def prepare(options: ConvertOptions) -> Callable[[], None]:
     """Read the old file, and choose how the new one is written."""
     old = read_file(options.old, options)
-    held = hold_moments(old.nodes, None)
     folder = Path(options.new or ".").parent
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
@@ -26,14 +24,14 @@ def prepare(options: ConvertOptions) -> Callable[[], None]:
         if options.to != SAME:
             raise ValueError("--to needs the name of the file to write, after the old")
         return lambda: print_state(options.old, old)
-    write = choose_writer(options, old, held)
+    write = choose_writer(options, old)
 
     def convert() -> None:
         print_state(options.old, old)
         write(new)
         read = read_file(new, options)
         print_state(new, read)
-        print_losses(old, held, read, hold_moments(read.nodes, None))
+        print_losses(old, read)
 
     return convert
 
@@ -56,16 +54,16 @@ def print_state(path: Path, read: Read) -> None:
     print_whole(*lines, box=None, pad_edge=False)
 
 
-def print_losses(old: Read, held: Held, new: Read, kept: Held) -> None:
+def print_losses(old: Read, new: Read) -> None:
     """Print what the new file lacks of the old one, and how far moments differ."""
     lost = [x for x in old.others if x not in new.others]
-    for name, tree in held.moments.items():
-        there = kept.moments.get(name, {})
+    for name, tree in old.held.moments.items():
+        there = new.held.moments.get(name, {})
         lost += [f"{name}/{path}" for path in tree if path not in there]
         off = [_compare(x, there[path]) for path, x in tree.items() if path in there]
         if off:
             print(f"{name}: off by at most {max(off):.2g} of the largest in its array")
-    if held.counts != kept.counts:
+    if old.held.counts != new.held.counts:
         lost.append("counts")
     print(f"lost: {', '.join(lost) or 'nothing'}")
 

@@ -80,10 +80,10 @@ def from_json(line: str) -> Epoch:
     return _EPOCH.validate_json(line, strict=True)
 
 
-def no_run(path: Path, error: OSError) -> ValueError:
-    """Say that a folder is no run, because of one of its files."""
+def no_run(path: Path, error: OSError, command: str = "adam-jax train") -> ValueError:
+    """Say that a folder is no run, because of one of its files, and what makes one."""
     return ValueError(
-        f"{path.parent} is no run: {path}: {error.strerror}; adam-jax train makes one"
+        f"{path.parent} is no run: {path}: {error.strerror}; {command} makes one"
     )
 
 

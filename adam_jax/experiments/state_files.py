@@ -15,7 +15,7 @@ import optax
 
 import adam_jax
 from adam_jax.experiments.settings.options import ConvertOptions
-from adam_jax.states.foreign import Held
+from adam_jax.states.foreign import Held, hold_moments
 from adam_jax.states.keras_variables import find_shapes
 from adam_jax.states.parts import own_fields
 from adam_jax.states.plain import find_plain_nodes
@@ -23,6 +23,7 @@ from adam_jax.states.pytorch import TURNED, list_order
 
 SAME = ConvertOptions.to  # what is written unless it is told
 _WEIGHTS = "model.weights.h5"  # in an archive of Keras
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # of files before PyTorch 1.6
 # What an optimizer of Optax keeps; the arguments are those that shape its state.
 _OPTAX: dict[str, tuple[set[str], dict[str, Any]]] = {
     "adam": ({"mu", "nu"}, {}),
@@ -34,26 +35,34 @@ _OPTAX: dict[str, tuple[set[str], dict[str, Any]]] = {
 
 
 class Read(NamedTuple):
-    """Hold who wrote a file, a state's nodes, and the names of what else is in it."""
+    """Hold what a file has: the nodes of a state, and their moments."""
 
-    kind: str
+    kind: str  # who wrote it
     nodes: list[Any]
-    others: list[str]
+    others: list[str]  # the names of what it has beside moments and counts
+    held: Held
 
 
 def read_file(path: Path, options: ConvertOptions) -> Read:
     """Read the file of a state."""
+    kind, nodes, others = _read_nodes(path, options)
+    return Read(kind, nodes, others, hold_moments(nodes, None))
+
+
+def _read_nodes(
+    path: Path, options: ConvertOptions
+) -> tuple[str, list[Any], list[str]]:
     try:
         if path.is_dir():
-            return Read("Orbax", *find_plain_nodes(_restore(path)))
+            return "Orbax", *find_plain_nodes(_restore(path))
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     if start.startswith(b"PK") and _is_keras(path):
-        return Read("Keras", _read_keras(path, options), [])
-    if start.startswith(b"PK"):
-        return Read("PyTorch", _read_torch(path, options), [])
+        return "Keras", _read_keras(path, options), []
+    if start.startswith((b"PK", _OLD_TORCH)):
+        return "PyTorch", _read_torch(path, options), []
     if start.endswith(b"{"):
         nodes = adam_jax.read_state(path)
         others = [
@@ -62,7 +71,7 @@ def read_file(path: Path, options: ConvertOptions) -> Read:
             for name in own_fields(node)
             if name != "count"
         ]
-        return Read("save_state", nodes, others)
+        return "save_state", nodes, others
     from flax import serialization
 
     try:
@@ -72,7 +81,7 @@ def read_file(path: Path, options: ConvertOptions) -> Read:
             f"{path} was written by none of save_state, torch.save, Keras, "
             "flax.serialization and Orbax"
         ) from error
-    return Read("flax.serialization", *find_plain_nodes(tree))
+    return "flax.serialization", *find_plain_nodes(tree)
 
 
 def _restore(path: Path) -> Any:
@@ -224,9 +233,7 @@ def _turns(options: ConvertOptions) -> Callable[[str], bool]:
     return lambda name: bool(options.turned) and fnmatch.fnmatch(name, options.turned)
 
 
-def choose_writer(
-    options: ConvertOptions, old: Read, held: Held
-) -> Callable[[Path], None]:
+def choose_writer(options: ConvertOptions, old: Read) -> Callable[[Path], None]:
     """Choose what writes the new file."""
     kind, _, name = options.to.partition(".")
     if options.to == SAME or options.to in adam_jax.FORMATS:
@@ -237,7 +244,7 @@ def choose_writer(
     if kind == "optax":
         from flax import serialization
 
-        data = serialization.to_bytes(_adopt_by_optax(name, old, held))
+        data = serialization.to_bytes(_adopt_by_optax(name, old))
 
         def write(path: Path) -> None:
             path.write_bytes(data)
@@ -250,17 +257,17 @@ def choose_writer(
         raise ValueError(f"--to {options.to} needs --like, a file of the new optimizer")
     if options.to == "keras":
         return _make_keras_writer(options, options.like, old)
-    return _make_torch_writer(options, options.like, old, held)
+    return _make_torch_writer(options, options.like, old)
 
 
 def _make_torch_writer(
-    options: ConvertOptions, like: Path, old: Read, held: Held
+    options: ConvertOptions, like: Path, old: Read
 ) -> Callable[[Path], None]:
     """Give what writes the state_dict of --like with another state."""
     torch = _import("torch")
     new = _load_torch(like)
     names, turns = _read_names(new, options), _turns(options)
-    own, shapes = _list_shapes(held), []
+    own, shapes = _list_shapes(old.held), []
     for name in names:
         shape = own.get(name, ())
         shapes.append(_turn(shape, here=False) if turns(name) else shape)
@@ -282,12 +289,12 @@ def _turn(shape: tuple[int, ...], here: bool) -> tuple[int, ...]:
     return tuple(shape[i] for i in (axes if here else np.argsort(axes)))
 
 
-def _adopt_by_optax(name: str, old: Read, held: Held) -> Any:
+def _adopt_by_optax(name: str, old: Read) -> Any:
     """Make the state of an optimizer of Optax."""
     from flax import traverse_util
 
-    held.expect_all()
-    moments = {*held.moments}
+    old.held.expect_all()
+    moments = {*old.held.moments}
     fitting = [x for x, (own, _) in _OPTAX.items() if own == moments]
     if not name and not fitting:
         raise ValueError(
@@ -298,10 +305,11 @@ def _adopt_by_optax(name: str, old: Read, held: Held) -> Any:
     if name not in adam_jax.OPTIMIZERS or not hasattr(optax, name):
         raise ValueError(f"optax.{name} is no optimizer that adam_jax has as well")
     tx = getattr(optax, name)(1e-3, **_OPTAX.get(name, ((), {}))[1])
-    zeros = {x: np.zeros(shape, np.float32) for x, shape in _list_shapes(held).items()}
+    shapes = _list_shapes(old.held)
+    zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     params = traverse_util.unflatten_dict(zeros, sep="/")
     # These do not depend on the number of steps, and may not tell it.
-    count = 0 if name in ("sgd", "rmsprop", "adagrad") and not held.counts else None
+    count = 0 if name in ("sgd", "rmsprop", "adagrad") and not old.held.counts else None
     adopted = adam_jax.adopt_state(tx, old.nodes, params, count=count)
     alone = {*adopted.dropped} & {*adopted.started} - {"count"}
     if alone:

@@ -8,20 +8,18 @@ import pytest
 from adam_jax.experiments.problems import data
 from adam_jax.experiments.problems.data import (
     draw_split,
-    split_digits,
-    split_mnist,
+    split_classes,
     split_topics,
     split_wilson,
-    split_words,
 )
 
 # Of the examples as scikit-learn split them and its CountVectorizer marked the words,
 # read from the packages that README.md in data_files names.
 DIGESTS = {
-    "digits": (split_digits, (0.2,), "44231e3626fd455f"),
-    "half of digits": (split_digits, (0.5,), "f37e39eb9fa613f9"),
-    "mnist": (split_mnist, (0.2,), "77c009308d40cb03"),
-    "words": (split_words, (0.2,), "30e18ccff7722fd2"),
+    "digits": (split_classes, ("digits", 0.2), "44231e3626fd455f"),
+    "half of digits": (split_classes, ("digits", 0.5), "f37e39eb9fa613f9"),
+    "mnist": (split_classes, ("mnist", 0.2), "77c009308d40cb03"),
+    "words": (split_classes, ("words", 0.2), "30e18ccff7722fd2"),
     "topics": (split_topics, (0.1, 64), "0a681f2827c7f3f7"),
 }
 
@@ -45,14 +43,14 @@ def same(left, right):
 
 
 def test_mnist_has_500_images_of_each_digit_and_a_fifth_of_them_is_the_test():
-    train, test = split_mnist(0.2)
+    train, test = split_classes("mnist", 0.2)
     assert train.inputs.shape == (4000, 28, 28)
     assert test.inputs.shape == (1000, 28, 28)
     assert train.inputs.dtype == np.float32 and train.labels.dtype == np.int32
     assert np.bincount(train.labels).tolist() == [400] * 10
     assert np.bincount(test.labels).tolist() == [100] * 10
     assert train.inputs.min() == 0 and train.inputs.max() == 1
-    assert same(split_mnist(0.2), (train, test))
+    assert same(split_classes("mnist", 0.2), (train, test))
     # A one is a thin stroke: less ink than a zero, and most in the middle columns.
     images = np.asarray(train.inputs)
     zeros, ones = (images[train.labels == digit].mean(0) for digit in (0, 1))
@@ -61,7 +59,7 @@ def test_mnist_has_500_images_of_each_digit_and_a_fifth_of_them_is_the_test():
 
 
 def test_words_are_those_of_docstrings():
-    train, test = split_words(0.2)
+    train, test = split_classes("words", 0.2)
     assert train.inputs.shape[1] == test.inputs.shape[1] == 5000
     assert set(np.unique(test.inputs)) == {0, 1}
     assert 0.975 < float((train.inputs == 0).mean()) < 0.99

@@ -9,7 +9,7 @@ from flax import nnx
 from adam_jax.experiments.problems.data import (
     Dataset,
     Examples,
-    split_digits,
+    split_classes,
     split_topics,
 )
 from adam_jax.experiments.problems.models import build_model
@@ -44,7 +44,7 @@ def test_parameters_come_from_the_seed():
 
 
 def test_digits_are_split_once_and_for_all():
-    train, test = split_digits(0.2)
+    train, test = split_classes("digits", 0.2)
     assert train.inputs.shape == (1437, 8, 8)
     assert test.inputs.shape == (360, 8, 8)
     assert train.inputs.min() == 0
@@ -53,7 +53,7 @@ def test_digits_are_split_once_and_for_all():
     assert np.all(np.abs(np.bincount(test.labels) - 36) <= 1)
     seen = {image.tobytes() for image in np.asarray(train.inputs)}
     assert not any(image.tobytes() in seen for image in np.asarray(test.inputs))
-    assert np.array_equal(test.inputs, split_digits(0.2).test.inputs)
+    assert np.array_equal(test.inputs, split_classes("digits", 0.2).test.inputs)
 
 
 def test_the_transformer_sees_the_past_only():

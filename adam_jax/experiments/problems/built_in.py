@@ -16,18 +16,15 @@ from adam_jax.experiments.metrics import ACCURACY, LOSS
 from adam_jax.experiments.problems.data import (
     Dataset,
     Examples,
-    split_digits,
-    split_mnist,
+    split_classes,
     split_topics,
     split_wilson,
-    split_words,
 )
 from adam_jax.experiments.problems.models import build_model
 from adam_jax.experiments.problems.problem import Problem, nnx_problem
 from adam_jax.experiments.problems.vae import negative_elbo
 from adam_jax.experiments.settings.config import Share, require
 
-SPLITS = {"digits": split_digits, "mnist": split_mnist, "words": split_words}
 MOST_PARAMETERS = 10**8  # Adam holds four arrays of them
 # What an argument may be; what is larger is a mistake, and would only fill the memory.
 Width = Annotated[int, Field(gt=0, le=65_536)]
@@ -53,7 +50,7 @@ def classify(
     """Make digits, mnist or words: classes are told apart, or images compressed.
 
     Args:
-      data: One of SPLITS.
+      data: digits, mnist or words.
       model: A dense network (mlp) or one without hidden layers (logistic); for digits
         and mnist also a convolutional one that halves the image in each layer (cnn), or
         a variational autoencoder (vae).
@@ -70,7 +67,7 @@ def classify(
     is_vae, fitting = model == "vae", data != "words" or model in ("logistic", "mlp")
     require(fitting, "arguments.model", model, f"logistic or mlp for {data}")
     require(not (is_vae and dropout), "arguments.dropout", dropout, "0 for a vae")
-    dataset = SPLITS[data](test_share)
+    dataset = split_classes(data, test_share)
     options = {"widths": widths, "latent": latent, "hidden_bias": hidden_bias}
     build = _plan(model, dataset, **options, param_dtype=param_dtype)
     if is_vae:

@@ -13,6 +13,7 @@ from adam_jax.experiments.problems.batches import count_tested
 
 SPLIT_SEED = 0  # Not the run's seed: runs compare on the same test examples only.
 FOLDER = Path(__file__).parent / "data_files"  # its README says what is in it
+WHITE = {"digits": 16, "mnist": 255}  # the largest value of a pixel
 WILSON_EXAMPLES, WILSON_POSITIVE = 400, 0.6
 
 
@@ -37,27 +38,19 @@ class Dataset(NamedTuple):
         return 1 + max(int(np.asarray(part.labels).max()) for part in self)
 
 
-def split_digits(test_share: float) -> Dataset:
-    """Split 1,797 handwritten digits, always alike, each class in proportion."""
-    pixels, labels = _read("digits")
-    return _split(pixels / 16, labels, test_share)
+def split_classes(name: str, test_share: float) -> Dataset:
+    """Split labelled examples, each class in proportion, and always alike.
 
-
-def split_mnist(test_share: float) -> Dataset:
-    """Split 5,000 images of MNIST, just as digits."""
-    pixels, labels = _read("mnist")
-    return _split(pixels / 255, labels, test_share)
-
-
-def split_words(test_share: float) -> Dataset:
-    """Split the docstrings of SciPy, just as digits; the label is the subpackage.
-
-    Of each is marked with 1 which of 5,000 words are in it: those that are in most of
-    the training docstrings, where test_share is 0.2. 98.2% of the features are 0. The
-    arrays are dense all the same: they take 52 MB.
+    They are 1,797 handwritten digits, 5,000 images of MNIST, or the docstrings of SciPy
+    (words), whose label is the subpackage. Of each of these is marked with 1 which of
+    5,000 words are in it: those that are in most of the training docstrings, where
+    test_share is 0.2. 98.2% of the marks are 0; they take 52 MB all the same.
     """
-    marks, labels = _read("words")
-    return _split(np.unpackbits(marks, axis=1), labels, test_share)
+    with np.load(FOLDER / f"{name}.npz") as file:
+        inputs, labels = file["inputs"], file["labels"]
+    inputs = np.unpackbits(inputs, axis=1) if name == "words" else inputs / WHITE[name]
+    parts = draw_split(labels, test_share)
+    return Dataset(*(_to_examples(inputs[part], labels[part]) for part in parts))
 
 
 def split_wilson(test_share: float) -> Dataset:
@@ -92,16 +85,6 @@ def split_topics(test_share: float, context: int) -> Dataset:
             f"{len(codes) - cut} characters long"
         )
     return Dataset(_windows(codes[:cut], context), _windows(codes[cut:], context))
-
-
-def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(FOLDER / f"{name}.npz") as file:
-        return file["inputs"], file["labels"]
-
-
-def _split(inputs: np.ndarray, labels: np.ndarray, test_share: float) -> Dataset:
-    parts = draw_split(labels, test_share)
-    return Dataset(*(_to_examples(inputs[part], labels[part]) for part in parts))
 
 
 def draw_split(labels: np.ndarray, test_share: float) -> tuple[np.ndarray, np.ndarray]:

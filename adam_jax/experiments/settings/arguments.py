@@ -20,6 +20,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 import adam_jax
+from adam_jax.experiments.metrics import no_run
 from adam_jax.experiments.settings.shipped import list_configs
 
 _LONGEST = 300  # characters of a message
@@ -150,9 +151,7 @@ def read_resumed(table: dict[str, Any], command: str) -> dict[str, Any]:
     try:
         path.read_bytes()
     except OSError as error:
-        raise ValueError(
-            f"{path.parent} is no run: {path}: {error.strerror}; {command} makes one"
-        ) from error
+        raise no_run(path, error, command) from error
     return read_file(str(path)) | table
 
 
