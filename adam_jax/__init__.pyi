@@ -40,11 +40,10 @@ from .figures.definitions import (
     FIGURES,
     QUANTILES,
     Figure,
-    Leaf,
-    MissingError,
     Step,
     step_bound,
 )
+from .figures.leaves import Leaf, MissingError
 from .figures.measuring import Measured, measure
 from .hyperparams import (
     Hyperparam,

@@ -4,9 +4,8 @@ A `Figure` defines what to sum over the elements of a leaf, and how to compute t
 figure from the sums over one leaf or over the whole tree.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from adam_jax import numerics
-from adam_jax.hyperparams import check_decay, check_no_schedule
+from adam_jax.figures.leaves import (
+    Leaf,
+    at_bound,
+    has_signal,
+    moved,
+    nonfinite,
+    signal_to_noise,
+    square,
+    step_size,
+    swallowed,
+)
+from adam_jax.hyperparams import check_decay, check_no_schedule, shown
 from adam_jax.stages.gathering import MomentsState
 
 
@@ -42,73 +52,6 @@ class Step(NamedTuple):
     params: Any = None
     learning_rate: ArrayLike | None = None
     bound: ArrayLike = 1.0
-
-
-class Leaf:
-    """One leaf of a `Step`, in float32 or wider, for figures to read.
-
-    Attributes:
-      size: the number of its elements.
-      grad: its gradient.
-      mu, nu: its moments, before bias correction.
-      mu_weight, nu_weight: scalars; bias correction divides the moments by them.
-      paired: scalar: 1 if one stage keeps both moments of this leaf, else 0.
-      update: what the optimizer adds to the parameter.
-      param: the parameter before the step.
-      landed: the parameter after the step, as `optax.apply_updates` rounds it.
-      learning_rate, bound: scalars, as in `Step`.
-
-    Raises:
-      MissingError: if a figure reads a part that the step does not have.
-      AttributeError: if a figure reads a part that no leaf has.
-    """
-
-    size: ArrayLike
-    grad: jax.Array
-    mu: jax.Array
-    nu: jax.Array
-    mu_weight: jax.Array
-    nu_weight: jax.Array
-    paired: jax.Array
-    update: jax.Array
-    param: jax.Array
-    landed: jax.Array
-    learning_rate: jax.Array
-    bound: jax.Array
-
-    def __init__(self, **parts: Any):
-        """Keep the parts that are not None."""
-        self.__dict__.update({k: v for k, v in parts.items() if v is not None})
-
-    def __getattr__(self, part: str) -> Any:
-        """Raise an error for a part that is missing."""
-        if part not in _CURES:
-            raise AttributeError(
-                f"a leaf of a step has no {part!r}: choose from {', '.join(_CURES)}."
-            )
-        raise MissingError(f"a figure needs {_CURES[part]}.")
-
-
-_KEEPS = "moment, and this optimizer keeps none"
-_CURES = {
-    "size": "the size: measure a step",
-    "learning_rate": "the learning rate: give it to record(), as to the optimizer",
-    "param": "the parameters: call tx.update(grads, state, params)",
-    "landed": "the parameters: call tx.update(grads, state, params)",
-    "grad": "the gradients: wrap the optimizer, as in record(adam(1e-3))",
-    "update": "the updates: wrap the optimizer, as in record(adam(1e-3))",
-    "mu": f"a first {_KEEPS}",
-    "mu_weight": f"a first {_KEEPS}",
-    "nu": f"a second {_KEEPS}",
-    "nu_weight": f"a second {_KEEPS}",
-    "paired": "averages of gradients and of their squares, kept by one stage, and this "
-    "optimizer keeps none",
-    "bound": "the bound: give it to record()",
-}
-
-
-class MissingError(ValueError):
-    """The error for a step that lacks a part that a figure needs."""
 
 
 class Figure(NamedTuple):
@@ -172,58 +115,6 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 # Quantiles are interpolated, log-linearly, from the counts of values above each edge.
 # Where gradients agree, both ratios are 1, which is the middle of a bin.
 _EDGES = 2.0 ** np.arange(-9.5, 3)
-
-
-def _once(value: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Let a function of a leaf return the same array at every call.
-
-    Figures that sum the same array share its sum.
-    """
-
-    @functools.wraps(value)
-    def once(leaf, *args):
-        found = vars(leaf).setdefault("_found", {})
-        if (value, *args) not in found:
-            found[value, *args] = value(leaf, *args)
-        return found[value, *args]
-
-    return once
-
-
-@_once
-def square(leaf: Leaf, part: str) -> jax.Array:
-    """Return |x|^2 for each element of a part of the leaf.
-
-    Args:
-      leaf: a leaf with that part.
-      part: its name, such as "grad".
-    """
-    return numerics.abs_sq(getattr(leaf, part))
-
-
-@_once
-def step_size(leaf: Leaf) -> jax.Array:
-    """Return |update| / learning rate for each element, and 0 where the rate is 0.
-
-    Args:
-      leaf: a leaf with its update and the learning rate.
-    """
-    size = jnp.abs(leaf.update)
-    return numerics.divide_or_zero(size, leaf.learning_rate.astype(size.dtype))
-
-
-@_once
-def signal_to_noise(leaf: Leaf) -> jax.Array:
-    """Return |mu_hat| / sqrt(nu_hat) for each element, and 0 where nu is 0.
-
-    In a leaf whose moments are kept by different stages, it is 0.
-
-    Args:
-      leaf: a leaf with its moments and their weights.
-    """
-    ratio = numerics.divide_or_zero(jnp.abs(leaf.mu), numerics.sqrt(leaf.nu))
-    factor = numerics.divide_or_zero(jnp.sqrt(leaf.nu_weight), leaf.mu_weight)
-    return ratio * (leaf.paired * factor).astype(ratio.dtype)
 
 
 def correction(weight: str) -> Figure:
@@ -312,23 +203,15 @@ FIGURES: dict[str, Figure] = {
     ),
     "effective_step": Figure(lambda leaf: (step_size(leaf),), mean),
     "effective_step_quantiles": quantiles(step_size),
-    "at_step_bound": Figure(lambda leaf: (step_size(leaf) >= 0.99 * leaf.bound,), mean),
+    "at_step_bound": Figure(lambda leaf: (at_bound(leaf),), mean),
     "signal_to_noise": Figure(
-        lambda leaf: (signal_to_noise(leaf), (leaf.nu > 0) & (leaf.paired > 0)), ratio
+        lambda leaf: (signal_to_noise(leaf), has_signal(leaf)), ratio
     ),
     "signal_to_noise_quantiles": quantiles(signal_to_noise),
     "bias_correction_mu": correction("mu_weight"),
     "bias_correction_nu": correction("nu_weight"),
-    "swallowed": Figure(
-        lambda leaf: (
-            (leaf.landed == leaf.param) & (leaf.update != 0),
-            leaf.update != 0,
-        ),
-        ratio,
-    ),
-    "nonfinite": Figure(
-        lambda leaf: (~jnp.isfinite(leaf.grad),), lambda sums, leaf: sums[0]
-    ),
+    "swallowed": Figure(lambda leaf: (swallowed(leaf), moved(leaf)), ratio),
+    "nonfinite": Figure(lambda leaf: (nonfinite(leaf),), lambda sums, leaf: sums[0]),
 }
 """The figures by name.
 
@@ -348,3 +231,50 @@ FIGURES: dict[str, Figure] = {
   swallowed: the share of nonzero updates that `params + updates` loses to rounding.
   nonfinite: how many elements of the gradients are infinite or NaN.
 """
+
+
+def check_figures(figures: Any) -> Mapping[str, Figure]:
+    """Return `figures` if they are figures by name.
+
+    Args:
+      figures: the figures to measure.
+
+    Raises:
+      TypeError: if they are none.
+    """
+    values = figures.values() if isinstance(figures, Mapping) else [figures]
+    for value in values:
+        if not isinstance(figures, Mapping) or not isinstance(value, Figure):
+            raise TypeError(
+                "figures must be a dict from names to Figures, as in "
+                f"{{'norm': FIGURES['gradient_norm']}}, got {shown(value)}."
+            )
+    return figures
+
+
+def choose_figures(figures: Any) -> Mapping[str, Figure]:
+    """Return the figures that `record` is given, by name.
+
+    Args:
+      figures: names, figures by name, or None for all but the quantiles.
+
+    Raises:
+      ValueError: if there is no such figure.
+      TypeError: if a dict holds anything but figures.
+    """
+    if figures is None:
+        return {k: v for k, v in FIGURES.items() if not k.endswith("_quantiles")}
+    if isinstance(figures, Mapping):
+        return check_figures(figures)
+    if isinstance(figures, str) or not isinstance(figures, Iterable):
+        raise ValueError(
+            "figures must be a sequence of names, as in ['update_norm'], got "
+            f"{shown(figures)}."
+        )
+    for name in figures:
+        if name not in FIGURES:
+            raise ValueError(
+                f"there is no figure {shown(name)}: choose from "
+                f"{', '.join(FIGURES)}, or pass a dict of your own figures."
+            )
+    return {name: FIGURES[name] for name in figures}

@@ -4,19 +4,19 @@ If the tree is sharded, devices exchange nothing but sums.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from adam_jax import numerics, placement
 from adam_jax.checks import check_like
-from adam_jax.figures.definitions import QUANTILES, Figure, Leaf, MissingError, Step
+from adam_jax.figures.definitions import QUANTILES, Figure, Step, check_figures
+from adam_jax.figures.leaves import Leaf, MissingError, as_stored, name_arrays
 from adam_jax.figures.sums import sum_all
-from adam_jax.hyperparams import a_type, shown
+from adam_jax.hyperparams import a_type
 from adam_jax.placement import AxisName
 from adam_jax.stages.gathering import MomentsState
 
@@ -32,25 +32,6 @@ class Measured(NamedTuple):
 
     total: jax.Array
     leaves: jax.Array
-
-
-def check_figures(figures: Any) -> Mapping[str, Figure]:
-    """Return `figures` if they are figures by name.
-
-    Args:
-      figures: the figures to measure.
-
-    Raises:
-      TypeError: if they are none.
-    """
-    values = figures.values() if isinstance(figures, Mapping) else [figures]
-    for value in values:
-        if not isinstance(figures, Mapping) or not isinstance(value, Figure):
-            raise TypeError(
-                "figures must be a dict from names to Figures, as in "
-                f"{{'norm': FIGURES['gradient_norm']}}, got {shown(value)}."
-            )
-    return figures
 
 
 def measure(
@@ -114,6 +95,56 @@ def _compiled(
     """Measure, compiled once without jit as well."""
     del cuts  # which `sum_pieces` reads
     return _measure(items, step, axis_name, _traced_once)
+
+
+def name_sums(figures: Mapping[str, Figure], step: Step) -> dict[str, list[str | None]]:
+    """Return what each figure sums, by `name_arrays`.
+
+    Args:
+      figures: the figures, by name.
+      step: the step that they are measured of.
+    """
+    arrays = _leaves(step)[0][0]
+    names = {}
+
+    def look(arrays):
+        for name, figure in figures.items():
+            leaf = _as_leaf(arrays, step.learning_rate, step.bound)
+            names[name] = name_arrays(leaf, figure.sums(leaf))
+
+    jax.eval_shape(look, arrays)
+    return names
+
+
+def leaves_of(step: Step) -> list[Leaf]:
+    """Return the leaves of a step, as figures read them.
+
+    Args:
+      step: the step.
+    """
+    return [_as_leaf(x, step.learning_rate, step.bound) for x in _leaves(step)[0]]
+
+
+def measure_sums(
+    figures: Mapping[str, Figure],
+    step: Step,
+    sums: Sequence[Mapping[str, jax.Array]],
+    *,
+    axis_name: AxisName | None = None,
+) -> dict[str, Measured]:
+    """Do what `measure` does, from sums that are known.
+
+    Args:
+      figures: figures all of whose sums have names, in `name_sums`.
+      step: the step, of whose leaves only scalars are read.
+      sums: for each leaf, the sums by name.
+      axis_name: as in `measure`.
+    """
+    items = tuple((name, figures[name]) for name in sorted(figures))
+    named = name_sums(figures, step)
+    order = [key for name, _ in items for key in named[name] if key is not None]
+    rows = iter([jnp.array([row[key] for key in order]) for row in sums])
+    return _measure(items, step, axis_name, lambda *_: next(rows))
 
 
 def _measure(
@@ -272,12 +303,12 @@ def _as_leaf(arrays: Mapping[str, jax.Array], learning_rate: Any, bound: Any) ->
     """Return a leaf of these arrays, in float32 or wider."""
     stored = ("grad", "update", "param")
     parts: dict[str, Any] = {
-        name: _as_stored(x) if name in stored else numerics.widen(x)
+        name: as_stored(x) if name in stored else numerics.widen(x)
         for name, x in arrays.items()
     }
     if "update" in arrays and "param" in arrays:
         landed = arrays["param"] + arrays["update"]
-        parts["landed"] = _as_stored(landed.astype(arrays["param"].dtype))
+        parts["landed"] = as_stored(landed.astype(arrays["param"].dtype))
     if learning_rate is not None:
         parts["learning_rate"] = jnp.asarray(learning_rate)
     return Leaf(size=_size(arrays), bound=bound, **parts)
@@ -297,14 +328,3 @@ def _shard_alike(parts: dict[str, Any]) -> dict[str, jax.Array]:
             if placement.count_shards(finest) > 1 and len(finest.spec) == jnp.ndim(x):
                 arrays[name] = jax.sharding.reshard(x, finest)
     return arrays
-
-
-def _as_stored(x: jax.Array) -> jax.Array:
-    """Widen an array, but round as its dtype does, which XLA would otherwise omit."""
-    wide = numerics.widen(x)
-    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
-        info = jnp.finfo(x.dtype)
-        rounded = lax.reduce_precision(wide, info.nexp, info.nmant)
-        # reduce_precision() flushes subnormals to 0.
-        return jnp.where(jnp.abs(wide) < float(info.tiny), wide, rounded)
-    return wide

@@ -63,6 +63,37 @@ class Stepped(NamedTuple):
     nu_exponents: Any = None
 
 
+SUMS = (
+    "square grad",
+    "nonfinite",
+    "square param",
+    "square update",
+    "step_size",
+    "at_bound",
+    "moved",
+    "swallowed",
+    "signal_to_noise",
+    "has_signal",
+)
+"""What a kernel may sum over a leaf, by the functions of `figures.leaves`.
+
+But "step_size" is not divided by the learning rate, nor is "signal_to_noise" corrected.
+"""
+
+
+class Asked(NamedTuple):
+    """Which sums a kernel is asked for.
+
+    Attributes:
+      wanted: bool scalar, whether any are; else they are 0.
+      large: for each leaf, a float32 scalar: updates that are not smaller count as "at
+        bound".
+    """
+
+    wanted: ArrayLike
+    large: Sequence[ArrayLike]
+
+
 class Scalars(NamedTuple):
     """The scalars of one step, each a float or a float32 scalar.
 

@@ -6,6 +6,7 @@ the new state.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from adam_jax import placement, randomness
 from adam_jax.fused.dispatch import kernels
-from adam_jax.fused.kernels import Counts, Group, Options, Scalars, Seeds
+from adam_jax.fused.kernels import Asked, Counts, Group, Options, Scalars, Seeds
 from adam_jax.fused.members import Arrays, Member, find_members, key_of
 from adam_jax.hyperparams import at
 from adam_jax.moments.accumulators import look_ahead
@@ -71,24 +72,30 @@ class Call:
         slots = [i for group in self.slots for i in group if i is not None]
         return [*numbers, *(params + i for i in slots)]
 
-    def step(self, kernel: Any, operands: Operands, params: int) -> dict[int, Any]:
+    def step(
+        self, kernel: Any, operands: Operands, params: int, asked: Asked | None
+    ) -> tuple[dict[int, Any], Sequence[Any]]:
         """Take the step.
 
         Args:
           kernel: the module of the kernel.
           operands: the arrays of this call.
           params: the number of parameters.
+          asked: what is to be summed beside; None if nothing.
 
         Returns:
-          A dict from number to new leaf. Parameters are numbered first, then the leaves
-          of the state.
+          A dict from number to new leaf; parameters are numbered first, then the leaves
+          of the state. And the sums over each leaf, if any were asked for.
         """
         scalars, counts, take = operands[1:]
-        groups = self._groups(operands)
-        stepped = kernel.step(groups, scalars, counts, self.options, take)
+        given = self._groups(operands), scalars, counts, self.options, take
+        if asked is None:
+            stepped, sums = kernel.step(*given), ()
+        else:
+            stepped, sums = kernel.step_and_sum(*given, asked)
         moments = [x for group in stepped for x in group[1:] if x is not None]
         made = [*(x for group in stepped for x in group.params), *moments]
-        return dict(zip(self.replaces(params), made, strict=True))
+        return dict(zip(self.replaces(params), made, strict=True)), sums
 
     def _groups(self, operands: Operands) -> list[Group]:
         return [

@@ -7,7 +7,7 @@ everything that the kernel does not know.
 
 import functools
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -22,6 +22,7 @@ from adam_jax.choice import choose, is_sharded
 from adam_jax.fused.accumulation import take_apart
 from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import kernels
+from adam_jax.fused.figures import Reading, find_readings
 from adam_jax.fused.plan import Call, make_plan
 from adam_jax.recipes.notes import collecting
 from adam_jax.stages.flow import expect_optimizer, expect_whole
@@ -152,47 +153,69 @@ def _run(
 
     def trace(*given):
         """Return the result of the step, and the operands of the kernel calls."""
-        nonlocal calls
+        nonlocal calls, readings
         params, grads, state = structure.unflatten(given)
         with collecting() as notes:
             updates, after = update(grads, state, params, **extra_args)
         expect_whole(updates, "fused.step")
         made = optax.apply_updates(params, updates), after
-        calls, operands = [], []
+        calls, operands, readings, watched = [], [], [], []
         if not any(map(is_sharded, given)):
             calls, operands = make_plan(notes, params, updates, after)
-        return made, operands
+            emitted = jax.tree.structure(params).flatten_up_to(updates)
+            readings, watched = find_readings(
+                notes.watches, calls, operands, emitted, after
+            )
+        return made, operands, watched
 
     calls: list[Call] = []
-    jaxpr, (made, operands) = jax.make_jaxpr(trace, return_shape=True)(*given)
-    number, made = len(jax.tree.leaves(params)), jax.tree.structure(made)
+    readings: list[Reading] = []
+    jaxpr, shapes = jax.make_jaxpr(trace, return_shape=True)(*given)
+    number, made = len(jax.tree.leaves(params)), jax.tree.structure(shapes[0])
+    # Of each output, its number.
+    shape = jax.tree.structure(shapes)
+    outputs, operands, watched = shape.unflatten(range(shape.num_leaves))
+    outputs = jax.tree.leaves(outputs)
 
     def fuse(kernel, chosen):
         """Return the function that leaves these calls to a kernel."""
-        kept = [True] * made.num_leaves
-        for i in chosen:
-            for leaf in calls[i].replaces(number):
-                kept[leaf] = False
-        wanted = [
-            i in chosen for i, own in enumerate(operands) for _ in jax.tree.leaves(own)
+        summed = [
+            (reading, own)
+            for reading, own in zip(readings, watched, strict=True)
+            if hasattr(kernel, "step_and_sum") and reading.calls <= {*chosen}
         ]
-        structure = jax.tree.structure([operands[i] for i in chosen])
+        replaced = {leaf for i in chosen for leaf in calls[i].replaces(number)}
+        replaced |= {number + i for reading, _ in summed for i in reading.replaces}
+        kept = {i: output for i, output in enumerate(outputs) if i not in replaced}
+        arrays = {i: operands[i] for i in chosen}
 
         def fused(*values):
-            results = _compute(jaxpr, [*kept, *wanted], values)
-            last = len(results) - structure.num_leaves
-            left, flat = iter(results[:last]), results[last:]
-            leaves = [next(left) if keep else None for keep in kept]
-            for i, own in zip(chosen, structure.unflatten(flat), strict=True):
-                for leaf, value in calls[i].step(kernel, own, number).items():
-                    leaves[leaf] = value
-            return leaves
+            known = {}
+            for _, own in summed:
+                [known[own.looked]] = _compute(jaxpr, [own.others_looked], values)
+            asked = [own.asked for _, own in summed]
+            leaves, given, asked = _compute(jaxpr, (kept, arrays, asked), values, known)
+            sums = {}
+            for i in chosen:
+                ask = None
+                for (reading, _), own in zip(summed, asked, strict=True):
+                    if i in reading.calls:
+                        ask = reading.ask(own, i, calls[i])
+                stepped, rows = calls[i].step(kernel, given[i], number, ask)
+                leaves |= stepped
+                sums |= {(i, k): row for k, row in enumerate(rows)}
+            for reading, own in summed:
+                rows = [sums[leaf] for leaf in reading.leaves]
+                known |= dict(zip(own.sums, rows, strict=True))
+                figures = _compute(jaxpr, own.figures, values, known)
+                places = [number + i for i in reading.replaces]
+                leaves |= dict(zip(places, figures, strict=True))
+            return [leaves[i] for i in range(len(outputs))]
 
         return fused
 
     def composed(*values):
-        kept = [True] * made.num_leaves
-        return _compute(jaxpr, kept + [False] * len(jax.tree.leaves(operands)), values)
+        return _compute(jaxpr, outputs, values)
 
     fused = {}
     if calls and not _needs_its_trace(jaxpr):
@@ -216,12 +239,30 @@ def _check_order(params: Any, grads: Any, state: Any) -> None:
         )
 
 
-def _compute(closed: Any, wanted: list[bool], values: Any) -> list[Any]:
-    """Return the wanted outputs of a jaxpr, and trace nothing else."""
+def _compute(
+    closed: Any, wanted: Any, values: Sequence[Any], known: Mapping[int, Any] = {}
+) -> Any:
+    """Return outputs of a jaxpr, and trace nothing else.
+
+    Args:
+      closed: the jaxpr.
+      wanted: a pytree of numbers of its outputs.
+      values: its constants and its inputs.
+      known: the values of outputs that are not to be computed, by their numbers.
+    """
     jaxpr = closed.jaxpr
-    jaxpr = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
-    pruned, _ = dce_jaxpr(jaxpr, wanted, instantiate=True)
-    return jaxpr_as_fun(type(closed)(pruned, []))(*values)
+    given = [jaxpr.outvars[i] for i in known]
+    jaxpr = jaxpr.replace(
+        constvars=[],
+        invars=[*jaxpr.constvars, *jaxpr.invars, *given],
+        eqns=[eqn for eqn in jaxpr.eqns if not {*eqn.outvars} & {*given}],
+    )
+    numbers, structure = jax.tree.flatten(wanted)
+    used = [i in numbers for i in range(len(jaxpr.outvars))]
+    pruned, _ = dce_jaxpr(jaxpr, used, instantiate=True)
+    results = jaxpr_as_fun(type(closed)(pruned, []))(*values, *known.values())
+    found = dict(zip(sorted({*numbers}), results, strict=True))
+    return structure.unflatten([found[i] for i in numbers])
 
 
 def _needs_its_trace(closed: Any) -> bool:

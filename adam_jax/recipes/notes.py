@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from adam_jax import numerics
 from adam_jax.hyperparams import at
-from adam_jax.recipes.recipe import Choice, Flowing, Origin, Part, Recipe
+from adam_jax.recipes.recipe import Choice, Flowing, Origin, Part, Recipe, Watch
 
 try:
     from jax.extend.core import get_opaque_trace_state
@@ -57,6 +57,7 @@ class Notes:
       moments: notes on moments between stages, each a `Flowing`.
       choices: notes on new arrays of a state, each a `Choice`.
       averages: notes on the weights of a state, each True or False.
+      watches: how figures of the step are measured.
       trace: the trace in which they are taken.
     """
 
@@ -67,6 +68,7 @@ class Notes:
         self.moments: ByArray = ByArray()
         self.choices: ByArray = ByArray()
         self.averages: ByArray = ByArray()
+        self.watches: list[Watch] = []
 
 
 _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
@@ -229,6 +231,17 @@ def note_gate(updates: tuple[Any, Any], state: tuple[Any, Any, Any], gate: Any) 
             notes.recipes[new] = dataclasses.replace(recipe, gates=gates)
     for new, old, chosen in zip(*map(jax.tree.leaves, state), strict=True):
         notes.choices[new] = Choice(chosen, old, gate)
+
+
+def note_watch(watch: Watch) -> None:
+    """Note how figures of the step are measured.
+
+    Args:
+      watch: how.
+    """
+    notes = _current()
+    if notes is not None:
+        notes.watches.append(watch)
 
 
 def all_finite(notes: Notes, updates: Any, grads: Any) -> jax.Array:

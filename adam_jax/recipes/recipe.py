@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -199,6 +200,38 @@ class Recipe:
         quotient = 1 / jnp.maximum(eps, 2.0**-63)
         largest = learning_rate * (2.0**60 * (quotient + jnp.abs(rate)))
         return [1 / mu_seen, 1 / nu_seen, *roots, largest]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watch:
+    """How `record` measures a step.
+
+    Attributes:
+      figures: what is measured, by name.
+      found: their new values in the state, by name.
+      old: the values before.
+      wanted: bool scalar: whether the step is measured.
+      grads, updates, params: the trees that are measured.
+      before: the state of the optimizer before the step.
+      step: returns all that figures are measured of, a `Step`.
+      look: names of figures -> what `found` holds of them without a kernel, and a bool
+        scalar, true once they are known.
+      looked: that scalar for all of them. The gradients of the step wait for it.
+      axis_name: the axes along which leaves are cut, if they are named.
+    """
+
+    figures: Mapping[str, Any]
+    found: Mapping[str, Any]
+    old: Mapping[str, Any]
+    wanted: Any
+    grads: Any
+    updates: Any
+    params: Any
+    before: Any
+    step: Callable[[], Any]
+    look: Callable[[Sequence[str]], tuple[Mapping[str, Any], Any]]
+    looked: Any
+    axis_name: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

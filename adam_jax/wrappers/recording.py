@@ -4,7 +4,7 @@
 its state. `named_figures` turns them into plain floats for a logger.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,22 +15,23 @@ from jax import lax
 
 from adam_jax.checks import prune
 from adam_jax.figures.definitions import (
-    FIGURES,
     QUANTILES,
     Figure,
-    MissingError,
     Step,
+    choose_figures,
     step_bound,
 )
-from adam_jax.figures.measuring import Measured, check_figures, measure
+from adam_jax.figures.leaves import MissingError
+from adam_jax.figures.measuring import Measured, measure
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
     check_no_schedule,
     check_non_negative,
-    shown,
 )
 from adam_jax.placement import AxisName
+from adam_jax.recipes.notes import note_watch
+from adam_jax.recipes.recipe import Watch
 from adam_jax.stages.flow import (
     expect_optimizer,
     expect_state,
@@ -74,10 +75,12 @@ def record(
     `optax.tree.get(state, "update_norm").total`, all of them with `named_figures`.
 
     On TPU and GPU, XLA sums the figures in the loop that takes the step, and reads
-    nothing twice. On CPU, and in a call that is measured out of `every`, `tx` runs
-    twice, once for the figures alone. So put whatever is costly, or calls back to the
-    host, outside `record`. Put guards inside, as in `record(skip_nonfinite(tx))`, to
-    see what they skip.
+    nothing twice. On CPU the native step of `fused.step` does, where it steps all
+    leaves and nothing outside of `record` changes the updates (quantiles and figures of
+    your own excepted). Elsewhere on CPU, and in a call that is measured out of `every`,
+    `tx` runs twice, once for the figures alone. So put whatever is costly, or calls
+    back to the host, outside `record`. Put guards inside, as in
+    `record(skip_nonfinite(tx))`, to see what they skip.
 
     Args:
       tx: the optimizer to watch, or a chain of stages; it receives the extra arguments
@@ -116,7 +119,7 @@ def record(
     inner = optax.identity() if tx is None else tx
     expect_optimizer(inner, "record")
     inner = optax.with_extra_args_support(inner)
-    chosen = _choose(figures)
+    chosen = choose_figures(figures)
     if learning_rate is not None:
         learning_rate = check_non_negative(
             "learning_rate", learning_rate, half_precision=True
@@ -174,30 +177,56 @@ def record(
                 f"{', '.join(state.figures) or 'no figures'}: name the same ones, or "
                 "start from tx.init(params) and keep inner_state."
             )
-        grads, before = updates, state.inner_state
+        given, before = updates, state.inner_state
         count = jnp.asarray(optax.safe_increment(state.count))
 
-        def look(_):
-            updates, after = inner.update(grads, before, params, **extra_args)
-            expect_whole(updates, "record")
-            step = see(grads, updates, params, before, after, state.count)
-            kept = {name: chosen[name] for name in state.figures}
-            measured = measure(kept, step, axis_name=axis_name)
-            return jax.tree.map(
-                lambda new, old: new.astype(old.dtype), measured, state.figures
-            )
+        kept = {name: chosen[name] for name in state.figures}
+        wanted = jnp.bool_(True) if every == 1 else count % every == 0
 
+        def look(names):
+            old = {name: state.figures[name] for name in names}
+
+            def look_now(_):
+                updates, after = inner.update(given, before, params, **extra_args)
+                expect_whole(updates, "record")
+                step = see(given, updates, params, before, after, state.count)
+                figures = {name: kept[name] for name in names}
+                measured = measure(figures, step, axis_name=axis_name)
+                return jax.tree.map(
+                    lambda new, old: new.astype(old.dtype), measured, old
+                )
+
+            if every == 1:
+                measured = look_now(None)
+            else:
+                measured = lax.cond(wanted, look_now, lambda _: old, None)
+            looked = [jnp.all(~(m.leaves < -jnp.inf)) for m in measured.values()]
+            return measured, jnp.all(jnp.array(looked, bool))
+
+        measured, looked = look([*kept])
         if every == 1:
-            measured = look(None)
+            grads = lax.platform_dependent(given, looked, cpu=_wait, default=_go_on)
         else:
-            measured = lax.cond(count % every == 0, look, lambda _: state.figures, None)
-        looked = [jnp.all(~(m.leaves < -jnp.inf)) for m in measured.values()]
-        looked = jnp.all(jnp.array(looked, bool))
-        if every == 1:
-            grads = lax.platform_dependent(grads, looked, cpu=_wait, default=_go_on)
-        else:
-            grads = _wait(grads, looked)
+            grads = _wait(given, looked)
         updates, inner_state = inner.update(grads, before, params, **extra_args)
+        note_watch(
+            Watch(
+                figures=kept,
+                found=measured,
+                old=state.figures,
+                wanted=wanted,
+                grads=None if tx is None else grads,
+                updates=updates,
+                params=params,
+                before=before,
+                step=lambda: see(
+                    grads, updates, params, before, inner_state, state.count
+                ),
+                look=look,
+                looked=looked,
+                axis_name=axis_name,
+            )
+        )
         return updates, RecordState(inner_state, count, measured)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -316,22 +345,3 @@ def _paths(params: Any, recorded: RecordState) -> list[str]:
             )
     kept = drop_boxes([path for path, _ in leaves])
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in kept]
-
-
-def _choose(figures: Any) -> Mapping[str, Figure]:
-    if figures is None:
-        return {k: v for k, v in FIGURES.items() if not k.endswith("_quantiles")}
-    if isinstance(figures, Mapping):
-        return check_figures(figures)
-    if isinstance(figures, str) or not isinstance(figures, Iterable):
-        raise ValueError(
-            "figures must be a sequence of names, as in ['update_norm'], got "
-            f"{shown(figures)}."
-        )
-    for name in figures:
-        if name not in FIGURES:
-            raise ValueError(
-                f"there is no figure {shown(name)}: choose from "
-                f"{', '.join(FIGURES)}, or pass a dict of your own figures."
-            )
-    return {name: FIGURES[name] for name in figures}

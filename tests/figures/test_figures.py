@@ -22,7 +22,8 @@ from adam_jax import (
     scale_by_moments,
     step_bound,
 )
-from adam_jax.figures.definitions import MissingError, mean, quantiles
+from adam_jax.figures.definitions import mean, quantiles
+from adam_jax.figures.leaves import MissingError
 
 LR, BOUND = 2.0**-7, 2.5
 SHAPES = {

@@ -10,7 +10,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -215,8 +217,8 @@ struct Trial {
   std::vector<Leaf> leaves;
   std::vector<LeafArrays> before;
   Scalars scalars;
-  Rounding rounding;
-  bool nesterov, in_place;
+  Manner manner;
+  bool in_place;
 };
 
 bool specials;  // whether a trial has values that are not ordinary
@@ -284,8 +286,10 @@ Trial draw_trial() {
   if (trial.scalars.b1 == 0) trial.scalars.one_minus_b1 = trial.scalars.one_minus_b2 = 1;
   if (chance(20)) trial.scalars.eps = 0;
   if (chance(30)) trial.scalars.eps_root = 1e-10f;
-  trial.rounding = static_cast<Rounding>(draw(0, 1));
-  trial.nesterov = chance(50);
+  trial.manner.rounding = static_cast<Rounding>(draw(0, 1));
+  trial.manner.nesterov = chance(50);
+  trial.manner.takes = !chance(20);
+  trial.manner.sums = !trial.manner.takes || chance(70);
   trial.in_place = chance(50);
   const int64_t count = chance(30) ? draw(1, 40) : 1;
   for (int64_t i = 0; i < count; ++i) {
@@ -298,6 +302,7 @@ Trial draw_trial() {
     leaf.grad_dtype = draw_float();
     leaf.param_dtype = draw_float();
     leaf.decays = chance(50);
+    leaf.large_update = chance(50) ? 1e-3f : std::numeric_limits<float>::infinity();
     leaf.param_key = static_cast<uint32_t>(generator());
     if (n > 0 && chance(40)) {
       const int64_t most_rows = draw(1, 4), rows = leaf.rows % most_rows ? 1 : most_rows;
@@ -322,9 +327,36 @@ Trial draw_trial() {
 // What a step writes.
 struct Results {
   Array out, mu, nu, mu_scales, nu_scales;
+  std::vector<double> sums = std::vector<double>(kSums);
 };
 
-void reference_step(const Trial& trial, size_t i, bool fused, Results& results) {
+float load(Array& array, int64_t i) {
+  return array.dtype() == Dtype::kFloat32 ? array.as<float>()[i]
+                                          : bfloat16(array.as<uint16_t>()[i]);
+}
+
+// Adds one element to the sums. `landed` is the parameter after the update.
+void reference_add(float grad, float param, float update, float landed, float large,
+                   float mu, float nu, std::vector<double>& sums) {
+  const auto square = [](float x) {
+    const volatile float squared = x * x;  // rounded to float32: it may overflow
+    return static_cast<double>(squared);
+  };
+  sums[kGradSquare] += square(grad);
+  sums[kNonfinite] += !std::isfinite(grad);
+  sums[kParamSquare] += square(param);
+  sums[kUpdateSquare] += square(update);
+  sums[kUpdateSize] += std::fabs(update);
+  sums[kLargeUpdate] += std::fabs(update) >= large;
+  sums[kMoved] += update != 0;
+  sums[kSwallowed] += update != 0 && landed == param;
+  const double root = std::sqrt(static_cast<double>(nu));
+  sums[kSignal] += nu == 0 ? 0 : std::fabs(static_cast<double>(mu)) / root;
+  sums[kHasSignal] += nu > 0;
+}
+
+void reference_step(const Trial& trial, size_t i, bool fused, Results& results,
+                    std::vector<float>& updates) {
   const Leaf& leaf = trial.leaves[i];
   const Scalars& s = trial.scalars;
   LeafArrays before = trial.before[i];
@@ -332,10 +364,7 @@ void reference_step(const Trial& trial, size_t i, bool fused, Results& results) 
   auto mu = reference_load(leaf, leaf.mu, before.mu, before.mu_scales);
   auto nu = reference_load(leaf, leaf.nu, before.nu, before.nu_scales);
   for (int64_t j = 0; j < n; ++j) {
-    const auto at = [j](Array& array) {
-      return array.dtype() == Dtype::kFloat32 ? array.as<float>()[j]
-                                              : bfloat16(array.as<uint16_t>()[j]);
-    };
+    const auto at = [j](Array& array) { return load(array, j); };
     float grad = at(before.grad);
     if (std::isfinite(grad)) grad = std::clamp(grad, -std::exp2(60.0f), std::exp2(60.0f));
     float& m = mu[static_cast<size_t>(j)];
@@ -344,7 +373,7 @@ void reference_step(const Trial& trial, size_t i, bool fused, Results& results) 
     m = sum_of_product(fused, s.b1, m, first);
     v = sum_of_product(fused, s.b2, v, s.one_minus_b2 * (grad * grad));
     const float read =
-        trial.nesterov ? sum_of_product(fused, s.b1 * m, s.look_ahead, first) : m;
+        trial.manner.nesterov ? sum_of_product(fused, s.b1 * m, s.look_ahead, first) : m;
     const float divisor = std::sqrt(v / s.nu_weight + s.eps_root) + s.eps;
     float update = divisor == 0 ? 0 : read / (s.mu_weight * divisor);
     const float param = at(before.param);
@@ -352,23 +381,51 @@ void reference_step(const Trial& trial, size_t i, bool fused, Results& results) 
     const float rate = -s.learning_rate;
     const float added = sum_of_product(fused, rate, update, param);
     const bool narrow = leaf.param_dtype == Dtype::kBfloat16;
+    updates[static_cast<size_t>(j)] = rate * update;
     if (!narrow) {
       results.out.as<float>()[j] = added;
       continue;
     }
     uint16_t& out = results.out.as<uint16_t>()[j];
-    if (trial.rounding == Rounding::kNearest) {
+    if (trial.manner.rounding == Rounding::kNearest) {
       const float rounded = bfloat16(reference_bfloat16(rate * update, 0, true));
       out = reference_bfloat16(param + rounded, 0, true);
+      updates[static_cast<size_t>(j)] = rounded;
     } else {
       const uint32_t random =
           reference_mix(reference_position(leaf, j) + leaf.param_key);
       const float chosen = bfloat16(reference_random_bfloat16(added, random));
       out = reference_bfloat16(param + (chosen - param), 0, true);
+      updates[static_cast<size_t>(j)] = chosen - param;
     }
   }
   reference_store(leaf, leaf.mu, mu, 0, results.mu, results.mu_scales);
   reference_store(leaf, leaf.nu, nu, 16, results.nu, results.nu_scales);
+}
+
+// A step, or none, and its sums.
+void reference_result(const Trial& trial, size_t i, bool fused, Results& results) {
+  const Leaf& leaf = trial.leaves[i];
+  LeafArrays before = trial.before[i];
+  const int64_t n = leaf.rows * leaf.columns;
+  std::vector<float> updates(static_cast<size_t>(n));
+  if (trial.manner.takes) {
+    reference_step(trial, i, fused, results, updates);
+  } else {
+    results.out = before.param;
+    results.mu = before.mu;
+    results.nu = before.nu;
+    results.mu_scales = before.mu_scales;
+    results.nu_scales = before.nu_scales;
+  }
+  if (!trial.manner.sums) return;
+  const auto mu = reference_load(leaf, leaf.mu, results.mu, results.mu_scales);
+  const auto nu = reference_load(leaf, leaf.nu, results.nu, results.nu_scales);
+  for (int64_t j = 0; j < n; ++j) {
+    const auto k = static_cast<size_t>(j);
+    reference_add(load(before.grad, j), load(before.param, j), updates[k],
+                  load(results.out, j), leaf.large_update, mu[k], nu[k], results.sums);
+  }
 }
 
 Results make_results(const Trial& trial, size_t i) {
@@ -417,7 +474,22 @@ struct Flushing {
 #endif
 };
 
-// Makes arrays for one run, has `run` step them, and compares with the reference.
+// Compares sums, which are rounded: counts are exact, others to a few units.
+void compare_sums(const float* found, const std::vector<double>& expected,
+                  const std::string& where) {
+  for (int k = 0; k < kSums; ++k) {
+    const double sum = expected[static_cast<size_t>(k)];
+    const auto rounded = static_cast<float>(sum);
+    const bool same = std::isfinite(rounded)
+                          ? std::fabs(found[k] - sum) <= 2e-6 * sum
+                          : found[k] == rounded || (std::isnan(found[k]) && std::isnan(sum));
+    check(same, where + "sum " + std::to_string(k) + " is " + std::to_string(found[k]) +
+                    ", expected " + std::to_string(sum));
+  }
+}
+
+// Makes arrays for one run, has `run` step them, and compares with the reference. `run`
+// returns the sums.
 template <typename Run>
 void test(const Trial& trial, const std::string& name, bool fused, Run run) {
   std::vector<LeafArrays> inputs = trial.before;
@@ -446,13 +518,17 @@ void test(const Trial& trial, const std::string& name, bool fused, Run run) {
     leaf.param = trial.in_place ? out.out.data() : in.param.data();
     leaf.out = out.out.data();
   }
-  run(leaves);
+  // A step that is not taken leaves it to its caller to copy what is not in place.
+  const bool writes = trial.manner.takes || trial.in_place;
+  const std::vector<float> sums = run(leaves);
   const Flushing flushing;
   for (size_t i = 0; i < leaves.size(); ++i) {
     Results expected = make_results(trial, i);
-    reference_step(trial, i, fused, expected);
+    reference_result(trial, i, fused, expected);
     const std::string where = name + ", leaf " + std::to_string(i) + " of " +
                               std::to_string(leaves.size()) + ": ";
+    if (trial.manner.sums) compare_sums(&sums[i * kSums], expected.sums, where);
+    if (!writes) continue;
     compare(results[i].out, expected.out, where + "out");
     compare(results[i].mu, expected.mu, where + "mu");
     compare(results[i].nu, expected.nu, where + "nu");
@@ -465,24 +541,31 @@ void test(const Trial& trial, const std::string& name, bool fused, Run run) {
 void test_kernel(const Trial& trial, const char* name, bool fused, Kernel* kernel) {
   test(trial, name, fused, [&](const std::vector<Leaf>& leaves) {
     const Flushing flushing;
+    std::vector<float> found;
     for (const Leaf& leaf : leaves) {
+      Sums sums = {};
       const int64_t n = leaf.rows * leaf.columns;
       std::vector<float> buffers(static_cast<size_t>(kBuffers * n));
-      if (n == 0) continue;
       const int64_t run = leaf.piece.run(n);
       for (int64_t i = 0; i < n; i += run) {
         const auto position = static_cast<uint32_t>(leaf.piece.position(i));
-        kernel(leaf, trial.scalars, trial.rounding, trial.nesterov, {i, run, position},
-               buffers.data(), n);
+        kernel(leaf, trial.scalars, trial.manner, {i, run, position}, buffers.data(), n,
+               sums);
+      }
+      for (const auto& lanes : sums.lanes) {
+        found.push_back(std::accumulate(std::begin(lanes), std::end(lanes), 0.0f));
       }
     }
+    return found;
   });
 }
 
-void test_threads(const Trial& trial, bool fused, int threads) {
+// Returns the sums.
+std::vector<float> test_threads(const Trial& trial, bool fused, int threads) {
+  std::vector<float> found(trial.leaves.size() * kSums);
   const std::string name = std::to_string(threads) + " threads";
   test(trial, name, fused, [&](const std::vector<Leaf>& leaves) {
-    const Step step(leaves, trial.scalars, trial.rounding, trial.nesterov);
+    const Step step(leaves, trial.scalars, trial.manner);
     std::atomic<int64_t> next{0}, done{0};
     const auto work = [&] { done += step.run([&] { return next++; }); };
     std::vector<std::thread> others;
@@ -490,7 +573,12 @@ void test_threads(const Trial& trial, bool fused, int threads) {
     work();
     for (std::thread& thread : others) thread.join();
     check(done == step.tasks(), name + ": a task was left out, or done twice");
+    for (size_t i = 0; trial.manner.sums && i < leaves.size(); ++i) {
+      step.read_sums(i, &found[i * kSums]);
+    }
+    return found;
   });
+  return found;
 }
 
 bool has_fma() {
@@ -518,7 +606,12 @@ void run_trials(int64_t trials, uint64_t seed) {
 #else
     test_kernel(trial, "portable", has_fma(), portable::step_chunk);
 #endif
-    for (const int threads : {1, 2, 8}) test_threads(trial, has_fma(), threads);
+    const std::vector<float> alone = test_threads(trial, has_fma(), 1);
+    for (const int threads : {2, 8}) {
+      const std::vector<float> sums = test_threads(trial, has_fma(), threads);
+      check(std::memcmp(alone.data(), sums.data(), sums.size() * sizeof(float)) == 0,
+            "sums depend on the number of threads");
+    }
   }
   std::printf("%lld trials passed.\n", static_cast<long long>(trials));
 }

@@ -245,4 +245,11 @@ WRAPPERS |= {
     for name, (about, figures) in _FIGURE_SETS.items()
     for every, (suffix, often) in _INTERVALS.items()
 }
+WRAPPERS["fused_record"] = Candidate(
+    "fused_step of record_default, figures of every step; beside fused_step",
+    partial(_record, figures=None, every=1),
+    fuse=True,
+    formats=("float32", "bfloat16", "8bit", "pure_bfloat16", "pure_8bit"),
+    base="fused_step",
+)
 CANDIDATES |= WRAPPERS

@@ -50,7 +50,8 @@ struct Shared {
   int64_t done = 0;
 };
 
-void run(Step step, ffi::ThreadPool& pool) {
+// Takes the step, and writes its sums, if it has any.
+void run(Step step, ffi::ThreadPool& pool, const std::vector<float*>& sums) {
   const auto shared = std::make_shared<Shared>(std::move(step));
   if (shared->step.elements() > kInline) {
     const int64_t threads = std::min(pool.num_threads(), shared->step.tasks());
@@ -60,6 +61,7 @@ void run(Step step, ffi::ThreadPool& pool) {
   // Running threads have taken all remaining tasks: this never waits for the pool.
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->done == shared->step.tasks(); });
+  for (size_t i = 0; i < sums.size(); ++i) shared->step.read_sums(i, sums[i]);
 }
 
 template <typename... Parts>
@@ -85,7 +87,7 @@ struct Attributes {
   ffi::Span<const int32_t> group_sizes, places, leaf_numbers, decays;
   ffi::Span<const int32_t> mu_coded, nu_coded;
   int64_t mu_seed = 0, nu_seed = 0, param_seed = 0;
-  bool nesterov = false;
+  bool nesterov = false, sums = false;
   std::string_view rounding;
 };
 
@@ -316,24 +318,69 @@ bool read(const ffi::Dictionary& given, Attributes& attributes) {
   get("nu_seed", attributes.nu_seed);
   get("param_seed", attributes.param_seed);
   get("nesterov", attributes.nesterov);
+  get("sums", attributes.sums);
   get("rounding", attributes.rounding);
   return complete && (attributes.rounding == "nearest" ||
                       attributes.rounding == "stochastic");
 }
 
+bool is_predicate(const ffi::AnyBuffer& buffer) {
+  return buffer.element_type() == ffi::PRED && buffer.dimensions().size() == 0;
+}
+
+bool is_float(const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> shape) {
+  const auto found = buffer.dimensions();
+  return buffer.element_type() == ffi::F32 &&
+         std::equal(found.begin(), found.end(), shape.begin(), shape.end());
+}
+
+// What a call asks for.
+struct Request {
+  std::vector<Leaf> leaves;
+  Scalars scalars;
+  Manner manner;
+  std::vector<float*> sums;  // where those of each leaf go, if they are wanted
+};
+
+// Reads the operands and results that follow all others, if a call may have sums.
+ffi::Error read_sums(ffi::RemainingArgs operands, ffi::RemainingRets results,
+                     Request& request) {
+  const size_t number = request.leaves.size();
+  const ffi::AnyBuffer wanted = *operands.get<ffi::AnyBuffer>(operands.size() - 2);
+  const ffi::AnyBuffer large = *operands.get<ffi::AnyBuffer>(operands.size() - 1);
+  if (!is_predicate(wanted) || !is_float(large, {static_cast<int64_t>(number)})) {
+    return invalid(text("to sum, a call takes ", describe(wanted), " and ",
+                        describe(large), ", expected ", ffi::PRED, "[] and ", ffi::F32, "[",
+                        number, "]."));
+  }
+  request.manner.sums = *wanted.typed_data<bool>();
+  for (size_t i = 0; i < number; ++i) {
+    request.leaves[i].large_update = large.typed_data<float>()[i];
+    const ffi::AnyBuffer sums = **results.get<ffi::AnyBuffer>(results.size() - number + i);
+    if (!is_float(sums, {kSums})) {
+      return invalid(text("the sums of a leaf are ", describe(sums), ", expected ",
+                          ffi::F32, "[", static_cast<int>(kSums), "]."));
+    }
+    if (request.manner.sums) {
+      request.sums.push_back(sums.typed_data<float>());
+    } else {
+      std::memset(sums.untyped_data(), 0, sums.size_bytes());
+    }
+  }
+  return ffi::Error::Success();
+}
+
 // Reads and checks everything that a call is given.
 ffi::Error read(ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
                 ffi::RemainingArgs operands, ffi::RemainingRets results,
-                const ffi::Dictionary& given, std::optional<Step>& step,
-                std::vector<Leaf>& leaves) {
+                const ffi::Dictionary& given, Request& request) {
   Attributes attributes;
   if (!read(given, attributes)) {
     return invalid(text("rounding is '", attributes.rounding,
                         "', expected 'nearest' or 'stochastic', or an attribute is "
                         "missing."));
   }
-  if (scalars.element_type() != ffi::F32 || scalars.dimensions().size() != 1 ||
-      scalars.element_count() != kScalars) {
+  if (!is_float(scalars, {kScalars})) {
     return invalid(text("the scalars are ", describe(scalars), ", expected ", ffi::F32,
                         "[", kScalars, "]."));
   }
@@ -363,29 +410,26 @@ ffi::Error read(ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
   for (size_t i = 0; i < groups; ++i) {
     stored += (attributes.mu_coded[i] != 0) + (attributes.nu_coded[i] != 0);
   }
-  if (operands.size() != 2 * number + stored || results.size() != number + stored) {
+  const size_t takes = 2 * number + stored + (attributes.sums ? 2 : 0);
+  const size_t returns = number + stored + (attributes.sums ? number : 0);
+  if (operands.size() != takes || results.size() != returns) {
     return invalid(text(operands.size(), " operands and ", results.size(),
-                        " results, expected ", 2 * number + stored, " and ",
-                        number + stored, " for ", number, " leaves in ", groups,
-                        " groups."));
+                        " results, expected ", takes, " and ", returns, " for ", number,
+                        " leaves in ", groups, " groups."));
   }
   Reader reader(operands, results, attributes,
                 {counts.typed_data<int32_t>(), given_counts});
-  leaves.reserve(number);
+  request.leaves.reserve(number);
   for (size_t i = 0; i < groups; ++i) {
-    reader.read(i, leaves);
+    reader.read(i, request.leaves);
     if (!reader.error().empty()) return invalid(reader.error());
   }
-  Scalars values;
-  std::memcpy(&values, scalars.untyped_data(), sizeof values);
-  const auto how = attributes.rounding == "nearest" ? Rounding::kNearest
-                                                    : Rounding::kStochastic;
-  step.emplace(leaves, values, how, attributes.nesterov);
-  return ffi::Error::Success();
-}
-
-bool is_predicate(const ffi::AnyBuffer& buffer) {
-  return buffer.element_type() == ffi::PRED && buffer.dimensions().size() == 0;
+  std::memcpy(&request.scalars, scalars.untyped_data(), sizeof request.scalars);
+  request.manner.rounding = attributes.rounding == "nearest" ? Rounding::kNearest
+                                                             : Rounding::kStochastic;
+  request.manner.nesterov = attributes.nesterov;
+  return attributes.sums ? read_sums(operands, results, request)
+                         : ffi::Error::Success();
 }
 
 ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffer counts,
@@ -394,17 +438,18 @@ ffi::Error adam_step(ffi::ThreadPool pool, ffi::AnyBuffer scalars, ffi::AnyBuffe
   if (!is_predicate(take)) {
     return invalid(text("take is ", describe(take), ", expected ", ffi::PRED, "[]."));
   }
-  std::optional<Step> step;
-  std::vector<Leaf> leaves;
-  if (auto error =
-          read(scalars, counts, operands, results, attributes, step, leaves);
+  Request request;
+  if (auto error = read(scalars, counts, operands, results, attributes, request);
       error.failure()) {
     return error;
   }
-  if (*take.typed_data<bool>()) {
-    run(*std::move(step), pool);
-  } else {
-    for (const Leaf& leaf : leaves) keep(leaf);
+  request.manner.takes = *take.typed_data<bool>();
+  if (!request.manner.takes) {
+    for (const Leaf& leaf : request.leaves) keep(leaf);
+  }
+  if (request.manner.takes || request.manner.sums) {
+    run(Step(std::move(request.leaves), request.scalars, request.manner), pool,
+        request.sums);
   }
   return ffi::Error::Success();
 }

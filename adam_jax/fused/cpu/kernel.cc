@@ -69,10 +69,68 @@ inline float from_bfloat16(uint32_t x) { return from_bits(x << 16); }
 // An element of a moment: a float as it is, or a bfloat16 with random bits to round by.
 inline float load(float x) { return x; }
 inline float load(uint16_t x) { return from_bfloat16(x); }
-inline void store(float x, uint32_t, float* out) { *out = x; }
-inline void store(float x, uint32_t random, uint16_t* out) {
-  *out = static_cast<uint16_t>(to_bfloat16(x, random));
+// Storing returns what was stored.
+inline float store(float x, uint32_t, float* out) { return *out = x; }
+inline float store(float x, uint32_t random, uint16_t* out) {
+  const uint32_t bits = to_bfloat16(x, random);
+  *out = static_cast<uint16_t>(bits);
+  return from_bfloat16(bits);
 }
+
+// Where an element is added.
+struct Summands {
+  Sums& sums;
+  int lane;
+
+  void add(Sum sum, float x) const { sums.lanes[sum][lane] += x; }
+  void add_square(Sum sum, float x) const {
+    sums.lanes[sum][lane] = multiply_add(x, x, sums.lanes[sum][lane]);
+  }
+  void count(Sum sum, bool x) const { sums.lanes[sum][lane] += x ? 1.0f : 0.0f; }
+
+  void add_gradient(float grad) const {
+    add_square(kGradSquare, grad);
+    count(kNonfinite, (to_bits(grad) & kMagnitude) >= kInfinity);
+  }
+
+  void add_param(float param) const { add_square(kParamSquare, param); }
+
+  void add_update(float update, float param, float landed, float large) const {
+    const float size = from_bits(to_bits(update) & kMagnitude);
+    add_square(kUpdateSquare, update);
+    add(kUpdateSize, size);
+    count(kLargeUpdate, size >= large);
+    count(kMoved, update != 0);
+    count(kSwallowed, (update != 0) & (landed == param));
+  }
+
+  // The inverse root is a guess and two refinements, of second and of third order: the
+  // step itself already keeps the divider busy.
+  void add_moments(float mu, float nu) const {
+    const float size = from_bits(to_bits(mu) & kMagnitude);
+    float inverse = from_bits(0x5F3759DF - (to_bits(nu) >> 1));
+    inverse *= multiply_add(nu * inverse * inverse, -0.5f, 1.5f);
+    const float near_one = nu * inverse * inverse;
+    inverse *= multiply_add(near_one, multiply_add(near_one, 0.375f, -1.25f), 1.875f);
+    inverse = to_bits(nu) == kInfinity ? 0 : inverse;
+    add(kSignal, nu > 0 ? size * inverse : nu * 0);
+    count(kHasSignal, nu > 0);
+  }
+};
+
+// Calls visit(i, summands) for each element.
+template <typename Visit>
+inline void for_lanes(int64_t n, Sums& sums, Visit visit) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    ADAM_JAX_SIMD
+    for (int j = 0; j < kLanes; ++j) visit(i + j, Summands{sums, j});
+  }
+  for (int j = 0; i + j < n; ++j) visit(i + j, Summands{sums, j});
+}
+
+// What is summed in the loop that computes a step.
+enum class Summed { kNothing, kAllButMoments, kAll };
 
 template <typename Stored>
 struct Arrays {
@@ -81,16 +139,17 @@ struct Arrays {
   float* out;
   Stored *new_mu, *new_nu;
   uint32_t key;  // of the first element, for both moments
+  float large_update;
+  Sums* sums;
 };
 
-template <typename Stored, bool kNesterov, bool kDecays, bool kAddsToParam>
+template <typename Stored, bool kNesterov, bool kDecays, bool kAddsToParam, Summed kSummed>
 void compute(const Arrays<Stored>& arrays, const Scalars& scalars, int64_t n) {
   const Arrays<Stored> a = arrays;  // copies, which stores cannot change
   const Scalars s = scalars;
-  uint32_t key = a.key;
-  ADAM_JAX_SIMD
-  for (int64_t i = 0; i < n; ++i) {
-    const float grad = bound(a.grad[i]);
+  const auto step = [a, s](int64_t i, uint32_t key, Summands summands) {
+    const float given = a.grad[i];
+    const float grad = bound(given);
     const float first = s.one_minus_b1 * grad;
     const float mu = multiply_add(s.b1, load(a.mu[i]), first);
     const float nu = multiply_add(s.b2, load(a.nu[i]), s.one_minus_b2 * (grad * grad));
@@ -102,24 +161,45 @@ void compute(const Arrays<Stored>& arrays, const Scalars& scalars, int64_t n) {
     const float param = kDecays || kAddsToParam ? a.param[i] : 0;
     if (kDecays) update = multiply_add(s.weight_decay, param, update);
     const float rate = -s.learning_rate;
-    a.out[i] = kAddsToParam ? multiply_add(rate, update, param) : rate * update;
-    const uint32_t bits = mix(key++);
-    store(mu, bits >> 16, a.new_mu + i);
-    store(nu, bits & 0xFFFF, a.new_nu + i);
+    const float out = kAddsToParam ? multiply_add(rate, update, param) : rate * update;
+    a.out[i] = out;
+    const uint32_t bits = mix(key);
+    const float stored_mu = store(mu, bits >> 16, a.new_mu + i);
+    const float stored_nu = store(nu, bits & 0xFFFF, a.new_nu + i);
+    if (kSummed == Summed::kNothing) return;
+    summands.add_gradient(given);
+    summands.add_param(param);
+    summands.add_update(rate * update, param, out, a.large_update);
+    if (kSummed == Summed::kAll) summands.add_moments(stored_mu, stored_nu);
+  };
+  uint32_t key = a.key;
+  if (kSummed == Summed::kNothing) {
+    ADAM_JAX_SIMD
+    for (int64_t i = 0; i < n; ++i) {
+      step(i, key++, Summands{*a.sums, 0});
+    }
+  } else {
+    for_lanes(n, *a.sums, [a, step](int64_t i, Summands summands) {
+      step(i, a.key + static_cast<uint32_t>(i), summands);
+    });
   }
 }
 
 template <typename Stored>
 void compute(const Arrays<Stored>& arrays, const Scalars& scalars, int64_t n,
-             bool nesterov, bool decays, bool adds_to_param) {
+             bool nesterov, bool decays, bool adds_to_param, Summed summed) {
   using Compute = void (*)(const Arrays<Stored>&, const Scalars&, int64_t);
+#define ADAM_JAX_COMPUTE(nesterov, decays)                           \
+  compute<Stored, nesterov, decays, false, Summed::kNothing>,        \
+  compute<Stored, nesterov, decays, true, Summed::kNothing>,         \
+  compute<Stored, nesterov, decays, true, Summed::kAllButMoments>,   \
+  compute<Stored, nesterov, decays, true, Summed::kAll>
   static constexpr Compute kTable[] = {
-      compute<Stored, false, false, false>, compute<Stored, false, false, true>,
-      compute<Stored, false, true, false>,  compute<Stored, false, true, true>,
-      compute<Stored, true, false, false>,  compute<Stored, true, false, true>,
-      compute<Stored, true, true, false>,   compute<Stored, true, true, true>,
-  };
-  kTable[nesterov * 4 + decays * 2 + adds_to_param](arrays, scalars, n);
+      ADAM_JAX_COMPUTE(false, false), ADAM_JAX_COMPUTE(false, true),
+      ADAM_JAX_COMPUTE(true, false), ADAM_JAX_COMPUTE(true, true)};
+#undef ADAM_JAX_COMPUTE
+  const int kind = adds_to_param ? 1 + static_cast<int>(summed) : 0;
+  kTable[nesterov * 8 + decays * 4 + kind](arrays, scalars, n);
 }
 
 // Codes go through a 32-bit buffer, which holds their bits as floats: loops over arrays
@@ -346,9 +426,10 @@ void round_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk, float* buf
   }
 }
 
-// Writes new parameters from what round_bfloat16 left in the buffer.
+// Writes new parameters from what round_bfloat16 left in the buffer, and leaves there what
+// was added to the old ones.
 void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
-                    const float* param, const float* buffer) {
+                    const float* param, float* buffer) {
   auto* const out = static_cast<uint16_t*>(leaf.out) + chunk.begin;
   // round_to_params emits the difference. Adding it rounds if they are far apart.
   const bool chosen = rounding == Rounding::kStochastic;
@@ -356,6 +437,7 @@ void store_bfloat16(const Leaf& leaf, Rounding rounding, Chunk chunk,
   for (int64_t i = 0; i < chunk.size; ++i) {
     const float update = chosen ? buffer[i] - param[i] : buffer[i];
     out[i] = static_cast<uint16_t>(to_nearest_bfloat16(param[i] + update));
+    buffer[i] = update;
   }
 }
 
@@ -363,26 +445,67 @@ float* destination(void* out, Dtype dtype, Chunk chunk, float* buffer) {
   return dtype == Dtype::kFloat32 ? static_cast<float*>(out) + chunk.begin : buffer;
 }
 
+// Sums over arrays that lie in memory.
+
+void sum_inputs(int64_t n, const float* grad, const float* param, Sums& sums) {
+  for_lanes(n, sums, [=](int64_t i, Summands summands) {
+    summands.add_gradient(grad[i]);
+    summands.add_param(param[i]);
+  });
+}
+
+void sum_updates(int64_t n, const float* update, const float* param, const uint16_t* landed,
+                 float large, Sums& sums) {
+  for_lanes(n, sums, [=](int64_t i, Summands summands) {
+    summands.add_update(update[i], param[i], from_bfloat16(landed[i]), large);
+  });
+}
+
+void sum_moments(int64_t n, const float* mu, const float* nu, Sums& sums) {
+  for_lanes(n, sums, [=](int64_t i, Summands summands) {
+    summands.add_moments(mu[i], nu[i]);
+  });
+}
+
+// A moment after the step, to be loaded.
+Moment stepped(Moment moment) {
+  moment.in = moment.out;
+  moment.scales_in = moment.scales_out;
+  return moment;
+}
+
 }  // namespace
 
-void step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
-                bool nesterov, Chunk chunk, float* buffers, int64_t stride) {
+void step_chunk(const Leaf& leaf, const Scalars& scalars, Manner manner, Chunk chunk,
+                float* buffers, int64_t stride, Sums& sums) {
   float* const mu = buffers;
   float* const nu = buffers + stride;
   float* const grad = buffers + 2 * stride;
   float* const param = buffers + 3 * stride;
   float* const out = buffers + 4 * stride;
   const bool rounds = leaf.param_dtype == Dtype::kBfloat16;
-  const bool adds = rounding == Rounding::kStochastic || !rounds;
+  const bool adds = manner.rounding == Rounding::kStochastic || !rounds;
   const float* const old_param = load(leaf.param, leaf.param_dtype, chunk, param);
   const float* const old_grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
+  if (manner.sums && (rounds || !manner.takes)) {
+    sum_inputs(chunk.size, old_grad, old_param, sums);
+  }
+  if (!manner.takes) {
+    sum_moments(chunk.size, load_moment(leaf, leaf.mu, chunk, mu),
+                load_moment(leaf, leaf.nu, chunk, nu), sums);
+    return;
+  }
   float* const new_param = destination(leaf.out, leaf.param_dtype, chunk, out);
+  const bool wide = leaf.mu.dtype == Dtype::kFloat32 && leaf.nu.dtype == Dtype::kFloat32;
+  const bool halves = leaf.mu.dtype == Dtype::kBfloat16 &&
+                      leaf.nu.dtype == Dtype::kBfloat16 && leaf.mu.key == leaf.nu.key;
+  const Summed summed = rounds || !manner.sums ? Summed::kNothing
+                        : wide || halves       ? Summed::kAll
+                                               : Summed::kAllButMoments;
   const auto run = [&](const auto& arrays) {
-    compute(arrays, scalars, chunk.size, nesterov, leaf.decays, adds);
+    compute(arrays, scalars, chunk.size, manner.nesterov, leaf.decays, adds, summed);
   };
-  const bool halves =
-      leaf.mu.dtype == Dtype::kBfloat16 && leaf.nu.dtype == Dtype::kBfloat16;
-  if (halves && leaf.mu.key == leaf.nu.key) {
+  if (halves) {
     const auto in = [&](const Moment& moment) {
       return static_cast<const uint16_t*>(moment.in) + chunk.begin;
     };
@@ -390,20 +513,30 @@ void step_chunk(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
       return static_cast<uint16_t*>(moment.out) + chunk.begin;
     };
     run(Arrays<uint16_t>{old_param, old_grad, in(leaf.mu), in(leaf.nu), new_param,
-                         to(leaf.mu), to(leaf.nu),
-                         leaf.mu.key + chunk.position});
+                         to(leaf.mu), to(leaf.nu), leaf.mu.key + chunk.position,
+                         leaf.large_update, &sums});
   } else {
     const auto to = [&](const Moment& moment, float* buffer) {
       return destination(moment.out, moment.dtype, chunk, buffer);
     };
     run(Arrays<float>{old_param, old_grad, load_moment(leaf, leaf.mu, chunk, mu),
                       load_moment(leaf, leaf.nu, chunk, nu), new_param,
-                      to(leaf.mu, mu), to(leaf.nu, nu), 0});
+                      to(leaf.mu, mu), to(leaf.nu, nu), 0, leaf.large_update, &sums});
     store_moments(leaf, chunk, grad, mu, nu);  // the gradient is no longer needed
   }
   if (rounds) {
-    round_bfloat16(leaf, rounding, chunk, out);
-    store_bfloat16(leaf, rounding, chunk, old_param, out);
+    round_bfloat16(leaf, manner.rounding, chunk, out);
+    store_bfloat16(leaf, manner.rounding, chunk, old_param, out);
+  }
+  if (!manner.sums) return;
+  if (rounds) {
+    sum_updates(chunk.size, out, old_param,
+                static_cast<const uint16_t*>(leaf.out) + chunk.begin, leaf.large_update,
+                sums);
+  }
+  if (summed != Summed::kAll) {
+    sum_moments(chunk.size, load_moment(leaf, stepped(leaf.mu), chunk, mu),
+                load_moment(leaf, stepped(leaf.nu), chunk, nu), sums);
   }
 }
 

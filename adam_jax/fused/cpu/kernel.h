@@ -15,9 +15,10 @@ struct Chunk {
 
 constexpr int kBuffers = 5;
 
-// Steps one chunk. `buffers` holds kBuffers times `stride` floats, stride >= size.
-using Kernel = void(const Leaf& leaf, const Scalars& scalars, Rounding rounding,
-                    bool nesterov, Chunk chunk, float* buffers, int64_t stride);
+// Steps one chunk, or only sums, as `manner` says. `buffers` holds kBuffers times `stride`
+// floats, stride >= size. Adds to `sums`, if they are asked for.
+using Kernel = void(const Leaf& leaf, const Scalars& scalars, Manner manner, Chunk chunk,
+                    float* buffers, int64_t stride, Sums& sums);
 
 namespace portable { Kernel step_chunk; }
 namespace avx2 { Kernel step_chunk; }

@@ -19,6 +19,8 @@ from jax.typing import ArrayLike
 
 import adam_jax.fused.cpu
 from adam_jax.fused.kernels import (
+    SUMS,
+    Asked,
     Counts,
     Group,
     Options,
@@ -113,8 +115,42 @@ def step(
     leading = [*_stack(scalars, counts), jnp.asarray(take, bool)]
     stepped = []
     for first, last in _cut(groups):
-        stepped += _step(groups[first:last], leading, options)
+        stepped += _step(groups[first:last], leading, options)[0]
     return stepped
+
+
+def step_and_sum(
+    groups: Sequence[Group],
+    scalars: Scalars,
+    counts: Counts,
+    options: Options,
+    take: ArrayLike,
+    asked: Asked,
+) -> tuple[list[Stepped], list[jax.Array]]:
+    """Do what `step` does, and sum what figures need in the same pass.
+
+    Args:
+      groups: as for `step`.
+      scalars: as for `step`.
+      counts: as for `step`.
+      options: as for `step`.
+      take: as for `step`; where it is False, updates are 0.
+      asked: what is to be summed.
+
+    Returns:
+      The groups after the step, and the `SUMS` over each leaf, in order.
+    """
+    leading = [*_stack(scalars, counts), jnp.asarray(take, bool)]
+    wanted, large = jnp.asarray(asked.wanted, bool), iter(asked.large)
+    stepped, sums = [], []
+    for first, last in _cut(groups):
+        number = sum(len(group.numbers) for group in groups[first:last])
+        least = jnp.stack(
+            [jnp.asarray(next(large), jnp.float32) for _ in range(number)]
+        )
+        some, own = _step(groups[first:last], leading, options, [wanted, least])
+        stepped, sums = stepped + some, sums + own
+    return stepped, sums
 
 
 def _stack(scalars: Scalars, counts: Counts) -> tuple[jax.Array, jax.Array]:
@@ -146,9 +182,12 @@ def _operands(group: Group) -> list[Any]:
 
 
 def _step(
-    groups: Sequence[Group], leading: Sequence[jax.Array], options: Options
-) -> list[Stepped]:
-    """Step groups in one XLA call."""
+    groups: Sequence[Group],
+    leading: Sequence[jax.Array],
+    options: Options,
+    asked: Sequence[jax.Array] = (),
+) -> tuple[list[Stepped], list[jax.Array]]:
+    """Step groups in one XLA call; return the sums over their leaves, too, if asked."""
     scalars, counts, take = leading
     if any(group.start is not None for group in groups):
         counts = jnp.concatenate([counts, *map(_where, groups)])
@@ -163,18 +202,32 @@ def _step(
             aliases[len(operands) + i] = len(results)
             results.append(result_type(operand, [operand, *sources], leading[-1]))
         operands += arrays
+    if asked:
+        operands += asked
+        results += [_sums_type(x, grad, take) for x in groups for grad in x.grads]
     flat = iter(
         jax.ffi.ffi_call(_STEP, results, input_output_aliases=aliases)(
-            *operands, **_attributes(options, groups)
+            *operands, sums=bool(asked), **_attributes(options, groups)
         )
     )
-    return [
+    stepped = [
         Stepped(
             [next(flat) for _ in group.numbers],
             **{name: next(flat) for name in stored_in(group)},
         )
         for group in groups
     ]
+    return stepped, [*flat]
+
+
+def _sums_type(group: Group, grad: jax.Array, take: jax.Array) -> jax.ShapeDtypeStruct:
+    """Return the type of the sums over a leaf; in a shard_map they vary as it does."""
+    if jax.typeof(take).sharding.mesh.empty:
+        return jax.ShapeDtypeStruct((len(SUMS),), jnp.float32)
+    arrays = [x.astype(jnp.float32) for x in (take, grad, *group.params, group.mu)]
+    return jax.eval_shape(
+        lambda *xs: sum(map(jnp.sum, xs), jnp.zeros(len(SUMS))), *arrays
+    )
 
 
 def _where(group: Group) -> jax.Array:

@@ -79,14 +79,12 @@ uint32_t random_key(const uint32_t* words, size_t count) {
   return key;
 }
 
-Step::Step(std::vector<Leaf> leaves, const Scalars& scalars, Rounding rounding,
-           bool nesterov)
-    : leaves_(std::move(leaves)), scalars_(scalars), rounding_(rounding),
-      nesterov_(nesterov) {
+Step::Step(std::vector<Leaf> leaves, const Scalars& scalars, Manner manner)
+    : leaves_(std::move(leaves)), scalars_(scalars), manner_(manner) {
   cuts_.reserve(leaves_.size());
   for (const Leaf& leaf : leaves_) {
     const int64_t elements = leaf.rows * leaf.columns;
-    Cut cut{chunks_, 1, 0, 1};
+    Cut cut{chunks_, 0, 1, 0, 1};
     if (elements > 0) {
       if (leaf.columns <= kChunk) {  // whole rows
         cut.span = leaf.piece.run(elements);
@@ -97,13 +95,31 @@ Step::Step(std::vector<Leaf> leaves, const Scalars& scalars, Rounding rounding,
         cut.size = std::max(least, kChunk / least * least);
       }
       cut.pieces = divide_up(cut.span, cut.size);
-      chunks_ += elements / cut.span * cut.pieces;
+      cut.chunks = elements / cut.span * cut.pieces;
+      chunks_ += cut.chunks;
     }
     elements_ += elements;
     largest_chunk_ = std::max(largest_chunk_, cut.size);
     cuts_.push_back(cut);
   }
   tasks_ = divide_up(chunks_, kChunksInTask);
+  if (manner_.sums) {
+    sums_.reset(new double[(static_cast<size_t>(tasks_) + leaves_.size()) * kSums]);
+  }
+}
+
+void Step::read_sums(size_t leaf, float* sums) const {
+  const Cut& cut = cuts_[leaf];
+  double total[kSums] = {};
+  if (cut.chunks > 0) {
+    const int64_t first = cut.first_chunk / kChunksInTask;
+    const int64_t end = divide_up(cut.first_chunk + cut.chunks, kChunksInTask);
+    for (int64_t task = first; task < end; ++task) {
+      const double* part = &sums_[(static_cast<size_t>(task) + leaf) * kSums];
+      for (int k = 0; k < kSums; ++k) total[k] += part[k];
+    }
+  }
+  for (int k = 0; k < kSums; ++k) sums[k] = static_cast<float>(total[k]);
 }
 
 Step::Worker::Worker(const Step& step)
@@ -112,6 +128,15 @@ Step::Worker::Worker(const Step& step)
       mode_(flush_subnormals()) {}
 
 Step::Worker::~Worker() { restore_mode(mode_); }
+
+void Step::Worker::keep_sums(int64_t task, size_t leaf) {
+  double* const kept = &step_.sums_[(static_cast<size_t>(task) + leaf) * kSums];
+  for (int k = 0; k < kSums; ++k) {
+    kept[k] = 0;
+    for (const float lane : sums_.lanes[k]) kept[k] += lane;
+  }
+  sums_ = {};
+}
 
 void Step::Worker::run(int64_t task) {
   static Kernel* const kernel = choose_kernel();
@@ -133,8 +158,10 @@ void Step::Worker::run(int64_t task) {
     chunk.begin = local / cut.pieces * cut.span + offset;
     chunk.size = std::min(cut.size, cut.span - offset);
     chunk.position = static_cast<uint32_t>(leaf.piece.position(chunk.begin));
-    kernel(leaf, step.scalars_, step.rounding_, step.nesterov_, chunk, buffers_.get(),
-           step.largest_chunk_);
+    kernel(leaf, step.scalars_, step.manner_, chunk, buffers_.get(), step.largest_chunk_,
+           sums_);
+    const bool ends = number + 1 == last || number + 1 == cut.first_chunk + cut.chunks;
+    if (ends && step.manner_.sums) keep_sums(task, i);
   }
 }
 

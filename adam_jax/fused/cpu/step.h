@@ -19,6 +19,31 @@ enum class Dtype { kFloat32, kBfloat16, kInt8, kUint8 };
 // How a new bfloat16 parameter is rounded.
 enum class Rounding { kNearest, kStochastic };
 
+// What a step may sum over the elements of each leaf, for figures; native.py names the
+// sums in this order. Gradients are as they are given, parameters and moments as they are
+// stored, the latter after the step; the update is what is added to the parameter.
+enum Sum {
+  kGradSquare,
+  kNonfinite,  // how many gradients are infinite or NaN
+  kParamSquare,
+  kUpdateSquare,
+  kUpdateSize,
+  kLargeUpdate,  // how many are `Leaf::large_update` or more
+  kMoved,        // how many updates are not 0
+  kSwallowed,    // how many of these leave the parameter as it was
+  kSignal,       // |mu| / sqrt(nu), where nu is not 0
+  kHasSignal,    // how many nu are greater than 0
+  kSums
+};
+
+// How a step is taken.
+struct Manner {
+  Rounding rounding = Rounding::kNearest;
+  bool nesterov = false;
+  bool takes = true;  // else nothing is written, and updates are 0
+  bool sums = false;
+};
+
 // The scalars of one step, known at run time. native.py packs them in this order.
 struct Scalars {
   float b1, one_minus_b1;
@@ -71,7 +96,14 @@ struct Leaf {
   void* out = nullptr;  // of param_dtype; may be `param`
   bool decays = false;
   uint32_t param_key = 0;  // for Rounding::kStochastic
+  float large_update = 0;  // for kLargeUpdate
   Piece piece;
+};
+
+// Sums as they grow, side by side: those of element i of a chunk are in lane i % kLanes.
+constexpr int kLanes = 32;
+struct Sums {
+  alignas(64) float lanes[kSums][kLanes];
 };
 
 // Measured: with unaligned buffers, 8-bit moments take 5% longer.
@@ -87,7 +119,7 @@ uint32_t random_key(const uint32_t* words, size_t count);
 // A step over many leaves, cut into tasks that may run in any order on any thread.
 class Step {
  public:
-  Step(std::vector<Leaf> leaves, const Scalars& scalars, Rounding rounding, bool nesterov);
+  Step(std::vector<Leaf> leaves, const Scalars& scalars, Manner manner);
 
   int64_t tasks() const { return tasks_; }
   int64_t elements() const { return elements_; }
@@ -102,10 +134,14 @@ class Step {
     return done;
   }
 
+  // Writes the kSums sums over a leaf, once all tasks are done. They do not depend on
+  // which thread did what.
+  void read_sums(size_t leaf, float* sums) const;
+
  private:
-  // How a leaf is cut: each `span` of it into `pieces` chunks of `size` or less.
+  // How a leaf is cut into `chunks`: each `span` of it into `pieces` of `size` or less.
   struct Cut {
-    int64_t first_chunk, span, size, pieces;
+    int64_t first_chunk, chunks, span, size, pieces;
   };
 
   // One thread's buffers, and its floating-point mode while they exist.
@@ -118,7 +154,10 @@ class Step {
     void run(int64_t task);
 
    private:
+    void keep_sums(int64_t task, size_t leaf);
+
     const Step& step_;
+    Sums sums_ = {};  // over one leaf, in this task
     std::unique_ptr<float[], AlignedDelete> buffers_;
     uint64_t mode_;
   };
@@ -126,8 +165,9 @@ class Step {
   std::vector<Leaf> leaves_;
   std::vector<Cut> cuts_;
   Scalars scalars_;
-  Rounding rounding_;
-  bool nesterov_;
+  Manner manner_;
+  // Of task t and leaf i, the sums number t + i.
+  std::unique_ptr<double[]> sums_;
   int64_t chunks_ = 0, tasks_ = 0, elements_ = 0;
   int64_t largest_chunk_ = 0;
 };
