@@ -125,11 +125,12 @@ def _read(
     members = [_members(operands[call])[own] for call, own in found]
     counts = [operands[call].counts.moments for call, _ in found]
     summed = _summed(watch, step, members, counts)
-    replaced = {
-        name: [places.get(id(x)) for x in jax.tree.leaves(watch.found[name])]
+    slots = {
+        name: [id(x) for x in jax.tree.leaves(watch.found[name])]
         for name in watch.figures
     }
-    if len(leaves) != len(found) or any(None in own for own in replaced.values()):
+    kept = all(slot in places for own in slots.values() for slot in own)
+    if len(leaves) != len(found) or not kept:
         return None
     own = [name for name, sums in named.items() if summed.issuperset(sums)]
     keys = {key for name in own for key in named[name]}
@@ -152,7 +153,7 @@ def _read(
         {name: watch.old[name] for name in own},
     )
     both = {**measured, **others}
-    reading = Reading(found, [i for name in both for i in replaced[name]])
+    reading = Reading(found, [places[slot] for name in both for slot in slots[name]])
     return reading, Watched(
         asked=Asked(watch.wanted, [_large(leaf, keys) for leaf in leaves]),
         looked=watch.looked,

@@ -63,7 +63,7 @@ class Stepped(NamedTuple):
     nu_exponents: Any = None
 
 
-SUMS = (
+SUMS: tuple[str, ...] = (
     "square grad",
     "nonfinite",
     "square param",
