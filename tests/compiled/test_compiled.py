@@ -191,7 +191,7 @@ def test_no_more_is_moved_than_today(machine, candidate, format, today, goal):
 
 def test_codes_of_vectors_and_of_stacked_layers_lie_in_tiles():
     cost, count = cost_of("v5e", "adamw", "8bit", ((2**26,), (24, 2048, 2048)))
-    assert cost.moved / count <= 28.1
+    assert cost.moved / count <= 29.3
     assert cost.not_in_place <= 2**14
     assert cost.branches == 0
 
@@ -314,7 +314,7 @@ def test_sixteen_chips_exchange_all_figures_at_once(machine, axes):
         ("v5e", "columns", "automatic", 26),
         ("v5e", "both", "explicit", 50.3),  # where tiles are not used
         ("h100", "rows", "automatic", 22.9),
-        ("h100", "both", "explicit", 22.9),
+        ("h100", "both", "explicit", 26.9),
     ],
 )
 def test_codes_of_sixteen_chips_stay_where_they_are(machine, spec, axes, most):
