@@ -233,7 +233,7 @@ def test_an_unwritable_folder(train, tmp_path, capfd):
 
 
 def test_a_missing_extra(monkeypatch, capfd):
-    for module in ("commands", "arguments"):
+    for module in ("commands", "settings.arguments"):
         name = f"adam_jax.experiments.{module}"
         monkeypatch.delattr(name, raising=False)
         monkeypatch.delitem(sys.modules, name, raising=False)
