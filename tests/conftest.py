@@ -36,9 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every",
         type=int,
-        default=3,
+        default=4,
         help="of the cases of a test, all are crossings but the first and then each "
-        "so-manieth (default: 3)",
+        "so-manieth (default: 4)",
     )
 
 

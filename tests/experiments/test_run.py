@@ -66,6 +66,7 @@ def test_a_run_leaves_its_folder_and_a_summary(train, runs_dir, capfd):
     assert f"│ {folder} │" in out  # whole, however long, to be copied
 
 
+@pytest.mark.crossing
 def test_a_run_can_be_repeated_bit_for_bit(train, runs_dir):
     options = ("--seed=3", "--optimizer.schedule=cosine", "--optimizer.name=adamw")
     assert train(*options) == 0

@@ -24,6 +24,7 @@ KERNELS = {
 crossing = functools.partial(pytest.param, marks=pytest.mark.crossing)
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("name", ["cpu, 8bit", "gpu", crossing("cpu"), crossing("tpu")])
 def test_a_kernel_steps_pieces_like_the_whole(name, monkeypatch):
     """All but a leaf that is cut along an axis between the first and the last two."""

@@ -60,6 +60,7 @@ def test_what_switch_to_sgd_refuses():
         switch_to_sgd(0.1, tolerance=-1.0)
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize(
     "kwargs", [{}, {"safeguard_warmup": True, "weight_decay": 0.1}]
 )

@@ -165,6 +165,7 @@ def decays(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("make", [adam_jax.adamw, optax.adamw])
 @pytest.mark.parametrize(
     "mask",
@@ -332,6 +333,7 @@ def test_stochastic_rounding_stays_unbiased():
     np.testing.assert_allclose(mean, 1 - 0.999**20, rtol=2e-4)
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("name", ["mean_over", "factored", "maxima", "8bit", "float32"])
 def test_a_converted_state_keeps_leaves_apart(name):
     """As if the run had begun in the other format."""
