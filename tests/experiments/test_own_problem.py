@@ -400,3 +400,16 @@ def test_what_an_optimizer_alone_takes_is_set_by_name(here, capfd):
 def test_a_problem_is_made_of_pure_functions():
     problem = Problem(lambda key: {"w": jnp.ones(2)}, lambda params, batch, key: 0.0, X)
     assert problem.test == 0.2 and problem.metrics is None and not problem.baselines
+
+
+@pytest.mark.parametrize(
+    ("problem", "name"),
+    [
+        ("package.module:make", "module"),
+        ("a.b.c:other", "c"),
+        ("folder/file.py", "file"),
+        ("digits", "digits"),
+    ],
+)
+def test_a_run_is_named_after_the_module_of_its_problem(problem, name):
+    assert TrainConfig(problem=problem).run_name == name

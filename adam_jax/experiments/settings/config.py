@@ -160,7 +160,7 @@ class TaskConfig:
         if self.name is not None:
             return self.name
         source, _, _ = self.problem.partition(":")
-        return Path(source).stem.rpartition(".")[-1]
+        return Path(source.removesuffix(".py")).name.rpartition(".")[-1]
 
     @property
     def subject(self) -> str:
