@@ -152,7 +152,14 @@ def read_resumed(table: dict[str, Any], command: str) -> dict[str, Any]:
         path.read_bytes()
     except OSError as error:
         raise no_run(path, error, command) from error
-    return read_file(str(path)) | table
+    config = read_file(str(path))
+    makers = {"optimizer": "train", "grid": "sweep", "optimizers": "compare or sweep"}
+    maker = next((x for key, x in makers.items() if key in config), command)
+    if command.split()[-1] not in maker:
+        raise ValueError(
+            f"{path.parent} was made by adam-jax {maker}, not by {command}"
+        )
+    return config | table
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
