@@ -245,8 +245,9 @@ def check_call(
         signature.bind(**table)
     except TypeError as error:
         known = [*signature.parameters]
-        hints = (suggest(key, known) for key in table.keys() - {*known})
-        raise ValueError(f"{name}: {error}{next(hints, '')}") from error
+        hints = "".join(suggest(key, known) for key in table.keys() - {*known})
+        takes = f"; what it takes is {', '.join(known) or 'nothing'}"
+        raise ValueError(f"{name}: {error}{hints or takes}") from error
     given = [x for key, x in signature.parameters.items() if key in table]
     typed = [x for x in given if x.annotation not in (x.empty, str(x.annotation))]
     types = {x.name: x.annotation for x in typed}
