@@ -141,7 +141,7 @@ MISTAKES = {
     ),
     "another problem's argument": (
         "--arguments.context=3",
-        r"unexpected keyword argument 'context'; what it takes is model, widths, latent,",
+        r"unexpected .* 'context'; what it takes is model, widths, latent,",
     ),
     "a mistyped argument": ("--arguments.width=[3]", r"did you mean widths\?$"),
     "all dropped": ("--arguments.dropout=1", r"arguments.dropout: .* less than 1, got"),
