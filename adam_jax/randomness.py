@@ -60,7 +60,7 @@ def random_bits(
     if known is None:
         first = [*itertools.takewhile(lambda word: isinstance(word, int), words)]
         known, words = hash_known(first), words[len(first) :]
-    words = [jnp.asarray(word, jnp.uint32) for word in words]
+    words = [_as_word(word) for word in words]
     return _random_bits(known, words, starts, shape, whole, sharding)
 
 
@@ -140,10 +140,15 @@ def hash_words(words: Sequence[ArrayLike], start: Any = _INCREMENT) -> Any:
     bits = start
     with np.errstate(over="ignore"):
         for word in words:
-            known = isinstance(word, int)
-            word = np.uint32(word % 2**32) if known else jnp.asarray(word, jnp.uint32)
-            bits = hash_index(word, bits) + _INCREMENT
+            bits = hash_index(_as_word(word), bits) + _INCREMENT
     return bits
+
+
+def _as_word(number: ArrayLike) -> Any:
+    """Return the lowest 32 bits of a number; of a Python integer, as NumPy's."""
+    if isinstance(number, int):
+        return np.uint32(number % 2**32)
+    return jnp.asarray(number, jnp.uint32)
 
 
 def hash_index(index: Any, words: Any) -> Any:

@@ -155,6 +155,12 @@ def test_pieces_of_more_than_2_32_elements_draw_the_bits_of_the_whole(cut):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_of_every_word_the_lowest_32_bits_count():
+    expected = randomness.random_bits((3,), (1, jnp.int32(2), 2**32 - 3, 4))
+    bits = randomness.random_bits((3,), (1, jnp.int32(2), -3, 2**32 + 4))
+    np.testing.assert_array_equal(bits, expected)
+
+
 def test_random_bits_are_made_where_they_are_used():
     """On explicit axes each device makes its own, the same as without them."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
