@@ -206,7 +206,7 @@ def _summed(
 def _stand_in(member: _Member) -> jax.Array:
     """Return an array that in a shard_map varies as the kernel's sums do."""
     read = [jnp.sum(x.astype(jnp.float32)) for x in member.read]
-    return sum(read, jnp.zeros(len(SUMS)))
+    return sum(read, jnp.zeros(len(SUMS), jnp.float32))
 
 
 def _scale(leaf: Leaf, row: jax.Array, keys: set[Any]) -> dict[str, jax.Array]:

@@ -263,3 +263,14 @@ def test_pieces_in_a_shard_map():
     actual = jax.jit(cut)(params, grads)
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8)
     jax.tree.map(compare, actual, (expected[0], expected[1].figures))
+
+
+def test_figures_of_float32_leaves_where_there_are_wider_numbers():
+    with jax.enable_x64(True):
+        params = {"w": jnp.linspace(1, 2, 9, dtype="float32")}
+        tx = record(adam_jax.adamw(1e-2), learning_rate=1e-2)
+        _, state = fused.step(tx)(params, params, tx.init(params))
+        _, expected = tx.update(params, tx.init(params), params)
+    for name, figure in expected.figures.items():
+        found = state.figures[name].total
+        np.testing.assert_allclose(found, figure.total, rtol=1e-5, err_msg=name)

@@ -225,9 +225,8 @@ def _sums_type(group: Group, grad: jax.Array, take: jax.Array) -> jax.ShapeDtype
     if jax.typeof(take).sharding.mesh.empty:
         return jax.ShapeDtypeStruct((len(SUMS),), jnp.float32)
     arrays = [x.astype(jnp.float32) for x in (take, grad, *group.params, group.mu)]
-    return jax.eval_shape(
-        lambda *xs: sum(map(jnp.sum, xs), jnp.zeros(len(SUMS))), *arrays
-    )
+    zeros = jnp.zeros(len(SUMS), jnp.float32)
+    return jax.eval_shape(lambda *xs: sum(map(jnp.sum, xs), zeros), *arrays)
 
 
 def _where(group: Group) -> jax.Array:
