@@ -508,7 +508,7 @@ BAD_CALLS = {
         {"width": 1, "shape": [1, "x"]},
         r'^a\.shape\.1: .* a valid integer, got "x"$',
     ),
-    "a missing one": ({}, r"^a: missing .* argument: 'width'$"),
+    "a missing one": ({}, r"^a: missing .* argument: 'width'; what it takes is width"),
     "an unknown one": (
         {"width": 1, "widht": 1},
         r"^a: .* unexpected .* 'widht': did you mean width\?$",
