@@ -1,5 +1,6 @@
 """What must be set before JAX starts."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +63,12 @@ def compile_little(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", little)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """Let a search for leaks pass over what was there before: it takes a tenth then."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

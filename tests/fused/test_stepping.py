@@ -471,6 +471,7 @@ def test_derivatives_of_a_vmapped_step():
     np.testing.assert_allclose(slope(fused.step(tx)), expected, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("frozen_heap")
 def test_nothing_leaks_and_an_update_may_be_any_callable():
     tx, params = adam_jax.skip_nonfinite(adam_jax.adamw(1e-2)), jnp.ones(70)
     state = tx.init(params)

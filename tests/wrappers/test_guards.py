@@ -197,7 +197,7 @@ def test_updates_of_float32_overflow_beside_float64(other):
         assert tx.update(params, state, params)[1].skipped == 1
 
 
-@pytest.mark.crossing
+@pytest.mark.usefixtures("frozen_heap")
 @pytest.mark.parametrize(
     "wrap",
     [
