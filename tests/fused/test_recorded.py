@@ -256,7 +256,8 @@ def test_pieces_in_a_shard_map():
         in_specs=(places, places),
         out_specs=(places, jax.tree.map(lambda _: P(), found)),
     )
-    assert "sums = true" in jax.jit(cut).lower(params, grads).as_text()
+    is_native = "sums = true" in jax.jit(cut).lower(params, grads).as_text()
+    assert is_native == (jax.__version_info__ >= (0, 10))
     expected = reference(
         tx_alone := record(adam_jax.adam(RATE)), params, grads, tx_alone.init(params)
     )
