@@ -65,7 +65,7 @@ def run_bench(config: BenchOptions, plan: Plan) -> None:
                     continue
                 kind = {"compiled_for": config.compiled} if config.compiled else {}
                 rows.append(cell.describe() | kind | found)
-                display.note(describe_row(rows[-1]))
+                display.note(f"{cell}: {describe_row(rows[-1])}")
                 write()  # a run that is interrupted has measured something
                 if stop.is_set():
                     raise KeyboardInterrupt

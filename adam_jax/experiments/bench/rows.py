@@ -39,12 +39,10 @@ COMPILED = {
 
 
 def describe_row(row: dict[str, Any]) -> str:
-    """Say in a line what was found."""
+    """Say in a few words what was found."""
     if "milliseconds" in row:
-        found = f"{row['milliseconds']:.3g} ms, {row['speed']:.2f} x {row['base']}"
-    else:
-        found = f"{row['moved_bytes_per_parameter']:.2f} bytes a parameter moved"
-    return f"{row['size']} {row['candidate']}, {row['format']}: {found}"
+        return f"{row['milliseconds']:.3g} ms, {row['speed']:.2f} x {row['base']}"
+    return f"{row['moved_bytes_per_parameter']:.2f} bytes a parameter moved"
 
 
 def print_tables(console: Console, rows: list[dict[str, Any]]) -> None:

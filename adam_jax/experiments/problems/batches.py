@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+SPLIT_SEED = 0  # not the run's seed: runs compare on the same test examples only
 CHUNK_BYTES = 2**25  # of the batches that are read ahead
 BATCH = "a batch of train"
 

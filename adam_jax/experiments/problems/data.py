@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from adam_jax.experiments.problems.batches import count_tested
+from adam_jax.experiments.problems.batches import SPLIT_SEED, count_tested
 
-SPLIT_SEED = 0  # Not the run's seed: runs compare on the same test examples only.
 FOLDER = Path(__file__).parent / "data_files"  # its README says what is in it
 WHITE = {"digits": 16, "mnist": 255}  # the largest value of a pixel
 WILSON_EXAMPLES, WILSON_POSITIVE = 400, 0.6

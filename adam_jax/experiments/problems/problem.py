@@ -87,9 +87,9 @@ def nnx_problem(
     Raises:
       ValueError: if the module holds what is no parameter, such as batch statistics.
     """
-    graphdef, _, noise, others = nnx.split(
-        build(jax.random.key(0)), nnx.Param, nnx.RngState, ...
-    )
+    # Shapes tell what is to be known; a large module is drawn by `init` alone.
+    shapes = nnx.eval_shape(build, jax.random.key(0))
+    graphdef, _, noise, others = nnx.split(shapes, nnx.Param, nnx.RngState, ...)
     if jax.tree.leaves(others):
         flat = jax.tree.leaves(others, is_leaf=lambda x: isinstance(x, nnx.Variable))
         kinds = sorted({type(variable).__name__ for variable in flat})

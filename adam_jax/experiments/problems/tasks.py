@@ -17,6 +17,7 @@ from jax import Array
 from adam_jax.experiments.interrupts import Faulty
 from adam_jax.experiments.metrics import LOSS
 from adam_jax.experiments.problems.batches import (
+    SPLIT_SEED,
     Rows,
     Stream,
     count_rows,
@@ -36,7 +37,6 @@ from adam_jax.experiments.settings.config import (
 )
 
 HOME = "adam_jax.experiments.problems.built_in"
-SPLIT_SEED = 0  # not the run's seed: runs compare on the same test examples only
 TESTED_AT_ONCE = 4096  # examples
 TAKEN = ("train_loss", "test_loss", "test_error", "learning_rate", "skipped")
 
