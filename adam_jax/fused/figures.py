@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from adam_jax import numerics
 from adam_jax.figures.leaves import Leaf, correct_ratio, least_at_bound
 from adam_jax.figures.measuring import leaves_of, measure_sums, name_sums
-from adam_jax.fused.kernels import SUMS, Asked
+from adam_jax.fused.kernels import SUMS, Asked, stand_in_for_sums
 from adam_jax.fused.plan import Call, Operands
 from adam_jax.recipes.recipe import Watch
 from adam_jax.stages.gathering import MomentsState
@@ -146,7 +146,7 @@ def _read(
     others, others_looked = {}, jnp.bool_(True)
     if len(own) < len(named):
         others, others_looked = watch.look([x for x in named if x not in own])
-    sums = [_stand_in(member) for member in members]
+    sums = [stand_in_for_sums(member.read) for member in members]
     scaled = [_scale(leaf, row, keys) for leaf, row in zip(leaves, sums, strict=True)]
     measured = measure_sums(
         {name: watch.figures[name] for name in own},
@@ -208,12 +208,6 @@ def _summed(
     if not alone or any(count is not before[0].count for count in counts):
         summed -= _OF_MOMENTS
     return summed
-
-
-def _stand_in(member: _Member) -> jax.Array:
-    """Return an array that in a shard_map varies as the kernel's sums do."""
-    read = [jnp.sum(x.astype(jnp.float32)) for x in member.read]
-    return sum(read, jnp.zeros(len(SUMS), jnp.float32))
 
 
 def _scale(leaf: Leaf, row: jax.Array, keys: set[Any]) -> dict[str, jax.Array]:

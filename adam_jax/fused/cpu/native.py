@@ -28,6 +28,7 @@ from adam_jax.fused.kernels import (
     Stepped,
     lengths,
     result_type,
+    stand_in_for_sums,
     stored_in,
 )
 
@@ -224,9 +225,7 @@ def _sums_type(group: Group, grad: jax.Array, take: jax.Array) -> jax.ShapeDtype
     """Return the type of the sums over a leaf; in a shard_map they vary as it does."""
     if jax.typeof(take).sharding.mesh.empty:
         return jax.ShapeDtypeStruct((len(SUMS),), jnp.float32)
-    arrays = [x.astype(jnp.float32) for x in (take, grad, *group.params, group.mu)]
-    zeros = jnp.zeros(len(SUMS), jnp.float32)
-    return jax.eval_shape(lambda *xs: sum(map(jnp.sum, xs), zeros), *arrays)
+    return jax.eval_shape(stand_in_for_sums, [take, grad, *group.params, group.mu])
 
 
 def _where(group: Group) -> jax.Array:
