@@ -73,7 +73,7 @@ MISTAKES = {
         "--settings.adam.learning_rate=null",
         r"settings.adam.learning_rate: .* a valid number, got null$",
     ),
-    "no option": ("--settings.adam.lr=1", r"settings.adam: .* argument 'lr'$"),
+    "no option": ("--settings.adam.lr=1", r"settings.adam: .* argument 'lr'; .* name, learning_rate,"),
     "a name that cannot be drawn": (
         '--settings={"$": {"name": "adam"}}',
         r"settings is '\$', but must be up to 60 printable characters, without '\$'",
