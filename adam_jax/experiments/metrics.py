@@ -2,13 +2,15 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, TypeAdapter
 
-METRICS = "metrics.jsonl"
+METRICS, MEMBERS, PATHS = "metrics.jsonl", "members.jsonl", "trace.json"
+OTHERS = {MEMBERS: "a study: see adam-jax report", PATHS: "paths of adam-jax trace"}
 LOSS, ACCURACY = "loss", "accuracy"  # what a problem's metrics may be known by
 # JSON has null for what is not finite.
 Number = Annotated[float, BeforeValidator(lambda x: math.nan if x is None else x)]
@@ -92,6 +94,9 @@ def read_epochs(folder: Path) -> list[Epoch]:
     try:
         epochs = read_lines(folder / METRICS, from_json, "epoch")
     except OSError as error:
+        for name, held in OTHERS.items():
+            if os.path.exists(folder / name):
+                raise ValueError(f"{folder} is no run, but holds {held}") from error
         raise no_run(folder / METRICS, error) from error
     if not epochs:
         raise ValueError(f"{folder} has no finished epoch yet: its {METRICS} is empty")

@@ -72,6 +72,16 @@ def test_what_is_no_run_is_one_sentence(argv, message, capfd):
     assert err.count("\n") == 1
 
 
+def test_other_results_are_named(tmp_path, capfd):
+    for name, held in (
+        ("trace.json", "paths of adam-jax trace"),
+        ("members.jsonl", "a study: see adam-jax report"),
+    ):
+        (tmp_path / name).touch()
+        assert main(["inspect", str(tmp_path)]) == 2
+        assert capfd.readouterr().err.endswith(f"is no run, but holds {held}\n")
+
+
 def test_metrics_that_are_no_text(tmp_path, capfd):
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
     assert main(["inspect", str(tmp_path)]) == 2

@@ -458,6 +458,23 @@ def test_a_broken_folder_is_one_sentence(name, content, message, write_run, capf
     assert not (folder / "report.html").exists()
 
 
+def test_its_place_is_named_as_the_folders_are(write_run, tmp_path, monkeypatch, capfd):
+    for name in ("a", "b"):
+        write_run(name)
+    (tmp_path / "link").symlink_to("a/..")
+    monkeypatch.chdir(tmp_path / "a")
+    for folders, page in (
+        (["."], "report.html"),
+        (["../b"], "../b/report.html"),
+        ([".", "../b"], "../report.html"),
+        ([".", "../link/b"], "../report.html"),
+        ([".", str(tmp_path / "b")], str(tmp_path / "report.html")),
+    ):
+        assert main(["report", *folders]) == 0
+        assert capfd.readouterr().out == f"{page}\n"
+        assert (tmp_path / "a" / page).exists()
+
+
 def test_folders_that_cannot_be_reported_together(write_run, write_study, capfd):
     run, study = write_run(), write_study(STUDY)
     for folders, message in (

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from adam_jax.experiments.machine import ENVIRONMENT
-from adam_jax.experiments.metrics import no_run, read_epochs
+from adam_jax.experiments.metrics import MEMBERS, no_run, read_epochs
 from adam_jax.experiments.report.pages import (
     Page,
     Run,
@@ -21,15 +21,18 @@ from adam_jax.experiments.report.pages import (
 )
 from adam_jax.experiments.running.folder import CONFIG, replace_file
 from adam_jax.experiments.settings.options import ReportOptions
-from adam_jax.experiments.study.members import MEMBERS, read_members
+from adam_jax.experiments.study.members import read_members
 
 
 def prepare(options: ReportOptions) -> Callable[[], None]:
     """Read the runs or the study, and make the page; a ValueError says what fails."""
-    folders = [Path(run) for run in options.runs]
+    folders = options.runs
     page = make_page(folders)
-    places = [os.path.realpath(folder) for folder in folders]
-    beside = folders[0] if len(folders) == 1 else Path(os.path.commonpath(places))
+    beside = folders[0]
+    if len(folders) > 1:
+        beside = Path(os.path.commonpath([*map(os.path.realpath, folders)]))
+        if not any(map(Path.is_absolute, folders)):
+            beside = Path(os.path.relpath(beside))
     path = options.out or beside / "report.html"
     if os.path.isdir(path) or not os.path.isdir(path.parent):
         what = "a folder" if os.path.isdir(path) else "in no folder that exists"

@@ -55,7 +55,6 @@ def tabulate_epochs(epochs: Sequence[Epoch]) -> Table:
     rows = []
     for name in columns[-1]:
         values = [column.get(name, math.nan) for column in columns]
-        has_none = name == "accuracy" and all(map(math.isnan, values))
-        if not name.endswith(of_a_group) and not has_none:
+        if not name.endswith(of_a_group):
             rows.append([name, *map(to_text, values)])
     return Table(["after epoch", *(str(epoch.epoch) for epoch in chosen)], rows)

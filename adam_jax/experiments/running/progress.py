@@ -95,8 +95,6 @@ class Report:
         state = jax.tree.leaves(trainer.carry.opt_state.inner_state)  # without figures
         config, taken = trainer.config, trainer.taken / trainer.seconds
         rows = describe_last(last, config.epochs, trainer.task.loss_name)
-        if config.optimizer.guard != "none":
-            rows["skipped"] = f"{last.skipped:,} of {last.step:,} steps"
         rows["steps per second"] = f"{taken:,.0f} (compilation left out)"
         for words, groups in zip(
             ("most", "least"), rank_moved(last.moved), strict=True

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from adam_jax.experiments.metrics import ACCURACY, Number, read_lines
+from adam_jax.experiments.metrics import ACCURACY, MEMBERS, Number, read_lines
 from adam_jax.experiments.running.folder import Journal
 
-MEMBERS = "members.jsonl"
 LOSSES = ("train_loss", "test_loss")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adam_jax.experiments.interrupts import Interrupted, on_signals
-from adam_jax.experiments.metrics import ACCURACY
+from adam_jax.experiments.metrics import ACCURACY, MEMBERS
 from adam_jax.experiments.pictures.drawing import to_picture
 from adam_jax.experiments.pictures.tables import Table
 from adam_jax.experiments.problems.tasks import Task, build_task
@@ -24,7 +24,7 @@ from adam_jax.experiments.running.progress import Display, print_whole
 from adam_jax.experiments.settings.arguments import to_toml
 from adam_jax.experiments.settings.config import require
 from adam_jax.experiments.study.grids import find_border, list_settings
-from adam_jax.experiments.study.members import MEMBERS, Member, open_members
+from adam_jax.experiments.study.members import Member, open_members
 from adam_jax.experiments.study.outcomes import (
     Outcome,
     find_best,

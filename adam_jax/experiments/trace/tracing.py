@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from adam_jax.experiments.interrupts import on_interrupt
+from adam_jax.experiments.metrics import PATHS
 from adam_jax.experiments.pictures.drawing import to_picture
 from adam_jax.experiments.pictures.scales import name_values
+from adam_jax.experiments.pictures.tables import Table
 from adam_jax.experiments.running.folder import CONFIG, make_run_folder
-from adam_jax.experiments.running.progress import Display
+from adam_jax.experiments.running.progress import Display, print_whole
 from adam_jax.experiments.settings.arguments import to_toml
 from adam_jax.experiments.trace.animation import (
     choose_steps,
@@ -25,7 +26,6 @@ from adam_jax.experiments.trace.paths import NEAR, Trace, compile_traces, place_
 from adam_jax.experiments.trace.surfaces import Surface
 from adam_jax.experiments.trace.trace_config import TraceConfig
 
-TABLE_WIDTH = 120  # narrower, numbers would be cut
 LINES = 4  # of progress, without a terminal
 LEGEND = "distance: to the nearest minimum; within: the first step that is so near"
 
@@ -52,7 +52,7 @@ def run_trace(
         folder = make_run_folder(Path(config.runs_dir), config.name or config.surface)
         (folder / CONFIG).write_text(resolved, "utf-8")
         traces = {name: walk() for name, walk in walks.items()}
-        (folder / "trace.json").write_text(to_json(config, surface, traces), "utf-8")
+        (folder / PATHS).write_text(to_json(config, surface, traces), "utf-8")
         title = f"{config.surface}, {surface.steps:,} steps"
         chart = draw_traces(f"{title}: {surface.about}", surface, traces)
         (folder / "trace.png").write_bytes(to_picture(chart))
@@ -77,10 +77,8 @@ def run_trace(
                 with display:
                     write_animation(folder / f"trace.{config.animation}", draw())
         finally:
-            display.console.width = max(display.console.width, TABLE_WIDTH)
-            display.console.print(tabulate_ends(title, surface.about, traces))
-            display.tell(LEGEND)
-            display.tell(f"run: {folder}")
+            table = tabulate_ends(title, traces)
+            print_whole(table, surface.about, LEGEND, f"run: {folder}")
 
 
 def to_json(config: TraceConfig, surface: Surface, traces: Mapping[str, Trace]) -> str:
@@ -109,27 +107,25 @@ def _list(values: np.ndarray) -> list[Any]:
     return values.astype(np.float32).astype(str).astype(float).tolist()
 
 
-def tabulate_ends(title: str, about: str, traces: Mapping[str, Trace]) -> Table:
+def tabulate_ends(title: str, traces: Mapping[str, Trace]) -> Table:
     """Make the table of where each path has come to."""
-    table = Table("optimizer", title=title, caption=about)
-    for head in ("learning rate", "last point", "loss", "distance", f"within {NEAR:g}"):
-        table.add_column(head, justify="right", no_wrap=True)
-    lost = {name: describe_loss(trace) for name, trace in traces.items()}
-    if any(lost.values()):
-        table.add_column("lost", no_wrap=True)
+    heads = ["optimizer", "learning rate", "last point", "loss", "distance"]
+    heads += [f"within {NEAR:g}", "lost"]
     rates = name_values(x.optimizer.learning_rate for x in traces.values())
-    for name, trace in traces.items():
-        cells = [
+    rows = [
+        [
             name,
             rates[trace.optimizer.learning_rate],
             "({:.3g}, {:.3g})".format(*trace.points[-1]),
             f"{trace.losses[-1]:.4g}",
             f"{trace.distances[-1]:.2g}",
             "never" if trace.reached is None else f"step {trace.reached:,}",
-            lost[name],
+            describe_loss(trace),
         ]
-        table.add_row(*cells[: len(table.columns)])
-    return table
+        for name, trace in traces.items()
+    ]
+    shown = len(heads) if any(row[-1] for row in rows) else -1
+    return Table(heads[:shown], [row[:shown] for row in rows], title)
 
 
 def describe_loss(trace: Trace) -> str:
