@@ -14,6 +14,7 @@ import docstring_parser
 
 import adam_jax
 from adam_jax.experiments.settings import arguments, options
+from adam_jax.experiments.settings.config import require_known, suggest
 from adam_jax.experiments.study.study_config import CompareConfig, SweepConfig
 from adam_jax.experiments.trace.trace_config import TraceConfig
 
@@ -135,20 +136,41 @@ def read_options(argv: Sequence[str]) -> Any:
     """Read the options of the command that a command line names, as its dataclass."""
     parser = _build_parser(argv)
     if next(iter(argv), None) not in COMMANDS:
+        if argv and not argv[0].startswith("-"):
+            require_known("the command", argv[0], COMMANDS)
         parser.parse_args(argv)
         return parser.print_help()
     read, unknown = parser.parse_known_args(argv)
     config = COMMANDS[argv[0]].options
     if unknown:
         known = [f"--{key}" for key, *_ in arguments.list_options(config)]
-        hint = arguments.suggest(unknown[0].partition("=")[0], known)
+        hint = suggest(known, *(x.partition("=")[0] for x in unknown if x[:1] == "-"))
         hint += f" (see adam-jax {argv[0]} --help)"
         raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    files = map(arguments.read_file, getattr(read, "config", ()))
-    table = reduce(arguments.merge, [*files, getattr(read, "table", {})], {})
-    if isinstance(table.get("resume"), str):
-        table = arguments.read_resumed(table, f"adam-jax {argv[0]}")
-    return arguments.make_config(config, table)
+    files = {name: arguments.read_file(name) for name in getattr(read, "config", ())}
+    table = reduce(arguments.merge, [*files.values(), getattr(read, "table", {})], {})
+    if isinstance(folder := table.get("resume"), str):
+        files = {folder: arguments.read_resumed(table, f"adam-jax {argv[0]}")}
+        table = files[folder] | table
+    try:
+        return arguments.make_config(config, table)
+    except ValueError as error:
+        for name, table in files.items():
+            takers = " or ".join(x for x in COMMANDS if not find_refusal(x, table))
+            if takers and find_refusal(argv[0], table) == str(error):
+                why = "" if name == folder else f": {error}"
+                words = f"is for adam-jax {takers}, not for adam-jax {argv[0]}{why}"
+                raise ValueError(f"{name} {words}") from error
+        raise
+
+
+def find_refusal(name: str, table: dict[str, Any]) -> str:
+    """Say why a command does not take a config; "" if it does."""
+    try:
+        arguments.make_config(COMMANDS[name].options, table)
+    except ValueError as error:
+        return str(error)
+    return "" if COMMANDS[name].takes_files else "it takes none"
 
 
 def _build_parser(argv: Sequence[str]) -> arguments.Parser:

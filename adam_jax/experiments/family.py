@@ -9,13 +9,12 @@ import jax.numpy as jnp
 
 from adam_jax.experiments.pictures.tables import Table
 from adam_jax.experiments.running.progress import print_whole
+from adam_jax.experiments.settings.config import suggest
 from adam_jax.experiments.settings.options import FamilyOptions
 from adam_jax.family.table import OPTIMIZERS, PARENTS
-from adam_jax.family.tree import children, compare_lines, expect_name
+from adam_jax.family.tree import children, compare_lines
 
 SHAPE = (1024, 1024)
-
-
 NOTE = f"""\
 {len(OPTIMIZERS)} optimizers
 lines: those of its chain that differ from its parent's
@@ -25,8 +24,11 @@ bytes: of state a parameter, for a float32 matrix of {SHAPE[0]} x {SHAPE[1]}"""
 def prepare(options: FamilyOptions) -> Callable[[], None]:
     """Look up what is to be shown."""
     names = list(options.names)
-    for name in names:
-        expect_name(name)
+    if unknown := [x for x in names if x not in OPTIMIZERS]:
+        cure = suggest(OPTIMIZERS, *unknown) or ": adam-jax family lists them"
+        raise ValueError(
+            f"there is no optimizer {' or '.join(map(repr, unknown))}{cure}"
+        )
     if not names:
         return lambda: print_whole(tabulate(), NOTE, box=None, pad_edge=False)
     if len(names) > 2:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import adam_jax
+from adam_jax.experiments.settings.config import require_known
 from adam_jax.experiments.settings.options import ConvertOptions
 from adam_jax.states.foreign import Held, hold_moments
 from adam_jax.states.keras_variables import find_shapes
@@ -250,9 +251,8 @@ def choose_writer(options: ConvertOptions, old: Read) -> Callable[[Path], None]:
             path.write_bytes(data)
 
         return write
-    if options.to not in ("torch", "keras"):
-        expected = ", ".join((SAME, *adam_jax.FORMATS, "torch", "keras", "optax"))
-        raise ValueError(f"--to must be one of {expected}, got {options.to!r}")
+    known = (SAME, *adam_jax.FORMATS, "torch", "keras", "optax")
+    require_known("--to", options.to, known)
     if options.like is None:
         raise ValueError(f"--to {options.to} needs --like, a file of the new optimizer")
     if options.to == "keras":
@@ -302,8 +302,9 @@ def _adopt_by_optax(name: str, old: Read) -> Any:
             "--to optax.adamw"
         )
     name = name or fitting[0]
-    if name not in adam_jax.OPTIMIZERS or not hasattr(optax, name):
-        raise ValueError(f"optax.{name} is no optimizer that adam_jax has as well")
+    known = [f"optax.{x}" for x in adam_jax.OPTIMIZERS if hasattr(optax, x)]
+    expected = "an optimizer that both Optax and adam_jax have"
+    require_known("--to", f"optax.{name}", known, expected)
     tx = getattr(optax, name)(1e-3, **_OPTAX.get(name, ((), {}))[1])
     shapes = _list_shapes(old.held)
     zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}

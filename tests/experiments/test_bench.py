@@ -48,13 +48,16 @@ MISTAKES = {
     "no parameters": ("--sizes=0", r"size '0' is unknown"),
     "a format": (
         "--formats=4bit",
-        r"format '4bit' is unknown: choose from float32, .*8bit",
+        r"format is '4bit', but must be .* bench --help: did you mean 8bit\?$",
     ),
     "a candidate": (
         "--candidates=adam",
-        r"candidate 'adam' is unknown: choose from opt",
+        r"candidate is 'adam', .* bench --help: did you mean adamw\?$",
     ),
-    "a base": ("--base=adam", r"base 'adam' is unknown: choose from optax, "),
+    "a base": (
+        "--base=zzz",
+        r"base is 'zzz', but must be one of those in adam-jax bench --h",
+    ),
     "one pair": ("--repeats=1", r"repeats is 1, but must be 2 or more"),
     "a word": ("--repeats=x", r"repeats: .* a valid integer, got \"x\"$"),
     "a machine": (

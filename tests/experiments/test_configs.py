@@ -110,7 +110,9 @@ def test_they_are_listed_and_printed(tmp_path, monkeypatch, capfd):
     (printed,) = (config for config in CONFIGS if config.stem == "digits_mlp")
     assert capfd.readouterr().out == printed.read_text()
     assert main(["configs", "digit_mlp"]) == 2
-    assert "there is no config 'digit_mlp'" in capfd.readouterr().err
+    assert (
+        "config is 'digit_mlp', but must be one of those that" in capfd.readouterr().err
+    )
 
 
 def test_a_config_is_taken_by_name(tmp_path, monkeypatch, capfd):
@@ -126,7 +128,22 @@ def test_a_config_is_taken_by_name(tmp_path, monkeypatch, capfd):
     assert read("--config", "digits_mlp").seed == 7
     assert main(["train", "--config", "digit_mlp"]) == 2
     error = capfd.readouterr().err
-    assert "digit_mlp: No such file or directory (adam-jax configs lists" in error
+    assert "digit_mlp: No such file or directory: did you mean digits_mlp?" in error
+    assert main(["train", "--config", "mine"]) == 2
+    error = capfd.readouterr().err
+    assert "mine: No such file or directory (adam-jax configs lists" in error
+
+
+@pytest.mark.parametrize("command", SHORT)
+def test_one_command_takes_it_and_others_name_that_one(command):
+    for config in CONFIGS:
+        argv, own = [command, f"--config={config.stem}"], get_command(config)
+        if own == command:
+            commands.read_options(argv)
+            continue
+        words = f"{config.stem} is for adam-jax {own}, not for adam-jax {command}"
+        with pytest.raises(ValueError, match=f"^{words}: "):
+            commands.read_options(argv)
 
 
 @pytest.fixture

@@ -36,8 +36,12 @@ def test_the_root_stands_beside_itself(capsys):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["adm"], "there is no optimizer 'adm': did you mean 'adam'?"),
-        (["adam", "xyz"], "there is no optimizer 'xyz'"),
+        (["adm"], "there is no optimizer 'adm': did you mean adam?\n"),
+        (["adam", "xyz"], "there is no optimizer 'xyz': adam-jax family lists them\n"),
+        (
+            ["xyz", "adm", "lionn"],
+            "no optimizer 'xyz' or 'adm' or 'lionn': did you mean adam and lion?\n",
+        ),
         (["adam", "adamw", "lion"], "two chains go side by side, got 3 names"),
     ],
 )

@@ -270,7 +270,11 @@ WRONG = {
         "problem is 'none.at', but there is no such module",
     ),
     "no function": ("--problem=line.py:build", "but line.py has no build()"),
-    "no word": ("--problem=digit", "problem is 'digit', but must be one of digits, mn"),
+    "no word": (
+        "--problem=digit",
+        "mnist, words, topics, wilson, module:function or a f",
+    ),
+    "no problem": ("--problem=os:getpid", "os:getpid gives a value of type int, but "),
     "no argument": ("--arguments.width=3.5", None),
     "an argument of digits": (
         ("--problem=digits", "--arguments.width=3"),
@@ -322,7 +326,7 @@ FAULTS = {
     ),
     "no batches": ({"train": [], "test": X}, "train gives no batches"),
     "no test": ({"train": batches_of(4)}, "must give test, too"),
-    "no data": ({"train": 3, "test": X}, "train is a int, but must be arrays"),
+    "no data": ({"train": 3, "test": X}, "train is of type int, but must be arrays"),
     "no length": (
         {"train": lambda: iter(batches_of(4)), "test": {"x": X, "y": X}},
         "set --epoch_steps",

@@ -259,7 +259,7 @@ TRANSFORMERS = {
         {"widths": [8, 4]},
         r"widths is \[8, 4\], but must be all equal",
     ),
-    "no blocks": ({"widths": []}, r"widths: .* at least 1 item .*, got \[\]"),
+    "no blocks": ({"widths": []}, r"widths: .* at least 1 item, .*, got \[\]"),
     "too many heads": ({"heads": 3}, "heads is 3, but must be a divisor of 64"),
     "endless windows": ({"context": 10**12}, "context: .* less than or equal to 4096"),
     "a model": ({"model": "mlp"}, "arguments: got an unexpected keyword argument"),

@@ -543,8 +543,12 @@ def test_resume_takes_no_other_option(options, message, capfd):
         ("epochs = 0", r"epochs: .* greater than 0, got 0$"),
         ("epochs = = 0", r"config.toml: .*Invalid value"),
         ("epoch = 1", r"epoch is no option: did you mean epochs\?$"),
-        ("optimizers = []", r"by adam-jax compare or sweep, not by adam-jax train$"),
-        ("[grid]", r"was made by adam-jax sweep, not by adam-jax train$"),
+        ("optimizers = [{}]", r"is for adam-jax compare, not for adam-jax train$"),
+        (
+            "optimizers = [{}]\ngrid.b1 = [0]",
+            r"adam-jax sweep, not for adam-jax train$",
+        ),
+        ("surface = 'saddle'", r"is for adam-jax trace, not for adam-jax train$"),
     ],
 )
 def test_what_is_no_run_is_one_sentence(config, message, tmp_path, capfd):

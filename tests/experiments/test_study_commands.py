@@ -338,6 +338,13 @@ def test_resume_takes_a_study_and_no_other_option(command, tmp_path, capfd):
     assert main([command, f"--resume={tmp_path}", "--epochs=3"]) == 2
     assert "epochs is set, but --resume goes on with" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
+    grid, other = (
+        ("grid.b1 = [0]", "sweep") if command == "compare" else ("", "compare")
+    )
+    (tmp_path / "config.toml").write_text(f"optimizers = [{{}}]\n{grid}")
+    assert resume(tmp_path, command) == 2
+    message = f"{tmp_path} is for adam-jax {other}, not for adam-jax {command}\n"
+    assert capfd.readouterr().err.endswith(message)
 
 
 def test_a_study_on_a_full_disk_can_go_on(
@@ -389,10 +396,10 @@ MISTAKES = {
     "no list of tables": (
         "compare",
         "optimizers = [3]",
-        r"optimizers\.0: .* an object, got 3$",
+        r"optimizers\.0: .* a table, got 3$",
     ),
     "no optimizer": ("compare", "seeds = 2", "there is no optimizer: add tables"),
-    "no table": ("compare", "optimizers = 3", "optimizers: .* a valid array, got 3$"),
+    "no table": ("compare", "optimizers = 3", "optimizers: .* a list, got 3$"),
     "twice": (
         "compare",
         ADAM + ADAM,
@@ -401,7 +408,17 @@ MISTAKES = {
     "an unknown key": (
         "compare",
         "[[optimizers]]\nlr = 1",
-        r"optimizers\.0\.lr is no option",
+        r"optimizers\.0\.lr is no option: choose from name, .*, arguments, label$",
+    ),
+    "a mistyped key": (
+        "sweep",
+        ADAM + "[optimizers.grid]\nweigth_decay = [0]",
+        r"optimizers\.0\.grid.weigth_decay is no option: did you mean weight_decay\?$",
+    ),
+    "a mistyped name": (
+        "compare",
+        ADAM + ADAM.replace("adam", "adamm"),
+        r"optimizers\.1\.name is 'adamm', but must be .*: did you mean adam\?$",
     ),
     "a wrong type": (
         "compare",
@@ -412,7 +429,7 @@ MISTAKES = {
     "a negative seed": (
         "compare",
         "seeds = [-1]\n" + ADAM,
-        "from 0 to 42949672",
+        r"seeds\.0: .* greater than or equal to 0, got -1$",
     ),
     "no memory": ("compare", "memory = 'x'\n" + ADAM, "memory is 'x', but must"),
     "a foreign option": (
@@ -420,16 +437,20 @@ MISTAKES = {
         "[[optimizers]]\nmomentum = 0.5",
         "optimizer.momentum is set, but adam does not take it",
     ),
-    "no grid": ("sweep", ADAM, r"the grid is empty: add a table \[grid\]"),
+    "no grid": (
+        "sweep",
+        ADAM,
+        r"is for adam-jax compare, not for adam-jax sweep: the grid is empty: add a",
+    ),
     "a number": (
         "sweep",
         ADAM + "[grid]\nb2 = 3",
-        r"grid.b2: .* an object or a valid array, got 3$",
+        r"grid.b2: .* a table or a list, got 3$",
     ),
     "half a range": (
         "sweep",
         ADAM + "[grid]\nb2 = {min = 2}",
-        r"grid.b2: Field required: max$",
+        r"grid.b2: max is missing$",
     ),
     "an endless range": (
         "sweep",
@@ -466,7 +487,7 @@ MISTAKES = {
     "a label that cannot be drawn": (
         "compare",
         ADAM + "label = '$x'",
-        r"optimizers.label is '\$x', but must be up to 60 printable characters",
+        r"optimizers.0.label is '\$x', but must be up to 60 printable characters",
     ),
     "a falling range": (
         "sweep",
@@ -521,7 +542,7 @@ MISTAKES = {
     "no draws": (
         "sweep",
         "draws = 0\n" + ADAM + "[grid]\nb1 = [0]",
-        "draws is 0, but must be 1 or more",
+        r"draws: .* greater than 0, got 0$",
     ),
 }
 

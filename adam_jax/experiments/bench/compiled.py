@@ -16,6 +16,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from adam_jax.experiments.settings.config import require_known
+
 # Of each kind, the 16 chips out of which one is compiled for.
 CHIPS = {"v5e": "4x4", "v5p": "2x2x4", "v6e": "4x4", "h100": "1x1x16"}
 
@@ -78,11 +80,8 @@ def packages(kind: str) -> str:
 def find_devices(target: str) -> list[Any]:
     """Return described devices: one of a kind as "v5e", all of "v5e:4x4"."""
     kind, _, chips = target.partition(":")
-    if kind not in CHIPS:
-        raise ValueError(
-            f"compiled is {target!r}, but must be one of {', '.join(CHIPS)}, perhaps "
-            "with its chips, as in v5e:4x4"
-        )
+    expected = f"one of {', '.join(CHIPS)}, perhaps with its chips, as in v5e:4x4"
+    require_known("compiled", kind, CHIPS, expected)
     needed = ("jax_cuda12_plugin", "jax_plugins") if kind == "h100" else ("libtpu",)
     if not all(map(importlib.util.find_spec, needed)):
         raise ValueError(

@@ -15,6 +15,7 @@ from adam_jax.experiments.bench.candidates import (
 from adam_jax.experiments.bench.compiled import find_devices
 from adam_jax.experiments.bench.sizes import Problem, parse_size, why_too_large
 from adam_jax.experiments.pictures.drawing import PICTURES
+from adam_jax.experiments.settings.config import require_known
 from adam_jax.experiments.settings.options import BenchOptions
 
 SIZES = (
@@ -133,10 +134,7 @@ def why_missing(candidate: Candidate, compiled: bool = False) -> str | None:
 def _expect_known(what: str, chosen: Iterable[str], known: dict[str, Any]) -> list[str]:
     """Return what is chosen, each once."""
     for name in chosen:
-        if name not in known:
-            raise ValueError(
-                f"{what} {name!r} is unknown: choose from {', '.join(known)}"
-            )
+        require_known(what, name, known, "one of those in adam-jax bench --help")
     return list(dict.fromkeys(chosen))
 
 

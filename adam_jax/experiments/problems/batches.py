@@ -65,8 +65,8 @@ def _iterate(data: Any, name: str) -> Iterator[Any]:
     given = data() if callable(data) else data
     if not isinstance(given, Iterable):
         raise ValueError(
-            f"{name} is a {type(given).__name__}, but must be arrays with an example "
-            "in each row, or something that gives batches"
+            f"{name} is of type {type(given).__name__}, but must be arrays with an "
+            "example in each row, or something that gives batches"
         )
     return iter(given)
 

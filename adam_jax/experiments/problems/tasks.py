@@ -111,8 +111,8 @@ def load_problem(place: str, arguments: dict[str, Any]) -> Problem:
         problem = make(**checked)
     if not isinstance(problem, Problem):
         raise ValueError(
-            f"{place} gives a {type(problem).__name__}, but must give an "
-            "adam_jax.experiments.Problem"
+            f"{place} gives a value of type {type(problem).__name__}, but must give "
+            "an adam_jax.experiments.Problem"
         )
     return problem
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import json
 import tomllib
@@ -21,9 +20,14 @@ from pydantic import TypeAdapter, ValidationError
 
 import adam_jax
 from adam_jax.experiments.metrics import no_run
+from adam_jax.experiments.settings.config import suggest
 from adam_jax.experiments.settings.shipped import list_configs
 
 _LONGEST = 300  # characters of a message
+# Words of Pydantic, and those of TOML.
+_WORDS = {"an object": "a table", "an array": "a list", "a valid array": "a list"}
+_WORDS |= {"Tuple": "List", "Dictionary": "Table", " after validation": ""}
+_adapt = lru_cache(TypeAdapter)
 
 
 class Parser(argparse.ArgumentParser):
@@ -130,7 +134,8 @@ def read_file(name: str) -> dict[str, Any]:
         path = name if Path(name).is_file() else list_configs().get(name, name)
         return tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
-        hint = " (adam-jax configs lists those by name)" if name.isidentifier() else ""
+        listed = " (adam-jax configs lists those by name)"
+        hint = suggest(list_configs(), name) or listed if name.isidentifier() else ""
         raise ValueError(f"{name}: {error.strerror}{hint}") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
@@ -152,14 +157,7 @@ def read_resumed(table: dict[str, Any], command: str) -> dict[str, Any]:
         path.read_bytes()
     except OSError as error:
         raise no_run(path, error, command) from error
-    config = read_file(str(path))
-    makers = {"optimizer": "train", "grid": "sweep", "optimizers": "compare or sweep"}
-    maker = next((x for key, x in makers.items() if key in config), command)
-    if command.split()[-1] not in maker:
-        raise ValueError(
-            f"{path.parent} was made by adam-jax {maker}, not by {command}"
-        )
-    return config | table
+    return read_file(str(path))
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -181,53 +179,58 @@ def make_config(config: type, table: dict[str, Any], name: str = "") -> Any:
         # In strict JSON, a list may become a tuple, but no text becomes a number.
         return _adapt(config).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        known = [key for key, *_ in list_options(config)]
-        raise ValueError(_explain(error, table, name, known)) from error
+        raise ValueError(_explain(error, table, name, config)) from error
 
 
-@lru_cache
-def _adapt(config: type) -> TypeAdapter:
-    return TypeAdapter(config)
-
-
-def _explain(
-    error: ValidationError, table: dict[str, Any], name: str, known: list[str]
-) -> str:
+def _explain(error: ValidationError, table: Any, name: str, config: type) -> str:
     """Name the innermost key at which something is wrong, and say what."""
     found = [(_find(table, x["loc"]), x) for x in error.errors(include_url=False)]
     place = max((place for place, _ in found), key=len)
     first, *others = (x for where, x in found if where == place)
-    key = ".".join([name, *place] if name else place) or "config"
+    full = [name, *place] if name else place
+    key = ".".join(full) or "config"
     match first["type"]:
         case "value_error":
-            return str(first.get("ctx", {})["error"])
-        case "unexpected_keyword_argument":
-            return f"{key} is no option{suggest(place[-1], known)}"
+            return ".".join([*full, str(first.get("ctx", {})["error"])])
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            beside = _list_beside(config, place[:-1])
+            known = [*beside, *(x for x, *_ in list_options(config))]
+            listed = f": choose from {', '.join(beside)}" if beside else ""
+            return f"{key} is no option{suggest(known, place[-1]) or listed}"
         case "missing":
-            return f"{key}: {first['msg']}: {first['loc'][-1]}"
+            return f"{key}: {first['loc'][-1]} is missing"
+        case "json_invalid" if "recursion" in first["msg"]:
+            raise RecursionError from error
         case "json_invalid":
             return first["msg"]
     kinds = dict.fromkeys(x["msg"].removeprefix("Input should be ") for x in others)
     message = " or ".join([first["msg"], *kinds])
-    return f"{key}: {message}, got {json.dumps(first['input'])}"
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    value, choices = first["input"], first.get("ctx", {}).get("expected", "")
+    got = str(value) if isinstance(value, float) else json.dumps(value)
+    hint = suggest(choices.split("'")[1::2], str(value))
+    return f"{key}: {message}, got {got}{hint}"
+
+
+def _list_beside(kind: Any, way: Sequence[str]) -> list[str]:
+    """List the options of the table to which a way leads, from that of a type."""
+    if not dataclasses.is_dataclass(kind):  # but a list of them, or one or else another
+        rest = way[1:] if get_origin(kind) is tuple else way
+        return [x for part in get_args(kind) for x in _list_beside(part, rest)]
+    if way:
+        return _list_beside(get_type_hints(kind).get(way[0]), way[1:])
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _find(table: Any, way: Sequence[Any]) -> list[str]:
     """Give the keys of the table on a way that names types of unions, too."""
     place = []
     for key in way:
-        inside = isinstance(table, list) and isinstance(key, int)
-        if inside or (isinstance(table, dict) and key in table):
+        with suppress(KeyError, IndexError, TypeError):
             table = table[key]
             place.append(str(key))
     return place
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """Ask for the known option that is most like an unknown one, if any is."""
-    lasts = {x.split(".")[-1].strip("-"): x for x in known[::-1]}
-    close = difflib.get_close_matches(name.split(".")[-1].strip("-"), lasts, 1)
-    return "".join(f": did you mean {lasts[x]}?" for x in close)
 
 
 def check_call(
@@ -244,10 +247,10 @@ def check_call(
     try:
         signature.bind(**table)
     except TypeError as error:
-        known = [*signature.parameters]
-        hints = "".join(suggest(key, known) for key in table.keys() - {*known})
+        known = signature.parameters
         takes = f"; what it takes is {', '.join(known) or 'nothing'}"
-        raise ValueError(f"{name}: {error}{hints or takes}") from error
+        hint = suggest(known, *(key for key in table if key not in known)) or takes
+        raise ValueError(f"{name}: {error}{hint}") from error
     given = [x for key, x in signature.parameters.items() if key in table]
     typed = [x for x in given if x.annotation not in (x.empty, str(x.annotation))]
     types = {x.name: x.annotation for x in typed}

@@ -1,6 +1,8 @@
 """What a run is: the tables of its TOML file and the options of its command."""
 
+import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +26,21 @@ def require(holds: bool, key: str, value: object, expected: str) -> None:
     """Raise a ValueError that names the key, unless its value holds."""
     if not holds:
         raise ValueError(f"{key} is {value!r}, but must be {expected}")
+
+
+def suggest(known: Collection[str], *names: str) -> str:
+    """Ask for what is known that is most like each of some names, if any is."""
+    lasts = {x.split(".")[-1].strip("-"): x for x in reversed([*known])}
+    ends = [name.split(".")[-1].strip("-") for name in names]
+    close = [lasts[y] for x in ends for y in difflib.get_close_matches(x, lasts, 1)]
+    return f": did you mean {' and '.join(close)}?" if close else ""
+
+
+def require_known(key: str, value: str, known: Any, expected: str = "") -> None:
+    """Raise a ValueError unless a value is known; it expects one of all by default."""
+    if value not in known:
+        expected = expected or f"one of {', '.join(known)}"
+        require(False, key, value, expected + suggest(known, value))
 
 
 def require_folder(runs_dir: str, name: str | None) -> None:
@@ -100,13 +117,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuse what no type tells; the optimizer itself checks other values."""
         if self.name != OptimizerConfig.name:  # to know the others takes JAX
-            names = ", ".join(sorted(adam_jax.OPTIMIZERS))
-            known = self.name in adam_jax.OPTIMIZERS
-            require(known, "optimizer.name", self.name, f"one of {names}")
-        share = self.decay_per_step
-        once = share is None or self.weight_decay is None
+            expected = "one of those that adam-jax family lists"
+            require_known("name", self.name, adam_jax.OPTIMIZERS, expected)
+        once = self.decay_per_step is None or self.weight_decay is None
         expected = "left out where weight_decay is set"
-        require(once, "optimizer.decay_per_step", share, expected)
+        require(once, "decay_per_step", self.decay_per_step, expected)
 
 
 @dataclass(frozen=True)
@@ -148,10 +163,9 @@ class TaskConfig:
     def __post_init__(self) -> None:
         """Refuse a problem and a folder that cannot be."""
         problem = r"\w+(\.\w+)*:\w*|[^:]*\.py(:\w*)?"
-        own = self.problem.isprintable() and re.fullmatch(problem, self.problem)
-        expected = f"one of {', '.join(BUILT_IN)}, module:function or a file.py"
-        known = self.problem in BUILT_IN or bool(own)
-        require(known, "problem", self.problem, expected)
+        if not (self.problem.isprintable() and re.fullmatch(problem, self.problem)):
+            expected = f"one of {', '.join(BUILT_IN)}, module:function or a file.py"
+            require_known("problem", self.problem, BUILT_IN, expected)
         require_folder(self.runs_dir, self.run_name)
 
     @property

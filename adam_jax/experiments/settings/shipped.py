@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from adam_jax.experiments.settings.config import require_known
 from adam_jax.experiments.settings.options import ConfigsOptions
 
 
@@ -19,10 +20,8 @@ def prepare(options: ConfigsOptions) -> Callable[[], None]:
     """Read a config, or what all are about."""
     configs = list_configs()
     if options.name is not None:
-        if options.name not in configs:
-            raise ValueError(
-                f"there is no config {options.name!r}: `adam-jax configs` lists them"
-            )
+        expected = "one of those that adam-jax configs lists"
+        require_known("config", options.name, configs, expected)
         text = configs[options.name].read_text("utf-8")
         return lambda: print(text, end="")
     width = max(map(len, configs), default=0)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from adam_jax.experiments.settings.config import (
+    Count,
     OptimizerConfig,
+    Seed,
     TaskConfig,
     require,
     require_label,
@@ -31,7 +33,7 @@ class Candidate(OptimizerConfig):
     def __post_init__(self) -> None:
         """Refuse values out of range, and labels that cannot be drawn."""
         super().__post_init__()
-        require_label("optimizers.label", self.title)
+        require_label("label", self.title)
 
     @property
     def title(self) -> str:
@@ -90,9 +92,9 @@ class GridConfig:
         for key, axis in self.axes.items():
             if isinstance(axis, list):
                 distinct = len(set(axis)) == len(axis) > 0
-                require(distinct, f"grid.{key}", axis, "different numbers")
+                require(distinct, key, axis, "different numbers")
             else:
-                _check_range(f"grid.{key}", axis)
+                _check_range(key, axis)
 
     @property
     def axes(self) -> dict[str, Range | list[float]]:
@@ -142,7 +144,7 @@ class StudyConfig(TaskConfig):
         bytes, or as in 500MB or 2GB.
     """
 
-    seeds: int | list[int] = 3
+    seeds: int | list[Seed] = 3
     optimizers: tuple[Candidate, ...] = ()
     title: str | None = None
     memory: int | str = "2GB"
@@ -154,8 +156,6 @@ class StudyConfig(TaskConfig):
         few = isinstance(self.seeds, list) or self.seeds <= MOST_RUNS
         distinct = few and len(set(self.seed_list)) == len(self.seed_list) > 0
         require(distinct, "seeds", self.seeds, expected)
-        inside = all(0 <= seed < 2**32 for seed in self.seed_list)
-        require(inside, "seeds", self.seeds, "from 0 to 4294967295")
         if not self.optimizers:
             raise ValueError("there is no optimizer: add tables [[optimizers]]")
         titles = [candidate.title for candidate in self.optimizers]
@@ -246,11 +246,11 @@ class SweepConfig(StudyConfig):
     """
 
     name: str = "sweep"
-    seeds: int | list[int] = 1
+    seeds: int | list[Seed] = 1
     optimizers: tuple[SweptCandidate, ...] = ()
     grid: GridConfig = field(default_factory=GridConfig)
-    draws: int | None = None
-    draw_seed: int = 0
+    draws: Count | None = None
+    draw_seed: Seed = 0
     measure: Literal["train_loss", "test_loss", "test_error"] = "test_loss"
     lines: bool = False
     epochs_shown: tuple[int, ...] = ()
@@ -272,15 +272,12 @@ class SweepConfig(StudyConfig):
         require(inside, "epochs_shown", shown, f"from 1 to epochs, {self.epochs}")
         later = self.lines or not self.epochs_shown
         require(later, "epochs_shown", shown, "left out without lines = true")
-        drawn = self.draws is None or self.draws > 0
-        require(drawn, "draws", self.draws, "1 or more")
         runs = self.count_settings() * len(self.seed_list)
         if runs > MOST_RUNS:
             raise ValueError(
                 f"these are {runs:,} runs of each optimizer, but {MOST_RUNS:,} are the "
                 "most: take a coarser grid, fewer draws or fewer seeds"
             )
-        require(self.draw_seed >= 0, "draw_seed", self.draw_seed, "0 or more")
 
     def count_settings(self) -> int:
         """Count the settings of the optimizer that has most."""

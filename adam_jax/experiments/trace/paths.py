@@ -12,7 +12,7 @@ from jax import Array
 
 from adam_jax import OPTIMIZERS
 from adam_jax.experiments.running.optimization import build_optimizer, build_schedule
-from adam_jax.experiments.settings.config import OptimizerConfig
+from adam_jax.experiments.settings.config import OptimizerConfig, require_known
 from adam_jax.experiments.trace.surfaces import HEAVY_BALL, SURFACES, Surface
 from adam_jax.experiments.trace.trace_config import TraceConfig
 
@@ -63,12 +63,8 @@ def choose_options(config: TraceConfig) -> dict[str, dict[str, Any]]:
         options: dict[str, Any] = {"name": name, "learning_rate": usual}
         options |= HEAVY_BALL.get(name, {}) | surface.settings.get(name, {})
         options |= forced | config.settings.get(name, {})
-        if options["name"] not in OPTIMIZERS:
-            known = ", ".join((*sorted(OPTIMIZERS), *HEAVY_BALL))
-            raise ValueError(
-                f"optimizers has {options['name']!r}, which must be one of {known}, or "
-                "have settings with the name of one"
-            )
+        expected = "momentum, in settings, or one of those that adam-jax family lists"
+        require_known("a name in optimizers", options["name"], OPTIMIZERS, expected)
         chosen[name] = options
     return chosen
 

@@ -1,20 +1,24 @@
 """What `adam-jax trace` is told."""
 
-import math
 import shutil
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from adam_jax.experiments.settings.arguments import check_call
+from pydantic import Field
+
+from adam_jax.experiments.settings.arguments import make_config
 from adam_jax.experiments.settings.config import (
     OptimizerConfig,
+    Rate,
+    Seed,
     require,
     require_folder,
+    require_known,
     require_label,
 )
 
-MOST_STEPS = 100_000  # each is kept, and written as text
-MOST_FRAMES = 10_000
+Steps = Annotated[int, Field(gt=0, le=100_000)]  # each is kept, and written as text
+Frames = Annotated[int, Field(gt=1, le=10_000)]
 FARTHEST = 100.0  # a start from which no loss overflows
 
 Option = bool | int | float | str | None
@@ -52,13 +56,13 @@ class TraceConfig:
 
     surface: str = "rosenbrock"
     optimizers: tuple[str, ...] = ()
-    learning_rate: float | None = None
-    steps: int | None = None
+    learning_rate: Rate | None = None
+    steps: Steps | None = None
     start: tuple[float, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
     settings: dict[str, dict[str, Option]] = field(default_factory=dict)
     animation: Literal["gif", "mp4", "none"] = "gif"
-    frames: int = 100
+    frames: Frames = 100
     name: str | None = None
     runs_dir: str = "runs"
 
@@ -66,26 +70,17 @@ class TraceConfig:
         """Refuse values out of range."""
         from adam_jax.experiments.trace.surfaces import SURFACES  # it takes JAX
 
-        known, expected = self.surface in SURFACES, f"one of {', '.join(SURFACES)}"
-        require(known, "surface", self.surface, expected)
-        rate, steps = self.learning_rate, self.steps
-        usable = rate is None or 0 < rate < math.inf
-        require(usable, "learning_rate", rate, "positive and finite")
-        bearable = steps is None or 0 < steps <= MOST_STEPS
-        require(bearable, "steps", steps, f"from 1 to {MOST_STEPS}")
+        require_known("surface", self.surface, SURFACES)
         limit = min(SURFACES[self.surface].limit, FARTHEST)
         near = len(self.start) in (0, 2) and all(abs(x) <= limit for x in self.start)
         expected = f"two numbers from -{limit:g} to {limit:g}"
         require(near, "start", list(self.start), expected)
-        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
-        bearable = 1 < self.frames <= MOST_FRAMES
-        require(bearable, "frames", self.frames, f"from 2 to {MOST_FRAMES}")
         require_folder(self.runs_dir, self.name)
         for label in self.optimizers:
             require_label("optimizers", label)
         for label, options in self.settings.items():
             require_label("settings", label)
-            check_call(OptimizerConfig, options, f"settings.{label}")
+            make_config(OptimizerConfig, options, f"settings.{label}")
         writable = self.animation != "mp4" or shutil.which("ffmpeg") is not None
         expected = "'gif' or 'none' where ffmpeg is not installed"
         require(writable, "animation", self.animation, expected)
