@@ -742,9 +742,27 @@ def test_optimizers_that_share_no_hyperparameter_have_a_panel_each():
     ]
     config = SweepConfig(epochs=1, optimizers=tuple(own))
     adam, sgd = read_panels(draw_sweep(config, members))
+    assert (adam.title, sgd.title) == ("adam", "sgd")
     assert adam.lines() == {"adam (best at 0.5)": [0.5, 0.9]}
     assert sgd.lines() == {"sgd (best at 0.1)": [0.1, 1.0]}
     assert sgd.axis("x")["title"] == "l2"
+
+
+def test_optimizers_with_rates_of_their_own_are_lines_of_one_panel():
+    grids = {"adam": [1e-3, 1e-2], "sgd": [1e-2, 1e-1]}
+    optimizers = tuple(
+        SweptCandidate(name=name, grid=GridConfig(learning_rate=rates))
+        for name, rates in grids.items()
+    )
+    members = [
+        member
+        for name, rates in grids.items()
+        for member in make_members([{"learning_rate": x} for x in rates], (name,))
+    ]
+    config = SweepConfig(seeds=2, optimizers=optimizers)
+    [panel] = read_panels(draw_sweep(config, members))
+    names = [f"{name} (best at 0.01)" for name in grids]
+    assert panel.lines("x") == dict(zip(names, grids.values(), strict=True))
 
 
 def test_of_many_curves_all_are_in_the_picture():

@@ -123,14 +123,16 @@ def draw_sweep(config: SweepConfig, members: Sequence[Member]) -> alt.VConcatCha
     most, first = max(map(len, axes.values())), next(iter(axes.values()))
     if config.lines:
         return _draw_lines(config, members, title, *config.grid.axes)
-    if most == 1 and all(own == first for own in axes.values()):
+    if most == 1 and all(own.keys() == first.keys() for own in axes.values()):
         return _draw_lines(config, members, title, *first)
     outcomes = group_members(members, config.measure)
     groups = split_by_optimizer(outcomes).items()
     key = "ring: the best; x: diverged"
     if most == 1:  # and each optimizer has another one
         panels = [
-            chart_setting(own, next(iter(axes[optimizer])), ringed=True)
+            chart_setting(own, next(iter(axes[optimizer])), ringed=True)._replace(
+                title=optimizer, caption=""
+            )
             for optimizer, own in groups
         ]
     else:
