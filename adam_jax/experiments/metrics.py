@@ -54,14 +54,17 @@ def write_metric(name: str, value: float) -> str:
 
 
 def rank_moved(moved: Mapping[str, float]) -> tuple[list[str], list[str]]:
-    """Name the groups that moved most, first of all, and least: up to three each."""
+    """Name the groups that moved most, first of all, and least: up to three each.
+
+    A group that has no other beside it moved most.
+    """
 
     def distance(group: str) -> float:
         return moved[group] if math.isfinite(moved[group]) else math.inf
 
     ranked = sorted(moved, key=distance, reverse=True)
     number = min(3, len(ranked) // 2)
-    return ranked[:number], ranked[: -number - 1 : -1]
+    return ranked[: max(1, number)], ranked[: -number - 1 : -1]
 
 
 def to_json(entry: Any) -> str:

@@ -31,7 +31,7 @@ EPOCH = Epoch(
         ("abcdefgh", "hgf", "abc"),
         ("abcd", "dc", "ab"),
         ("abc", "c", "a"),
-        ("a", "", ""),
+        ("a", "a", ""),
     ],
 )
 def test_groups_are_ranked_and_none_is_named_twice(groups, most, least):

@@ -331,6 +331,15 @@ FAULTS = {
         {"train": lambda: iter(batches_of(4)), "test": {"x": X, "y": X}},
         "set --epoch_steps",
     ),
+    "text": ({"train": {"x": X, "y": X.astype(str)}}, "train holds the dtype <U"),
+    "objects": (
+        {"train": {"x": X, "y": X.astype(object)}},
+        "train holds the dtype object",
+    ),
+    "batches of text": (
+        {"train": [{"x": X, "y": X.astype(str)}], "test": {"x": X, "y": X}},
+        "a batch of train holds the dtype <U",
+    ),
     "unlike rows": ({"train": {"x": X, "y": X[:3]}}, "shapes (24,), (3,), but each"),
     "unlike batches": (
         {

@@ -48,11 +48,11 @@ def count_tested(count: int, share: float) -> int:
 def read_rows(data: Any, name: str) -> Any:
     """Give arrays of examples as they are, and batches joined to such arrays."""
     if not holds_rows(data):
-        batches = [jax.tree.map(_to_array, batch) for batch in _iterate(data, name)]
+        batches = [_to_arrays(batch, name) for batch in _iterate(data, name)]
         if not batches:
             raise ValueError(f"{name} gives no batches")
         data = jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
-    return jax.tree.map(lambda x: jnp.asarray(_to_array(x)), data)
+    return jax.tree.map(jnp.asarray, _to_arrays(data, name))
 
 
 def _iterate(data: Any, name: str) -> Iterator[Any]:
@@ -71,8 +71,21 @@ def _iterate(data: Any, name: str) -> Iterator[Any]:
     return iter(given)
 
 
-def _to_array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+def _to_arrays(data: Any, name: str) -> Any:
+    """Make arrays of what can be read as such, and refuse text and objects."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array):
+            return leaf
+        array = np.asarray(leaf)
+        if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.number):
+            raise ValueError(
+                f"{name} holds the dtype {array.dtype}, but must hold numbers: leave "
+                "out what the loss does not read, and number what is text"
+            )
+        return array
+
+    return jax.tree.map(convert, data)
 
 
 class Rows:
@@ -129,7 +142,7 @@ class Stream:
         first = next(_iterate(source, "train"), None)
         if first is None:
             raise ValueError("train gives no batches")
-        first = jax.tree.map(np.asarray, first)
+        first = _to_arrays(first, BATCH)
         self._kind, self._rows = describe(first), count_rows(first, BATCH)
         self.batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, first))
         has_length = hasattr(source, "__len__")
@@ -176,7 +189,7 @@ class Stream:
         while True:
             given = False
             for number, batch in enumerate(_iterate(self._source, "train"), start=1):
-                batch = jax.tree.map(np.asarray, batch)
+                batch = _to_arrays(batch, BATCH)
                 if count_rows(batch, BATCH) < self._rows:
                     continue
                 if describe(batch) != self._kind:

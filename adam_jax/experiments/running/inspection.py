@@ -38,7 +38,8 @@ def print_run(folder: Path, epochs: Sequence[Epoch], as_json: bool) -> None:
     for words, groups in (("most", most), ("least", least)):
         distances = epochs[-1].moved
         named = ", ".join(f"{group} {to_text(distances[group])}" for group in groups)
-        print(f"moved {words}: {named}")
+        if named:
+            print(f"moved {words}: {named}")
 
 
 def choose_epochs(epochs: Sequence[Epoch]) -> list[Epoch]:

@@ -100,7 +100,8 @@ class Report:
             ("most", "least"), rank_moved(last.moved), strict=True
         ):
             lines = [f"{last.moved[group]:.3g} {group}" for group in groups]
-            rows[f"moved {words}"] = "\n".join(lines)
+            if lines:
+                rows[f"moved {words}"] = "\n".join(lines)
         rows["optimizer state"] = f"{sum(leaf.nbytes for leaf in state):,} bytes"
         rows["parameters"] = f"{sum(leaf.size for leaf in params):,}"
         rows["run"] = str(self.folder)
