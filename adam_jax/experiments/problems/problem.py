@@ -32,7 +32,8 @@ class Problem:
         same ones whatever the seed.
       metrics: Map (params, batch) to a dict of scalars, the means over a batch of
         test examples, to be reported beside the loss: "accuracy" is shown in percent.
-        A "loss" among them is the test loss; else it is `loss`, with a fixed key.
+        A "loss" among them is the test loss; else it is `loss`, with a fixed key. More
+        than 4,096 test examples are measured in pieces, and averaged.
       baselines: What a metric is without a model, by name: such as the share of the
         commonest label. A dotted line marks it in pictures.
       loss_name: What the loss is, with its unit, in tables and pictures.
