@@ -375,6 +375,17 @@ def test_a_file_more_or_another_name_is_seen(kept):
     assert kept.steps() == [5]
 
 
+def test_a_state_of_a_problem_that_has_changed_is_not_called_broken(kept):
+    steps = kept.steps()
+    like = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape, 2)), make_state(0))
+    with pytest.raises(ValueError) as error:
+        kept.restore(like, pytest.fail)
+    assert f"{kept.folder / '7'} is whole, but holds another state" in str(error.value)
+    assert "has the shape" in str(error.value)
+    assert str(error.value).endswith("put it back as it was, or train again")
+    assert kept.steps() == steps
+
+
 def test_what_a_kill_left_is_removed(kept):
     shutil.copytree(kept.folder / "7", kept.folder / "8.unfinished")
     again = Checkpoints(kept.folder)

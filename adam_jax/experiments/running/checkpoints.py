@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 KEPT = 3  # checkpoints: with the newest two broken, a run can still go on
@@ -60,7 +61,8 @@ class Checkpoints:
         """Read the newest checkpoint that is whole, and remove those after it.
 
         Gives its step and its state, which is like another one; None if there is no
-        checkpoint. If all are broken, of which it warns, they stay as they are.
+        checkpoint. If all are broken, of which it warns, they stay as they are, and so
+        do those that are whole but hold another state than this run has.
         """
         broken = []
         for step in reversed(self.steps()):
@@ -68,11 +70,18 @@ class Checkpoints:
             try:
                 if (path / DIGEST).read_text() != compute_digest(step, path):
                     raise ValueError("its files are not as they were written")
-                state = _read_state(path / "state", like)
             except Exception as error:  # a broken file may raise whatever it likes
                 broken.append(step)
                 warn(f"the checkpoint {path} is broken: {_in_one_line(error)}")
                 continue
+            try:
+                state = _read_state(path / "state", like)
+            except Exception as error:  # as above
+                raise ValueError(
+                    f"the checkpoint {path} is whole, but holds another state than this"
+                    f" run has: {_in_one_line(error)}; if the problem has changed, put "
+                    "it back as it was, or train again"
+                ) from error
             for newer in broken:
                 self._remove(newer)
             return step, state
@@ -126,9 +135,25 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _read_state(path: Path, like: Any) -> Any:
+    # Orbax sees another shape only while it reads, and leaves threads that fail later.
+    metadata: Any = _checkpointer().metadata(path.absolute())
+    stored = _list_shapes(metadata.item_metadata.tree)
+    for name, shape in _list_shapes(like).items():
+        if stored.get(name, shape) != shape:
+            raise ValueError(f"{name} has the shape {stored[name]}, not {shape}")
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     arguments = ocp.args.StandardRestore(target)
     return _checkpointer().restore(path.absolute(), args=arguments)
+
+
+def _list_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Give the shape of each array by its path, but of keys, which Orbax unpacks."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    }
 
 
 def _in_one_line(error: Exception) -> str:
