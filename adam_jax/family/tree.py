@@ -147,7 +147,9 @@ def _to_lines(stage: ast.AST, indent: str = "") -> list[str]:
     """Return the lines of a stage: several if it has other stages in it."""
     if isinstance(stage, ast.Tuple):  # a branch
         factor, one = stage.elts
-        return [f"{indent}{ast.unparse(factor)} times", *_to_lines(one, indent + _TAB)]
+        none = isinstance(factor, ast.Constant) and factor.value is None
+        words = "not added" if none else f"{ast.unparse(factor)} times"
+        return [f"{indent}{words}", *_to_lines(one, indent + _TAB)]
     name = ast.unparse(stage.func) if isinstance(stage, ast.Call) else ""
     if isinstance(stage, ast.Call) and name == "optax.chain":
         return [line for one in stage.args for line in _to_lines(one, indent)]

@@ -331,6 +331,10 @@ FAULTS = {
         {"train": lambda: iter(batches_of(4)), "test": {"x": X, "y": X}},
         "set --epoch_steps",
     ),
+    "a baseline of nothing": (
+        {"baselines": {"slop": 1.0}},
+        "a name among baselines is 'slop', but must be that of a metric",
+    ),
     "text": ({"train": {"x": X, "y": X.astype(str)}}, "train holds the dtype <U"),
     "objects": (
         {"train": {"x": X, "y": X.astype(object)}},

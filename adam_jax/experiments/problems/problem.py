@@ -35,7 +35,7 @@ class Problem:
         A "loss" among them is the test loss; else it is `loss`, with a fixed key. More
         than 4,096 test examples are measured in pieces, and averaged.
       baselines: What a metric is without a model, by name: such as the share of the
-        commonest label. A dotted line marks it in pictures.
+        commonest label. A dashed line marks it in pictures.
       loss_name: What the loss is, with its unit, in tables and pictures.
 
     Example: a straight line through five points.

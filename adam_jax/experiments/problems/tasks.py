@@ -33,6 +33,7 @@ from adam_jax.experiments.settings.config import (
     MAKE,
     TaskConfig,
     require,
+    require_known,
     require_label,
 )
 
@@ -82,6 +83,8 @@ def build_task(config: TaskConfig) -> Task:
                 f"metrics of {config.problem} gives {name!r} the shape {value.shape}, "
                 "but it must be a scalar"
             )
+    for name in problem.baselines:
+        require_known("a name among baselines", name, metrics, "that of a metric")
     return Task(
         batches,
         examples,
@@ -129,7 +132,9 @@ def _import(source: str) -> Any:
         raise ValueError(f"problem is {source!r}, but there is no such module")
     spec = importlib.util.spec_from_file_location(f"problem_{path.stem}", path)
     if not (path.is_file() and spec and spec.loader):
-        raise ValueError(f"problem is {source!r}, but there is no such file")
+        raise ValueError(
+            f"problem is {source!r}, but there is no such file in {Path.cwd()}"
+        )
     sys.path.insert(0, str(path.parent.absolute()))  # as python does
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     with _theirs(source):
@@ -144,8 +149,8 @@ def _read_data(problem: Problem, config: TaskConfig) -> tuple[Rows | Stream, Any
     if not holds_rows(train):
         if kept_back:
             raise ValueError(
-                "train gives batches, of which none are kept for testing: the problem "
-                "must give test, too"
+                "train is no pytree of arrays with an example in each row; of batches, "
+                "none are kept for testing: the problem must give test, too"
             )
         batches = Stream(train, config.epoch_steps)
     else:

@@ -157,7 +157,10 @@ class StudyConfig(TaskConfig):
         distinct = few and len(set(self.seed_list)) == len(self.seed_list) > 0
         require(distinct, "seeds", self.seeds, expected)
         if not self.optimizers:
-            raise ValueError("there is no optimizer: add tables [[optimizers]]")
+            raise ValueError(
+                "there is no optimizer: add tables [[optimizers]], or say --optimizers "
+                """'[{name = "adam"}, {name = "lion"}]'"""
+            )
         titles = [candidate.title for candidate in self.optimizers]
         for title in titles:
             expected = "used once: give each of these [[optimizers]] a label of its own"
