@@ -37,9 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every",
         type=int,
-        default=4,
+        default=5,
         help="of the cases of a test, all are crossings but the first and then each "
-        "so-manieth (default: 4)",
+        "so-manieth (default: 5)",
     )
 
 

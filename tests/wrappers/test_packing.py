@@ -153,6 +153,7 @@ def test_it_leaves_leaves_alone_but_on_cpu(make, monkeypatch):
     assert jax.tree.structure(default.update(params, together, params)[1]) == few
 
 
+@pytest.mark.crossing
 def test_leaves_that_fit_are_packed_in_float64_too():
     with jax.enable_x64(True):
         dtypes = ("float64",)
@@ -418,6 +419,7 @@ def test_the_state_is_ours_to_read_and_convert():
     assert_same(alone, again)
 
 
+@pytest.mark.crossing
 def test_where_an_optimizer_may_stand():
     """Without params, empty, masked, multi_transform, MultiSteps, injected, guarded."""
     params = {f"p{i}": jnp.full((3,) if i % 2 else (2, 2), i / 3) for i in range(6)}
@@ -455,6 +457,7 @@ def test_where_an_optimizer_may_stand():
     assert jnp.abs(updates["p2"]).min() > 0.49
 
 
+@pytest.mark.crossing
 def test_vmap_extra_arguments_meta_gradients_and_map_params():
     tx, together = adam_jax.adam(1e-2), packed(adam_jax.adam(1e-2))
     many = {f"p{i}": jnp.arange(6.0).reshape(2, 3) + i for i in range(6)}
