@@ -53,9 +53,9 @@ bench: $(VENV)/ready  ## Measure how true moments are, a sweep beside single run
 	$(BIN)/python benchmarks/at_scale.py
 	$(BIN)/adam-jax bench $(ARGS)
 
-# What a picture takes is CPU time: kb4 6 min, sparse_rates 2 min 20 s, lh 1 min 30 s, the
-# others up to 35 s each; then the transformer.
-figures: $(VENV)/ready  ## Repeat the published figures in docs/ (12 min), and train the transformer in every format (25 min).
+# As a whole, beside other work: 62 min of CPU time, 20 of them for the figures. On idle
+# cores kb4 took 6 min, sparse_rates 2 min 20 s, lh 1 min 30 s, the others up to 35 s each.
+figures: $(VENV)/ready  ## Repeat the published figures in docs/, and train the transformer in every format (1 hour of CPU time).
 	rm -rf runs/figures
 	for name in kb4 kb1_dense_rates kb1_sparse_rates lh; do \
 	  $(BIN)/adam-jax sweep --config configs/figure_$$name.toml --runs_dir runs/figures && \
@@ -71,7 +71,7 @@ figures: $(VENV)/ready  ## Repeat the published figures in docs/ (12 min), and t
 study: $(VENV)/ready  ## Train three small problems by every optimizer, and write docs/study.md (1 hour of CPU time, in parts).
 	$(BIN)/python benchmarks/family_study.py $(ARGS)
 
-pictures: $(VENV)/ready  ## Draw the pictures in docs/ anew, and print their figures (2 min).
+pictures: $(VENV)/ready  ## Draw the pictures in docs/ anew, and print their figures (70 s).
 	rm -rf runs/pictures
 	for name in digits_mlp diagnose_healthy diagnose_large_lr diagnose_dead_layer \
 	    diagnose_noisy_batch; do \
