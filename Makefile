@@ -18,10 +18,10 @@ help:  ## Show this list.
 train: $(VENV)/ready  ## Train an MLP on real digits with Adam; ends with a table and a picture.
 	$(BIN)/adam-jax train --config configs/digits_mlp.toml $(ARGS)
 
-test: $(VENV)/ready  ## Run the tests, of many like ones a fifth, and the doctests (10 min).
+test: $(VENV)/ready  ## Run the tests, of many like ones a fifth, and the doctests (9 min).
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-crossings: $(VENV)/ready  ## Run all other tests, which cross everything with everything (20 min).
+crossings: $(VENV)/ready  ## Run all other tests, which cross everything with everything (30 min).
 	$(BIN)/python -m pytest -n auto -m crossing $(ARGS)
 
 sanitize: $(VENV)/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).
