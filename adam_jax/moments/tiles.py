@@ -21,6 +21,7 @@ from adam_jax.choice import choose
 _SUBLANES, _LANES = 8, 128  # of a tile
 _BLOCKS = (32, 64, 128)  # at most four in a row of a tile, whose number has four bytes
 _INFINITY = 0x7F800000
+_LEAST_SIZE = 2**18  # of a leaf: smaller ones move little, and would compile for longer
 
 
 def find_peaks(x: jax.Array, blocks: int) -> jax.Array:
@@ -52,10 +53,12 @@ def _run(
     """Return `plain(x, shape, blocks)`, on TPU as `tiled` computes it.
 
     Not so if tiles are not whole, or might not be in the shards that XLA cuts the leaf
-    into: then arrays would be copied, or exchanged between devices.
+    into: then arrays would be copied, or exchanged between devices. Nor if the leaf is
+    small: such leaves may be many.
     """
     rows, columns = _count_tiles(shape)
     in_tiles = rows and columns and _length(shape, blocks) in _BLOCKS
+    in_tiles = in_tiles and math.prod(shape) >= _LEAST_SIZE
     if not in_tiles or AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
         return plain(x, shape, blocks)
     ways = [lambda x, way=way: [way(x, shape, blocks)] for way in (tiled, plain)]

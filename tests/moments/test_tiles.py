@@ -12,6 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 from adam_jax.moments import tiles
 
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch):
+    monkeypatch.setattr(tiles, "_LEAST_SIZE", 0)
+
+
 SHAPES = [(64, 1024), (3, 16, 256), (2048,), (8, 128)]
 
 
@@ -63,6 +69,13 @@ def test_tiles_are_used_where_they_are_whole(shape, block, expected):
     assert uses_tiles(step, jnp.ones(shape)) == expected
     assert not uses_tiles(step, jnp.ones(shape), platform="cpu")
     assert not uses_tiles(jax.vmap(step), jnp.ones((2, *shape)))
+
+
+def test_small_leaves_are_not_viewed_as_tiles(monkeypatch):
+    step = functools.partial(both, blocks=32)
+    monkeypatch.undo()
+    assert uses_tiles(step, jnp.ones((256, 1024)))
+    assert not uses_tiles(step, jnp.ones((248, 1024)))
 
 
 @pytest.mark.parametrize(
