@@ -12,7 +12,7 @@ them is what `state_shardings` says on an abstract mesh of 8 to 4,096 chips.
           parameters and updates.
   leaves  What breaks first: CPU seconds to trace and to compile a step of many small
           leaves, and milliseconds of a step, for optax.adamw and for ours, each in a
-          process of its own that ends after so many CPU seconds; then the same
+          process of its own that ends after --limit CPU seconds; then the same
           parameters as stacked layers. With --compiled v5e it compiles for that, where
           libtpu is installed.
 
@@ -404,7 +404,7 @@ def measure(sender, candidate, format, size, machine, limit, compiles):
 
 
 def run_case(*case):
-    """Return what `measure` sends before its limit."""
+    """Return what `measure` sends before its limit, or before memory is out."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=measure, args=(sender, *case))
     process.start()
@@ -415,7 +415,8 @@ def run_case(*case):
             found |= receiver.recv()
     except EOFError:
         process.join()
-    if process.exitcode not in (0, -signal.SIGXCPU):
+    # The system kills a process where memory is out.
+    if process.exitcode not in (0, -signal.SIGXCPU, -signal.SIGKILL):
         raise RuntimeError(f"{case} ended with {process.exitcode}")
     return found
 
@@ -424,7 +425,8 @@ def print_leaves(sizes, cases, machine, limit):
     """Print the seconds of each case at each size, and what they are of the base's."""
     print(
         f"\nCPU seconds to trace and to compile for {machine or 'this CPU'}, CPU "
-        "milliseconds of a step; x: of the first's"
+        f"milliseconds of a step; x: of the first's; ended: at {limit:g} CPU seconds, "
+        "or where memory was out"
     )
     print(
         f"{'leaves':>14} {'step of':14} {'format':9} {'trace':>7} {'x':>5} "
@@ -441,18 +443,18 @@ def print_leaves(sizes, cases, machine, limit):
                 too_long.add(case)
             base = base or found
             print(
-                f"{size:>14} {case[0]:14} {case[1]:9} {tell(found, base, limit)}",
+                f"{size:>14} {case[0]:14} {case[1]:9} {tell(found, base)}",
                 flush=True,
             )
 
 
-def tell(found, base, limit):
-    """Return the figures of a line; what the limit ended is over it."""
+def tell(found, base):
+    """Return the figures of a line."""
     ended = next((what for what in ("trace", "compile") if what not in found), None)
     cells = []
     for what, width, unit in (("trace", 7, 1), ("compile", 9, 1), ("step", 8, 1e3)):
         figure = f"{unit * found[what]:.2f}" if what in found else ""
-        figure = f"> {limit:g}" if what == ended else figure
+        figure = "ended" if what == ended else figure
         has_ratio = what in found and what in base
         ratio = f"{found[what] / base[what]:.1f}" if has_ratio else ""
         cells.append(f"{figure:>{width}} {ratio:>5}")

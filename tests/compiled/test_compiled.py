@@ -128,6 +128,7 @@ def cost_of(machine, candidate, format, shapes=MATRIX):
 @functools.cache
 def compile_for(machine, candidate, format, shapes=MATRIX):
     """Return a step compiled for one chip, and the number of its parameters."""
+    find_devices(machine)  # before a fused step asks JAX for its devices
     program = program_of(candidate, format)
     return compile_program(program, machine, FORMATS[format].dtype, shapes)
 
