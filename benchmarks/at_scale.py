@@ -367,10 +367,10 @@ CASES = (
 
 def measure(sender, candidate, format, size, machine, limit, compiles):
     """Send {what: CPU seconds} after each stage of a case. Runs in its own process."""
+    devices = find_devices(machine) if machine else []  # before a fused step asks JAX
     program = CANDIDATES[candidate].program(FORMATS[format])
     dtype = FORMATS[format].dtype
     params = [jax.ShapeDtypeStruct(x, dtype) for x in parse_size(size).shapes]
-    devices = find_devices(machine) if machine else []
     params = place(params, devices) if devices else params
     state = jax.eval_shape(program.init, params)
     state = place(state, devices) if devices else state

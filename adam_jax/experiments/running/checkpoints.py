@@ -136,14 +136,15 @@ def _checkpointer() -> ocp.Checkpointer:
 
 def _read_state(path: Path, like: Any) -> Any:
     # Orbax sees another shape only while it reads, and leaves threads that fail later.
-    metadata: Any = _checkpointer().metadata(path.absolute())
+    checkpointer, folder = _checkpointer(), path.absolute()
+    metadata: Any = checkpointer.metadata(folder)
     stored = _list_shapes(metadata.item_metadata.tree)
     for name, shape in _list_shapes(like).items():
         if stored.get(name, shape) != shape:
             raise ValueError(f"{name} has the shape {stored[name]}, not {shape}")
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     arguments = ocp.args.StandardRestore(target)
-    return _checkpointer().restore(path.absolute(), args=arguments)
+    return checkpointer.restore(folder, args=arguments)
 
 
 def _list_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
