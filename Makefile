@@ -8,7 +8,7 @@ VENV ?= $(REQUIREMENTS:requirements%.txt=.venv%)
 BIN := $(VENV)/bin
 COMPILED := .venv-compiled/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-NATIVE := $(addprefix adam_jax/fused/cpu/,CMakeLists.txt *.cc *.h)
+NATIVE := $(addprefix adam_jax/native/,CMakeLists.txt *.cc *.h)
 
 .PHONY: help train test crossings sanitize wheel compiled family optax-suite bench figures study pictures check format clean
 
@@ -25,7 +25,7 @@ crossings: $(VENV)/ready  ## Run all other tests, which cross everything with ev
 	$(BIN)/python -m pytest -n auto -m crossing $(ARGS)
 
 sanitize: $(VENV)/ready  ## Test the native step under the address and undefined-behaviour sanitizers (1 min).
-	$(BIN)/cmake -S adam_jax/fused/cpu -B build/sanitize -DADAM_JAX_SANITIZE=ON
+	$(BIN)/cmake -S adam_jax/native -B build/sanitize -DADAM_JAX_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/step_test $(ARGS)
 

@@ -66,9 +66,10 @@ from .moments.accumulators import (
     yogi_average,
 )
 from .moments.blocks import EightBit, eight_bit
-from .moments.formats import Dense, Format, Noise, Stored, dense
+from .moments.formats import Dense, Format, Stored, dense
 from .moments.maxima import AxisMaxima, axis_maxima
 from .moments.moment import Gathered, Moment
+from .moments.noise import Noise
 from .moments.sharing import Factored, MeanOver, factored, mean_over
 from .moments.squares import floored_average, rising_decay, squared_norm
 from .moments.storage import FORMATS, Storage

@@ -14,6 +14,7 @@ def choose(
     special: Mapping[str, Callable[..., Any]],
     common: Callable[..., Any],
     pieces: int = 0,
+    exports: bool = True,
 ) -> Any:
     """Make a function that runs one of `special` on its platform, `common` elsewhere.
 
@@ -26,6 +27,7 @@ def choose(
       common: the same function for any platform; the reference.
       pieces: XLA may cut a program that runs one of `special` for as many devices as
         divide this number; 0 for one device only.
+      exports: whether an exported program, too, may run one of `special`.
     """
 
     @custom_vmap
@@ -33,7 +35,11 @@ def choose(
         default = jax.make_jaxpr(common)(*values)
         others = {name: jax.make_jaxpr(f)(*values) for name, f in special.items()}
         return _choice.bind(
-            *values, common=default, special=tuple(others.items()), pieces=pieces
+            *values,
+            common=default,
+            special=tuple(others.items()),
+            pieces=pieces,
+            exports=exports,
         )
 
     @switch.def_vmap
@@ -58,23 +64,25 @@ _choice.multiple_results = True
 
 
 @_choice.def_impl
-def _run_common(*values: Any, common: Any, special: Any, pieces: int) -> list[Any]:
-    del special, pieces  # only without jit
+def _run_common(*values: Any, common: Any, **how: Any) -> list[Any]:
+    del how  # which is for jit
     return jaxpr_as_fun(common)(*values)
 
 
 @_choice.def_abstract_eval
-def _result_types(*types: Any, common: Any, special: Any, pieces: int) -> list[Any]:
-    del types, special, pieces
+def _result_types(*types: Any, common: Any, **how: Any) -> list[Any]:
+    del types, how
     return common.out_avals
 
 
 def _lower_for(platform: str | None) -> Callable[..., Any]:
     """Return the lowering rule of `_choice` for a platform, or for all others."""
 
-    def lower(ctx, *values, common, special, pieces):
-        found = dict(special).get(platform)
-        chosen = found if found and _allows(pieces, ctx.module_context) else common
+    def lower(ctx, *values, common, special, pieces, exports):
+        found, context = dict(special).get(platform), ctx.module_context
+        allowed = exports or not context.lowering_parameters.for_export
+        allowed = allowed and _allows(pieces, context)
+        chosen = found if found and allowed else common
         lowered = mlir.lower_fun(jaxpr_as_fun(chosen), multiple_results=True)
         return lowered(ctx, *values)
 

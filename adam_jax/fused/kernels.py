@@ -289,7 +289,7 @@ def step_alone(
         [grad], [param], [number] = group.grads, group.params, group.numbers
         arrays = {"grad": grad, "param": param}
         arrays |= {name: getattr(group, name) for name in stored_in(group)}
-        words = [  # as in formats.make_noise and round_to_params
+        words = [  # as in formats.LeafNoise and round_to_params
             (seeds.mu, 0, group.place),
             (seeds.nu, 0, group.place),
             (seeds.params, number),

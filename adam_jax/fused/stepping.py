@@ -20,10 +20,10 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from adam_jax.checks import check_arrays, prune
 from adam_jax.choice import choose, is_sharded
 from adam_jax.fused.accumulation import take_apart
-from adam_jax.fused.cpu import native
 from adam_jax.fused.dispatch import kernels
 from adam_jax.fused.figures import Reading, find_readings
 from adam_jax.fused.plan import Call, make_plan
+from adam_jax.native import library
 from adam_jax.recipes.notes import collecting
 from adam_jax.stages.flow import expect_optimizer, expect_whole
 
@@ -79,7 +79,7 @@ def step(tx: optax.GradientTransformation) -> Step:
     Reference: Loshchilov & Hutter 2017, Algorithm 2.
     """
     expect_optimizer(tx, "fused.step")
-    if not native.available() and jax.default_backend() == "cpu":
+    if not library.available() and jax.default_backend() == "cpu":
         _warn_once()
 
     update = tx.update

@@ -13,8 +13,10 @@ from jax import lax
 from jax.core import Tracer
 
 from adam_jax import numerics, placement
-from adam_jax.moments.formats import Format, Noise, Stored
-from adam_jax.moments.tiles import find_peaks, spread
+from adam_jax.moments import on_cpu
+from adam_jax.moments.formats import Format, Stored
+from adam_jax.moments.noise import Noise
+from adam_jax.moments.tiles import find_largest, find_peaks, spread
 
 
 class EightBit(NamedTuple):
@@ -34,7 +36,7 @@ class EightBit(NamedTuple):
         if isinstance(self.exponents, optax.MaskedNode):
             return values
         _expect_whole_blocks(values, self.exponents.shape[-1])
-        return _decode(values, self.exponents)
+        return on_cpu.load(_decode, values, self.exponents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +161,11 @@ def encode_blocks(x: jax.Array, blocks: int, signed: bool, noise: Noise) -> Stor
       The codes, of the shape of x, with the exponents of their blocks.
     """
     _expect_whole_blocks(x, blocks)
-    codes, exponents = _encode(x, noise(x.shape), blocks, signed)
+
+    def encode(x, noise):
+        return _encode(x, noise(x.shape), blocks, signed)
+
+    codes, exponents = on_cpu.store(encode, x, noise, blocks)
     return Stored(codes, EightBit(exponents))
 
 
@@ -167,13 +173,28 @@ def encode_blocks(x: jax.Array, blocks: int, signed: bool, noise: Noise) -> Stor
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _encode(
     x: jax.Array, bits: jax.Array, blocks: int, signed: bool
-) -> tuple[jax.Array, jax.Array]:
+) -> list[jax.Array]:
     x = x.astype(jnp.float32)
-    exponents = find_exponents(find_peaks(jnp.abs(x), blocks)).astype(jnp.uint8)
+    find = functools.partial(_find_exponents, blocks=blocks)
+    on_gpu = functools.partial(_find_bytes, blocks=blocks)
+    exponents = lax.platform_dependent(
+        jnp.abs(x), cuda=on_gpu, rocm=on_gpu, default=find
+    )
     to_elements = functools.partial(spread, shape=x.shape)
     # From the bytes, so that XLA writes these, and not the integers as well.
     codes = encode_values(x, exponents.astype(jnp.int32), bits, signed, to_elements)
-    return codes, exponents
+    return [codes, exponents]
+
+
+def _find_exponents(size: jax.Array, blocks: int) -> jax.Array:
+    """Return the exponents of blocks of which the sizes of all elements are given."""
+    return find_exponents(find_peaks(size, blocks)).astype(jnp.uint8)
+
+
+def _find_bytes(size: jax.Array, blocks: int) -> jax.Array:
+    """Return the same, as GPUs do it best: XLA writes what it finds, here bytes."""
+    largest = find_largest(find_exponents(size).astype(jnp.uint8), blocks)
+    return jnp.maximum(largest, _LEAST_EXPONENT)  # of blocks without elements
 
 
 @jax.jit

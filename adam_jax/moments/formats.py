@@ -14,54 +14,17 @@ unless `in_shard_map` says how they are cut.)
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.typing import ArrayLike, DTypeLike
-from typing_extensions import TypeAliasType
+from jax.typing import DTypeLike
 
-from adam_jax import numerics, placement, randomness
+from adam_jax import numerics, placement
 from adam_jax.hyperparams import check_whole
-
-Noise = TypeAliasType("Noise", Callable[[tuple[int, ...]], jax.Array])
-"""A function from a shape to uint32s of that shape, whose upper 16 bits are random.
-
-The lower bits are not for use: those of a first moment's noise round the second moment.
-"""
-
-
-def make_noise(known: ArrayLike, past: ArrayLike, order: int, like: jax.Array) -> Noise:
-    """Return the random bits that round one leaf of a moment in one step.
-
-    The first moment takes the upper half of a hash, the second the lower half. XLA
-    makes one hash for both if their seeds are equal.
-
-    Args:
-      known: what `hash_leaf` returned.
-      past: int32 scalar, the number of steps before this one.
-      order: 1 or 2, that of the moment.
-      like: an array that the bits are sharded like.
-    """
-
-    def noise(shape: tuple[int, ...]) -> jax.Array:
-        bits = randomness.random_bits(shape, [past], like, known)
-        return bits if order == 1 else bits << 16
-
-    return noise
-
-
-def hash_leaf(seed: int, number: int) -> np.ndarray:
-    """Return what is known of the random bits of a leaf, for `make_noise`.
-
-    Args:
-      seed: of the moment's format.
-      number: the leaf's place in the tree.
-    """
-    return randomness.hash_known((seed, 0, number))  # round_to_params has no 0
+from adam_jax.moments import on_cpu
+from adam_jax.moments.noise import Noise
 
 
 class Stored(NamedTuple):
@@ -245,7 +208,7 @@ class DenseFormat(Format):
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
         """Return `x` in the dtype of `old`; rounding to bfloat16 is stochastic."""
         if old.values.dtype == jnp.bfloat16:
-            x = numerics.round_to_bfloat16(x.astype(jnp.float32), noise(x.shape))
+            [x] = on_cpu.store(_round, x.astype(jnp.float32), noise)
         return Stored(numerics.cast(x, old.values.dtype), Dense())
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:
@@ -259,6 +222,10 @@ class DenseFormat(Format):
     def __str__(self) -> str:
         """Return the dtype's name."""
         return "float32 or wider" if self.dtype is None else str(self.dtype)
+
+
+def _round(x: jax.Array, noise: Noise) -> list[jax.Array]:
+    return [numerics.round_to_bfloat16(x, noise(x.shape))]
 
 
 def dense(dtype: DTypeLike | None = None, seed: int = 0) -> Format:

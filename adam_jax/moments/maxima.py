@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.measures import largest
-from adam_jax.moments.formats import Format, Noise, Stored
+from adam_jax.moments.formats import Format, Stored
+from adam_jax.moments.noise import Noise
 from adam_jax.moments.sharing import expect_second_moment
 
 

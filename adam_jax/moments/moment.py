@@ -16,13 +16,8 @@ from adam_jax import numerics, placement
 from adam_jax.checks import check_like
 from adam_jax.hyperparams import all_at, at, shown
 from adam_jax.moments.accumulators import Accumulator
-from adam_jax.moments.formats import (
-    Format,
-    Stored,
-    check_stored,
-    hash_leaf,
-    make_noise,
-)
+from adam_jax.moments.formats import Format, Stored, check_stored
+from adam_jax.moments.noise import LeafNoise, hash_leaf
 from adam_jax.moments.starts import expect_weight, keep, resumed, steps_since
 from adam_jax.moments.trees import as_leaves, as_tree, decode, store
 from adam_jax.tracing import once
@@ -284,7 +279,7 @@ class Moment:
 
     def _encode(self, x: Any, old: Stored, known: Any, past: Any) -> Stored:
         """Store the moment of a leaf, of which `hash_leaf` made `known`, for `old`."""
-        new = self.format.encode(x, old, make_noise(known, past, self.order, x))
+        new = self.format.encode(x, old, LeafNoise(known, past, self.order, x))
         return placement.beside(check_stored(new, self.format, old), old.values)
 
     def _weigh(

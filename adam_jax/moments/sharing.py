@@ -12,7 +12,8 @@ import optax
 from adam_jax import numerics, placement
 from adam_jax.hyperparams import check_whole
 from adam_jax.measures import mean
-from adam_jax.moments.formats import Format, Noise, Stored
+from adam_jax.moments.formats import Format, Stored
+from adam_jax.moments.noise import Noise
 
 
 class Factored(NamedTuple):

@@ -74,8 +74,8 @@ TOO_MUCH = [
     ("v5p", "adamw", "8bit", 43.3, 33),
     ("v6e", "adamw", "8bit", 41.7, 33),
     ("v5p", "compensated", "pure_float32", 36.1, 26),
-    ("h100", "adamw", "8bit", 22.9, 33),
-    ("h100", "adamw", "pure_8bit", 14.9, 33),
+    ("h100", "adamw", "8bit", 22.6, 33),
+    ("h100", "adamw", "pure_8bit", 14.6, 33),
     ("h100", "record_all", "float32", 74.1, 80),
 ]
 # Operations an element on a v5e, as XLA counts them. What several passes make, counts
@@ -195,6 +195,13 @@ def test_no_more_is_moved_than_today(machine, candidate, format, today, goal):
 def test_codes_of_vectors_and_of_stacked_layers_lie_in_tiles():
     cost, count = cost_of("v5e", "adamw", "8bit", ((2**26,), (24, 2048, 2048)))
     assert cost.moved / count <= 29.3
+    assert cost.not_in_place <= 2**14
+    assert cost.branches == 0
+
+
+def test_codes_of_an_embedding_lie_in_tiles_that_lack_rows():
+    cost, count = cost_of("v5e", "adamw", "8bit", ((50257, 768),))
+    assert cost.moved / count <= 50.1  # XLA keeps both moments between two loops
     assert cost.not_in_place <= 2**14
     assert cost.branches == 0
 

@@ -32,9 +32,9 @@ from adam_jax.experiments.cli import main
 from adam_jax.experiments.machine import PACKAGES
 from adam_jax.experiments.running.progress import Display
 from adam_jax.experiments.settings.options import BenchOptions
-from adam_jax.fused.cpu import native
+from adam_jax.native import library
 
-BUILT = native.available()
+BUILT = library.available()
 PEERS = ("torch", "bitsandbytes", "rollfast")
 NATIVE = ("bare_loop", "fused_step") if BUILT else ()
 NAMES = ("adamw", "record_one_every_100", *NATIVE)

@@ -16,9 +16,10 @@ from adam_jax import EightBit, Stored, dense, eight_bit
 from adam_jax.fused import kernels
 from adam_jax.fused.cpu import native
 from adam_jax.hyperparams import at
+from adam_jax.native import library
 
 pytestmark = pytest.mark.skipif(
-    not native.available(), reason="the native library was not built"
+    not library.available(), reason="the native library was not built"
 )
 
 FORMATS = {

@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax import FIGURES, Figure, eight_bit, fused, named_figures, record
-from adam_jax.fused.cpu import native
+from adam_jax.native import library
 
 pytestmark = pytest.mark.skipif(
-    not native.available(), reason="the native library was not built"
+    not library.available(), reason="the native library was not built"
 )
 RATE = 1e-2
 FORMATS = {

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 import adam_jax
 from adam_jax import eight_bit, fused
 from adam_jax.fused import stepping
-from adam_jax.fused.cpu import native
+from adam_jax.native import library
 
 STORED = {
     "float32": None,
@@ -32,7 +32,7 @@ STORED = {
     "8bit": eight_bit(min_size=64),
 }
 needs_native = pytest.mark.skipif(
-    not native.available(), reason="the native library was not built"
+    not library.available(), reason="the native library was not built"
 )
 
 
@@ -145,7 +145,7 @@ def assert_same_steps(tx, params, exact=False, rtol=1e-6, steps=3, leaves=None):
 
 
 def available():
-    return native.available()
+    return library.available()
 
 
 @pytest.mark.parametrize(
@@ -962,7 +962,7 @@ def test_errors_are_those_of_the_chain():
 
 
 def test_without_the_library_it_says_so_once_and_goes_through_xla(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(library, "available", lambda: False)
     stepping._warn_once.cache_clear()
     params, tx = tree(), adam_jax.adamw(1e-2)
     with pytest.warns(UserWarning, match="without its native library"):

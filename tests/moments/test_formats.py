@@ -26,7 +26,7 @@ from adam_jax import (
     randomness,
 )
 from adam_jax.moments.blocks import decode_values, encode_blocks, encode_values
-from adam_jax.moments.formats import hash_leaf, make_noise
+from adam_jax.moments.noise import LeafNoise, hash_leaf
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 from moment_accuracy import measure_format, measure_optax, nearest
@@ -192,7 +192,7 @@ def draw_halves(seed=0, step=0, leaf=0, shape=(1024, 1024)):
     """Draw the noise of both moments, as a kernel does: 16 bits of each element."""
     like = jnp.zeros(shape)
     known = hash_leaf(seed, leaf)
-    both = [make_noise(known, step, order, like)(shape) for order in (1, 2)]
+    both = [LeafNoise(known, step, order, like)(shape) for order in (1, 2)]
     return [np.asarray(bits >> 16).reshape(-1) for bits in both]
 
 
@@ -236,7 +236,7 @@ def test_one_seed_makes_one_hash_of_both_moments():
     """`make compiled` counts the hashes that XLA makes."""
     like = jnp.zeros((3, 40))
     mu, nu, other = (
-        make_noise(hash_leaf(seed, 1), 7, order, like)(like.shape)
+        LeafNoise(hash_leaf(seed, 1), 7, order, like)(like.shape)
         for seed, order in [(3, 1), (3, 2), (4, 2)]
     )
     np.testing.assert_array_equal(mu << 16, nu)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adam_jax.moments import tiles
+from adam_jax.moments.blocks import _find_bytes, _find_exponents
 
 
 @pytest.fixture(autouse=True)
@@ -19,19 +20,20 @@ def of_any_size(monkeypatch):
 
 
 SHAPES = [(64, 1024), (3, 16, 256), (2048,), (8, 128)]
+LACKING_ROWS = [(61, 1024), (3, 15, 256), (5, 128)]
 
 
 @pytest.mark.parametrize("block", [32, 64, 128])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + LACKING_ROWS)
 def test_tiles_give_every_bit(shape, block):
     rng, blocks = np.random.default_rng(0), shape[-1] // block
     x = np.abs(rng.normal(size=shape) * 10 ** rng.uniform(-30, 30, shape))
     x = np.float32(x).reshape(-1)
-    x[5], x[300], x[700:900] = np.nan, np.inf, 0
+    x[5], x[100], x[700:900] = np.nan, np.inf, 0
     bits = lax.bitcast_convert_type(jnp.asarray(x.reshape(shape)), jnp.int32)
-    expected = tiles._find_peaks(bits, shape, blocks)
+    expected = tiles._find_largest(bits, shape, blocks)
     np.testing.assert_array_equal(
-        tiles._find_peaks_of_tiles(bits, shape, blocks), expected, strict=True
+        tiles._find_largest_of_tiles(bits, shape, blocks), expected, strict=True
     )
     scales = np.float32(2.0 ** rng.integers(-126, 128, expected.shape))
     scales.reshape(-1)[3] = np.nan
@@ -56,11 +58,11 @@ def both(x, blocks):
 @pytest.mark.parametrize(
     ("shape", "block", "expected"),
     [
-        *((shape, 32, True) for shape in SHAPES),
+        *((shape, 32, True) for shape in SHAPES + LACKING_ROWS),
         ((64, 1024), 128, True),
         ((64, 1024), 16, False),  # eight in a row of a tile
-        ((60, 1024), 32, False),  # the last row of tiles is not full
-        ((64, 960), 32, False),  # nor the last column
+        ((60, 1152), 32, False),  # rows are missing, and columns of tiles too many
+        ((64, 960), 32, False),  # the last column of tiles is not full
         ((2048 + 32,), 32, False),
     ],
 )
@@ -80,7 +82,7 @@ def test_small_leaves_are_not_viewed_as_tiles(monkeypatch):
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((64, 1024), True), ((64, 384), False), ((24, 1024), False)],
+    [((64, 1024), True), ((64, 384), False), ((24, 1024), False), ((20, 256), False)],
 )
 def test_tiles_are_used_where_no_cut_goes_through_one(shape, expected):
     mesh = Mesh(np.array(jax.devices()[:2]), "x")
@@ -88,10 +90,19 @@ def test_tiles_are_used_where_no_cut_goes_through_one(shape, expected):
         x = jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))
         step = functools.partial(both, blocks=shape[-1] // 32)
         assert uses_tiles(step, x) == expected
-        rows, columns = x.sharding.shard_shape(shape)
+        columns = x.sharding.shard_shape(shape)[-1]
         step = functools.partial(both, blocks=columns // 32)
         mapped = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec)
-        assert uses_tiles(mapped, x) == (rows % 8 == columns % 128 == 0)
+        assert uses_tiles(mapped, x) == (columns % 128 == 0)
+
+
+@pytest.mark.parametrize(("shape", "blocks"), [((5, 96), 3), ((5, 97), 5), ((700,), 8)])
+def test_exponents_are_found_among_bytes(shape, blocks):
+    rng = np.random.default_rng(0)
+    size = np.float32(2.0 ** rng.uniform(-140, 127, shape))
+    size.reshape(-1)[[5, 40, 70]] = np.nan, np.inf, 0
+    found = [find(jnp.asarray(size), blocks) for find in (_find_bytes, _find_exponents)]
+    np.testing.assert_array_equal(*found, strict=True)
 
 
 def test_derivatives_are_those_of_all_elements():

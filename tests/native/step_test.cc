@@ -581,6 +581,56 @@ std::vector<float> test_threads(const Trial& trial, bool fused, int threads) {
   return found;
 }
 
+// Does the work on one leaf.
+void run_alone(const Leaf& leaf, Work work) {
+  Manner manner;
+  manner.work = work;
+  const Step step({leaf}, Scalars{}, manner);
+  int64_t next = 0;
+  step.run([&] { return next++; });
+}
+
+// One moment of a leaf by itself: read, if it is coded, and other values stored in it.
+void test_moment(const Leaf& of, bool first, Array& before, Array& scales_before) {
+  const Moment& own = first ? of.mu : of.nu;
+  if (own.dtype == Dtype::kFloat32) return;
+  Leaf leaf = of;
+  leaf.mu = leaf.nu = Moment{};
+  Moment& moment = first ? leaf.mu : leaf.nu;
+  moment = own;
+  const int64_t n = leaf.rows * leaf.columns;
+  const auto floats = [n](const std::vector<float>& from) {
+    Array array(n, Dtype::kFloat32);
+    std::copy(from.begin(), from.end(), array.as<float>());
+    return array;
+  };
+  if (is_code(own.dtype)) {
+    Array found(n, Dtype::kFloat32);
+    moment.in = before.data();
+    moment.scales_in = scales_before.as<uint8_t>();
+    leaf.out = found.data();
+    run_alone(leaf, Work::kLoad);
+    const Flushing flushing;
+    Array expected = floats(reference_load(of, own, before, scales_before));
+    compare(found, expected, "a moment that is read");
+  }
+  std::vector<float> given(static_cast<size_t>(n));
+  for (float& x : given) x = random_value(!first);
+  Array values = floats(given);
+  Array found(n, own.dtype), expected(n, own.dtype);
+  Array scales(leaf.rows * own.blocks, Dtype::kUint8);
+  Array expected_scales(leaf.rows * own.blocks, Dtype::kUint8);
+  leaf.param = values.data();
+  moment.in = nullptr;
+  moment.out = found.data();
+  moment.scales_out = scales.as<uint8_t>();
+  run_alone(leaf, Work::kStore);
+  const Flushing flushing;
+  reference_store(of, own, given, first ? 0 : 16, expected, expected_scales);
+  compare(found, expected, "a moment that is stored");
+  compare(scales, expected_scales, "exponents that are stored");
+}
+
 bool has_fma() {
 #if defined(ADAM_JAX_MULTIVERSION)
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -611,6 +661,11 @@ void run_trials(int64_t trials, uint64_t seed) {
       const std::vector<float> sums = test_threads(trial, has_fma(), threads);
       check(std::memcmp(alone.data(), sums.data(), sums.size() * sizeof(float)) == 0,
             "sums depend on the number of threads");
+    }
+    for (size_t j = 0; j < trial.leaves.size(); ++j) {
+      LeafArrays arrays = trial.before[j];
+      test_moment(trial.leaves[j], true, arrays.mu, arrays.mu_scales);
+      test_moment(trial.leaves[j], false, arrays.nu, arrays.nu_scales);
     }
   }
   std::printf("%lld trials passed.\n", static_cast<long long>(trials));

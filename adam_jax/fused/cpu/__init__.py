@@ -1,1 +1,1 @@
-"""The native step for CPUs, in C++."""
+"""The native step for CPUs, as an XLA call."""

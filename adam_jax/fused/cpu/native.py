@@ -4,11 +4,7 @@ This module is the bare entry, which steps groups of leaves. Its callers decide 
 to use it, and what to do under vmap or on a mesh.
 """
 
-import ctypes
-import functools
 import itertools
-import pathlib
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-import adam_jax.fused.cpu
 from adam_jax.fused.kernels import (
     SUMS,
     Asked,
@@ -31,47 +26,14 @@ from adam_jax.fused.kernels import (
     stand_in_for_sums,
     stored_in,
 )
+from adam_jax.native.library import LARGEST_BLOCK, STEP
 
-_STEP = "adam_jax_fused_step"
 # 1,000 leaves of 64 elements compile in 1.2 s in calls of 224 arrays, in 1.5 s with one
 # call per leaf, in 4.8 s in calls of 1,792 arrays, and in 64 s in a single call (jaxlib
 # 0.12). The step itself takes equally long.
 _ARRAYS_IN_A_CALL = 224
 # XLA runs calls in parallel. In a single call, GPT-2's large leaves take 10% longer.
 _ELEMENTS_IN_A_CALL = 2**20
-_LARGEST_BLOCK = 2**24
-
-
-def available() -> bool:
-    """Return whether the library was built, can be loaded and fits this jaxlib."""
-    return library() is not None
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """Load the library and register it with XLA; return None if not `available()`."""
-    # An editable install keeps the library in a separate folder.
-    folders = [pathlib.Path(folder) for folder in adam_jax.fused.cpu.__path__]
-    for path in [path for f in folders for path in sorted(f.glob("adam_step.*"))]:
-        try:
-            loaded = ctypes.CDLL(str(path))
-        except OSError:  # for another machine, or truncated
-            continue
-        # With a library for a newer FFI, XLA would fail to start.
-        if loaded.AdamJaxFfiMinorVersion() <= _ffi_minor_version():
-            step = jax.ffi.pycapsule(loaded.AdamJaxStep)
-            jax.ffi.register_ffi_target(_STEP, step, platform="cpu")
-            return loaded
-    return None
-
-
-def _ffi_minor_version() -> int:
-    """Return the version of XLA's FFI in jaxlib, which only its header contains."""
-    header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h")
-    if not header.is_file():
-        return -1
-    [version] = re.findall(r"#define XLA_FFI_API_MINOR (\d+)", header.read_text())
-    return int(version)
 
 
 def takes(group: Group) -> bool:
@@ -82,7 +44,7 @@ def takes(group: Group) -> bool:
     """
     exponents = (group.mu_exponents, group.nu_exponents)
     return all(
-        x is None or -(-group.mu.shape[-1] // x.shape[-1]) < _LARGEST_BLOCK
+        x is None or -(-group.mu.shape[-1] // x.shape[-1]) < LARGEST_BLOCK
         for x in exponents
     )
 
@@ -207,7 +169,7 @@ def _step(
         operands += asked
         results += [_sums_type(x, grad, take) for x in groups for grad in x.grads]
     flat = iter(
-        jax.ffi.ffi_call(_STEP, results, input_output_aliases=aliases)(
+        jax.ffi.ffi_call(STEP, results, input_output_aliases=aliases)(
             *operands, sums=bool(asked), **_attributes(options, groups)
         )
     )

@@ -248,7 +248,7 @@ def _kernel(
     moved = land(param, update, write["param"].dtype, options, lambda: bits(2))
     if not interpret:
         plgpu.debug_barrier()  # what is stored below, another warp may have to load
-    # As in formats.make_noise; with one seed, the same hash serves both.
+    # As in formats.LeafNoise; with one seed, the same hash serves both.
     store("mu", mu, bits(0))
     store("nu", nu, bits(int(options.seeds.mu != options.seeds.nu)) << 16)
     moved = moved.astype(write["param"].dtype)

@@ -246,7 +246,7 @@ def _kernel(
             sizes = [jnp.where(inside, size, 0) for size in sizes]
         found = merged.find_exponents(sizes)
         merged.keep(peaks, first, found)
-        # As in formats.make_noise; with one seed, the same hash serves both.
+        # As in formats.LeafNoise; with one seed, the same hash serves both.
         other = int(options.seeds.mu != options.seeds.nu)
         noise = {"mu": bits(0), "nu": bits(other) << 16}
         for name, x in moments.items():

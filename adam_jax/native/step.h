@@ -3,8 +3,8 @@
 // The reference is the composed chain, adam_jax.adamw. Operations, their order and their
 // roundings are those that XLA's CPU backend makes of it.
 
-#ifndef ADAM_JAX_FUSED_STEP_H_
-#define ADAM_JAX_FUSED_STEP_H_
+#ifndef ADAM_JAX_NATIVE_STEP_H_
+#define ADAM_JAX_NATIVE_STEP_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -36,8 +36,16 @@ enum Sum {
   kSums
 };
 
-// How a step is taken.
+// What is done with leaves.
+enum class Work {
+  kStep,
+  kLoad,   // the one moment that is given is written to `out`, as float32
+  kStore,  // the float32 values in `param` are stored as the one moment that has an `out`
+};
+
+// How it is done.
 struct Manner {
+  Work work = Work::kStep;  // all else is of a step
   Rounding rounding = Rounding::kNearest;
   bool nesterov = false;
   bool takes = true;  // else nothing is written, and updates are 0
@@ -174,4 +182,4 @@ class Step {
 
 }  // namespace adam_jax
 
-#endif  // ADAM_JAX_FUSED_STEP_H_
+#endif  // ADAM_JAX_NATIVE_STEP_H_

@@ -1,7 +1,7 @@
 // Marks the symbols that the library exports.
 
-#ifndef ADAM_JAX_FUSED_EXPORT_H_
-#define ADAM_JAX_FUSED_EXPORT_H_
+#ifndef ADAM_JAX_NATIVE_EXPORT_H_
+#define ADAM_JAX_NATIVE_EXPORT_H_
 
 #if defined(_WIN32)
 #define ADAM_JAX_EXPORT __declspec(dllexport)
@@ -9,4 +9,4 @@
 #define ADAM_JAX_EXPORT __attribute__((visibility("default")))
 #endif
 
-#endif  // ADAM_JAX_FUSED_EXPORT_H_
+#endif  // ADAM_JAX_NATIVE_EXPORT_H_

@@ -1,7 +1,7 @@
 // The innermost loops, which are compiled once for each instruction set.
 
-#ifndef ADAM_JAX_FUSED_KERNEL_H_
-#define ADAM_JAX_FUSED_KERNEL_H_
+#ifndef ADAM_JAX_NATIVE_KERNEL_H_
+#define ADAM_JAX_NATIVE_KERNEL_H_
 
 #include "step.h"
 
@@ -24,9 +24,11 @@ namespace portable { Kernel step_chunk; }
 namespace avx2 { Kernel step_chunk; }
 namespace avx512 { Kernel step_chunk; }
 
-// The finalizer of MurmurHash3, as in numerics.hash_index.
+constexpr uint32_t kIncrement = 0x9E3779B9u;
+
+// The finalizer of MurmurHash3, as in randomness.hash_index.
 inline uint32_t mix(uint32_t x) {
-  x += 0x9E3779B9u;
+  x += kIncrement;
   x = (x ^ (x >> 16)) * 0x85EBCA6Bu;
   x = (x ^ (x >> 13)) * 0xC2B2AE35u;
   return x ^ (x >> 16);
@@ -34,4 +36,4 @@ inline uint32_t mix(uint32_t x) {
 
 }  // namespace adam_jax
 
-#endif  // ADAM_JAX_FUSED_KERNEL_H_
+#endif  // ADAM_JAX_NATIVE_KERNEL_H_

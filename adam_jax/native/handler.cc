@@ -1,18 +1,14 @@
-// The step as an XLA call: layout and checks of the operands, and XLA's threads.
+// The step as an XLA call: layout and checks of the operands.
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <cstring>
-#include <memory>
-#include <mutex>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "call.h"
 #include "export.h"
 #include "step.h"
 #include "xla/ffi/api/ffi.h"
@@ -20,68 +16,8 @@
 namespace adam_jax {
 namespace {
 
-namespace ffi = xla::ffi;
-
-// Below this many elements, waking another thread takes longer than the work itself.
-constexpr int64_t kInline = 1 << 16;
-
-// Each of a thread's few buffers holds at most this many elements.
-constexpr int64_t kLargestBlock = 1 << 24;
-
 constexpr size_t kScalars = sizeof(Scalars) / sizeof(float);
 constexpr size_t kCounts = 2;  // then, for leaves that are pieces, where these lie
-
-// The state that the threads of one call share. A thread may start after the call ends.
-struct Shared {
-  explicit Shared(Step step) : step(std::move(step)) {}
-
-  void work() {
-    if (next >= step.tasks()) return;
-    const int64_t own = step.run([this] { return next.fetch_add(1); });
-    const std::lock_guard<std::mutex> lock(mutex);
-    done += own;
-    if (done == step.tasks()) finished.notify_one();
-  }
-
-  const Step step;
-  std::atomic<int64_t> next{0};
-  std::mutex mutex;
-  std::condition_variable finished;
-  int64_t done = 0;
-};
-
-// Takes the step, and writes its sums, if it has any.
-void run(Step step, ffi::ThreadPool& pool, const std::vector<float*>& sums) {
-  const auto shared = std::make_shared<Shared>(std::move(step));
-  if (shared->step.elements() > kInline) {
-    const int64_t threads = std::min(pool.num_threads(), shared->step.tasks());
-    for (int64_t i = 1; i < threads; ++i) pool.Schedule([shared] { shared->work(); });
-  }
-  shared->work();
-  // Running threads have taken all remaining tasks: this never waits for the pool.
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->finished.wait(lock, [&] { return shared->done == shared->step.tasks(); });
-  for (size_t i = 0; i < sums.size(); ++i) shared->step.read_sums(i, sums[i]);
-}
-
-template <typename... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream stream;
-  (stream << ... << parts);
-  return stream.str();
-}
-
-std::string describe(const ffi::AnyBuffer& buffer) {
-  std::string sizes;
-  for (const int64_t size : buffer.dimensions()) {
-    sizes += (sizes.empty() ? "" : ",") + std::to_string(size);
-  }
-  return text(buffer.element_type(), "[", sizes, "]");
-}
-
-bool same_shape(const ffi::AnyBuffer& x, const ffi::AnyBuffer& y) {
-  return x.dimensions() == y.dimensions();
-}
 
 struct Attributes {
   ffi::Span<const int32_t> group_sizes, places, leaf_numbers, decays;
@@ -90,10 +26,6 @@ struct Attributes {
   bool nesterov = false, sums = false;
   std::string_view rounding;
 };
-
-size_t width(Dtype dtype) {
-  return dtype == Dtype::kFloat32 ? 4 : dtype == Dtype::kBfloat16 ? 2 : 1;
-}
 
 // The part of a moment that belongs to a leaf of a group.
 Moment part(Moment moment, int64_t offset) {
@@ -253,21 +185,11 @@ class Reader {
     const ffi::AnyBuffer exponents = operand();
     moment.scales_in = static_cast<const uint8_t*>(exponents.untyped_data());
     moment.scales_out = static_cast<uint8_t*>(result_like(what, exponents));
-    if (exponents.element_type() != ffi::U8) fail(what, exponents, "uint8");
     if (!error_.empty()) return;
-    const auto shape = values.dimensions(), of_exponents = exponents.dimensions();
-    const size_t rank = shape.size();
-    if (rank == 0 || of_exponents.size() != rank || of_exponents.back() < 1 ||
-        !std::equal(shape.begin(), shape.end() - 1, of_exponents.begin())) {
-      return fail(what, exponents,
-                  text("the shape of ", describe(values),
-                       ", but the number of blocks as its last size"));
+    if (const std::string fault = fault_of(exponents, values); !fault.empty()) {
+      return fail(what, exponents, fault);
     }
-    if (shape.back() / of_exponents.back() >= kLargestBlock) {
-      return fail(what, exponents, text("blocks of less than ", kLargestBlock, " in ",
-                                        describe(values)));
-    }
-    moment.blocks = of_exponents.back();
+    moment.blocks = exponents.dimensions().back();
   }
 
   const ffi::RemainingArgs operands_;
@@ -294,10 +216,6 @@ void keep(const Leaf& leaf) {
     const auto exponents = static_cast<size_t>(leaf.rows * moment->blocks);
     keep(moment->scales_in, moment->scales_out, exponents);
   }
-}
-
-ffi::Error invalid(const std::string& message) {
-  return ffi::Error::InvalidArgument("adam_jax: " + message);
 }
 
 // Reads the attributes; returns false if one is missing or invalid.

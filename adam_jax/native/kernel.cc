@@ -231,7 +231,7 @@ const float* load(const void* in, Dtype dtype, Chunk chunk, float* buffer) {
   return buffer;
 }
 
-// The random bits of a chunk, as in formats.make_noise: the upper half of a hash for a
+// The random bits of a chunk, as in formats.LeafNoise: the upper half of a hash for a
 // first moment, the lower half for a second one.
 void draw(uint32_t key, Chunk chunk, float* bits) {
   key += chunk.position;
@@ -467,6 +467,25 @@ void sum_moments(int64_t n, const float* mu, const float* nu, Sums& sums) {
   });
 }
 
+// The two halves of a step by themselves.
+
+void load_chunk(const Leaf& leaf, Chunk chunk) {
+  const Moment& moment = leaf.mu.in != nullptr ? leaf.mu : leaf.nu;
+  load_moment(leaf, moment, chunk, static_cast<float*>(leaf.out) + chunk.begin);
+}
+
+void store_chunk(const Leaf& leaf, Chunk chunk, float* bits, float* values) {
+  const float* const given = static_cast<const float*>(leaf.param) + chunk.begin;
+  memcpy(values, given, static_cast<size_t>(chunk.size) * sizeof(float));
+  const bool first = leaf.mu.out != nullptr;
+  draw(first ? leaf.mu.key : leaf.nu.key, chunk, bits);
+  if (first) {
+    store_moment<true>(leaf, leaf.mu, chunk, bits, values);
+  } else {
+    store_moment<false>(leaf, leaf.nu, chunk, bits, values);
+  }
+}
+
 // A moment after the step, to be loaded.
 Moment stepped(Moment moment) {
   moment.in = moment.out;
@@ -483,6 +502,8 @@ void step_chunk(const Leaf& leaf, const Scalars& scalars, Manner manner, Chunk c
   float* const grad = buffers + 2 * stride;
   float* const param = buffers + 3 * stride;
   float* const out = buffers + 4 * stride;
+  if (manner.work == Work::kLoad) return load_chunk(leaf, chunk);
+  if (manner.work == Work::kStore) return store_chunk(leaf, chunk, grad, mu);
   const bool rounds = leaf.param_dtype == Dtype::kBfloat16;
   const bool adds = manner.rounding == Rounding::kStochastic || !rounds;
   const float* const old_param = load(leaf.param, leaf.param_dtype, chunk, param);

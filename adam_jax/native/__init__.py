@@ -1,0 +1,1 @@
+"""The native code for CPUs, in C++: the arithmetic of fused steps and of moments."""

@@ -1,0 +1,53 @@
+"""A moment as the native code reads and stores it: bare XLA calls, for whole leaves."""
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax.native.library import LARGEST_BLOCK, LOAD, STORE, available
+
+
+def takes(shape: tuple[int, ...], blocks: int = 0) -> bool:
+    """Return whether the library can take a moment: it was built, and blocks are short.
+
+    Args:
+      shape: of the moment.
+      blocks: the number of blocks of its last axis; 0 if there are none.
+    """
+    return available() and (not blocks or -(-shape[-1] // blocks) < LARGEST_BLOCK)
+
+
+def load(codes: jax.Array, exponents: jax.Array) -> jax.Array:
+    """Return the float32 values of 8-bit codes, as `blocks.decode_values` does.
+
+    Args:
+      codes: int8 of a first moment, uint8 of a second one.
+      exponents: uint8, of each block of the last axis.
+    """
+    values = jax.ShapeDtypeStruct(codes.shape, jnp.float32)
+    return jax.ffi.ffi_call(LOAD, values)(codes, exponents)
+
+
+def store(
+    values: jax.Array, known: jax.Array, past: jax.Array, order: int, blocks: int = 0
+) -> list[jax.Array]:
+    """Round a moment stochastically, as the composed formats do, bit for bit.
+
+    Args:
+      values: float32.
+      known: uint32s, what `randomness.hash_known` returned.
+      past: int32 scalar, the number of steps before this one.
+      order: 1 for a first moment, 2 for a second one.
+      blocks: the number of blocks of the last axis; 0 for bfloat16.
+
+    Returns:
+      The codes and the exponents of their blocks; for bfloat16, the moment alone.
+    """
+    shape = values.shape
+    if blocks:
+        dtypes = [jnp.int8 if order == 1 else jnp.uint8, jnp.uint8]
+        shapes = [shape, (*shape[:-1], blocks)]
+    else:
+        dtypes, shapes = [jnp.bfloat16], [shape]
+    results = [*map(jax.ShapeDtypeStruct, shapes, dtypes)]
+    past = jnp.asarray(past, jnp.uint32)
+    return list(jax.ffi.ffi_call(STORE, results)(values, known, past, order=order))
