@@ -13,6 +13,7 @@ import numpy as np
 
 from adam_jax import numerics, placement
 from adam_jax.checks import check_like
+from adam_jax.figures import on_cpu
 from adam_jax.figures.definitions import QUANTILES, Figure, Step, check_figures
 from adam_jax.figures.leaves import Leaf, MissingError, as_stored, name_arrays
 from adam_jax.figures.sums import sum_all
@@ -201,7 +202,21 @@ def _sum_leaf(
     bound: Any,
 ) -> jax.Array:
     """Return all that the figures sum over a leaf, in one array."""
-    leaf = _as_leaf(arrays, learning_rate, bound)
+
+    def make_leaf(given):
+        return _as_leaf(given["arrays"], given["learning_rate"], given["bound"])
+
+    def add_up(given):
+        leaf = make_leaf(given)
+        return sum_all(_list_sums(items, leaf), _beside(items, leaf))
+
+    list_sums = functools.partial(_list_sums, items)
+    given = {"arrays": dict(arrays), "learning_rate": learning_rate, "bound": bound}
+    return on_cpu.sum_leaf(add_up, make_leaf, list_sums, given)
+
+
+def _list_sums(items: tuple[tuple[str, Figure], ...], leaf: Leaf) -> list[jax.Array]:
+    """Return the arrays that the figures sum over a leaf, in order."""
     sums = []
     for name, figure in items:
         found = figure.sums(leaf)
@@ -213,7 +228,7 @@ def _sum_leaf(
                 f"leaf's shape, got {kind} {shapes}."
             )
         sums += found
-    return sum_all(sums, _beside(items, leaf))
+    return sums
 
 
 # A model has many leaves of the same shape.

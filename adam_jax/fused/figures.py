@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from adam_jax import numerics
-from adam_jax.figures.leaves import Leaf, correct_ratio, least_at_bound
 from adam_jax.figures.measuring import leaves_of, measure_sums, name_sums
-from adam_jax.fused.kernels import SUMS, Asked, stand_in_for_sums
+from adam_jax.figures.on_cpu import find_factors, find_large
+from adam_jax.fused.kernels import Asked, stand_in_for_sums
 from adam_jax.fused.plan import Call, Operands
+from adam_jax.native.calls import SUMS
 from adam_jax.recipes.recipe import Watch
 from adam_jax.stages.gathering import MomentsState
 from adam_jax.states.reading import find_nodes
@@ -147,7 +148,13 @@ def _read(
     if len(own) < len(named):
         others, others_looked = watch.look([x for x in named if x not in own])
     sums = [stand_in_for_sums(member.read) for member in members]
-    scaled = [_scale(leaf, row, keys) for leaf, row in zip(leaves, sums, strict=True)]
+    needed = [name for name in SUMS if name in keys]
+    columns = np.array([SUMS.index(name) for name in needed])
+    scaled = []
+    for leaf, row in zip(leaves, sums, strict=True):
+        factors = find_factors(leaf, needed)
+        products = jnp.where(factors == 0, 0, row[columns] * factors)
+        scaled.append(dict(zip(needed, products, strict=True)))
     measured = measure_sums(
         {name: watch.figures[name] for name in own},
         step,
@@ -162,7 +169,7 @@ def _read(
     both = {**measured, **others}
     reading = Reading(found, [places[slot] for name in both for slot in slots[name]])
     return reading, Watched(
-        asked=Asked(watch.wanted, [_large(leaf, keys) for leaf in leaves]),
+        asked=Asked(watch.wanted, [find_large(leaf, keys) for leaf in leaves]),
         looked=watch.looked,
         others_looked=others_looked,
         sums=sums,
@@ -208,25 +215,3 @@ def _summed(
     if not alone or any(count is not before[0].count for count in counts):
         summed -= _OF_MOMENTS
     return summed
-
-
-def _scale(leaf: Leaf, row: jax.Array, keys: set[Any]) -> dict[str, jax.Array]:
-    """Return those sums of a leaf that are needed, by name, in the units of figures."""
-    sums = dict(zip(SUMS, row, strict=True))
-    if "step_size" in keys:
-        rate = leaf.learning_rate.astype(row.dtype)
-        sums["step_size"] = numerics.divide_or_zero(sums["step_size"], rate)
-    if "signal_to_noise" in keys:
-        sums["signal_to_noise"] *= correct_ratio(leaf).astype(row.dtype)
-    return sums
-
-
-def _large(leaf: Leaf, keys: set[Any]) -> jax.Array:
-    """Return how large an update has to be to count as one at the bound."""
-    if "at_bound" not in keys:
-        return jnp.float32(jnp.inf)
-    rate = leaf.learning_rate.astype(jnp.float32)
-    least = jnp.asarray(least_at_bound(leaf), jnp.float32)
-    # A learning rate of 0 makes steps of 0.
-    none = jnp.where(least > 0, jnp.inf, 0)
-    return jnp.where(rate > 0, least * rate, none)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from typing_extensions import TypeAliasType
 
 from adam_jax import numerics, randomness
+from adam_jax.native import calls
 
 
 class Group(NamedTuple):
@@ -61,24 +62,6 @@ class Stepped(NamedTuple):
     nu: Any
     mu_exponents: Any = None
     nu_exponents: Any = None
-
-
-SUMS: tuple[str, ...] = (
-    "square grad",
-    "nonfinite",
-    "square param",
-    "square update",
-    "step_size",
-    "at_bound",
-    "moved",
-    "swallowed",
-    "signal_to_noise",
-    "has_signal",
-)
-"""What a kernel may sum over a leaf, by the functions of `figures.leaves`.
-
-But "step_size" is not divided by the learning rate, nor is "signal_to_noise" corrected.
-"""
 
 
 class Asked(NamedTuple):
@@ -230,7 +213,7 @@ def stand_in_for_sums(arrays: Sequence[jax.Array]) -> jax.Array:
       arrays: all that the sums depend on.
     """
     read = [jnp.sum(x.astype(jnp.float32)) for x in arrays]
-    return sum(read, jnp.zeros(len(SUMS), jnp.float32))
+    return sum(read, jnp.zeros(len(calls.SUMS), jnp.float32))
 
 
 def lengths(shape: tuple[int, ...]) -> tuple[int, int]:

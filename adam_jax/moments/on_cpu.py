@@ -4,7 +4,9 @@ There XLA compiles hashes and codes for long, and leaves may be many. The native
 returns the same, bit for bit, between two loops of XLA's instead of inside them.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,11 @@ def load(
     """
     if not _takes(codes, exponents.shape[-1]):
         return common(codes, exponents)
+    return _load(common, codes, exponents)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced once for all leaves of a shape
+def _load(common: Any, codes: jax.Array, exponents: jax.Array) -> jax.Array:
     ways = [lambda *x, way=way: [way(*x)] for way in (calls.load, common)]
     [values] = choose({"cpu": ways[0]}, ways[1], exports=False)(codes, exponents)
     return values

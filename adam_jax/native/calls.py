@@ -1,9 +1,29 @@
-"""A moment as the native code reads and stores it: bare XLA calls, for whole leaves."""
+"""Bare XLA calls for one whole leaf: a moment is read or stored, or sums are taken."""
+
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from adam_jax.native.library import LARGEST_BLOCK, LOAD, STORE, available
+from adam_jax.native.library import LARGEST_BLOCK, LOAD, STORE, SUM, available
+
+SUMS: tuple[str, ...] = (
+    "square grad",
+    "nonfinite",
+    "square param",
+    "square update",
+    "step_size",
+    "at_bound",
+    "moved",
+    "swallowed",
+    "signal_to_noise",
+    "has_signal",
+)
+"""What native code may sum over a leaf, by the functions of `figures.leaves`.
+
+But "step_size" is not divided by the learning rate, nor is "signal_to_noise" corrected.
+"""
 
 
 def takes(shape: tuple[int, ...], blocks: int = 0) -> bool:
@@ -51,3 +71,26 @@ def store(
     results = [*map(jax.ShapeDtypeStruct, shapes, dtypes)]
     past = jnp.asarray(past, jnp.uint32)
     return list(jax.ffi.ffi_call(STORE, results)(values, known, past, order=order))
+
+
+def sum_leaf(
+    parts: Mapping[str, jax.Array],
+    large: jax.Array,
+    names: Sequence[str],
+    factors: jax.Array,
+) -> jax.Array:
+    """Return some of the `SUMS` over a leaf, each times its factor.
+
+    Args:
+      parts: "grad", "param", "update", "mu" and "nu", or those of them that are summed,
+        float32, all of one shape. The moments count together only.
+      large: float32 scalar; an update of this size or more counts as "at_bound".
+      names: which sums, in order.
+      factors: float32, one for each; 0 gives 0, of NaN as well.
+    """
+    none = jnp.zeros(0, jnp.float32)
+    given = ("grad", "param", "update", "mu", "nu")
+    arrays = [parts.get(part, none) for part in given]
+    result = jax.ShapeDtypeStruct((len(names),), jnp.float32)
+    order = np.array([SUMS.index(name) for name in names], np.int32)
+    return jax.ffi.ffi_call(SUM, result)(*arrays, large, factors, order=order)

@@ -447,11 +447,12 @@ float* destination(void* out, Dtype dtype, Chunk chunk, float* buffer) {
 
 // Sums over arrays that lie in memory.
 
-void sum_inputs(int64_t n, const float* grad, const float* param, Sums& sums) {
-  for_lanes(n, sums, [=](int64_t i, Summands summands) {
-    summands.add_gradient(grad[i]);
-    summands.add_param(param[i]);
-  });
+void sum_gradients(int64_t n, const float* grad, Sums& sums) {
+  for_lanes(n, sums, [=](int64_t i, Summands summands) { summands.add_gradient(grad[i]); });
+}
+
+void sum_params(int64_t n, const float* param, Sums& sums) {
+  for_lanes(n, sums, [=](int64_t i, Summands summands) { summands.add_param(param[i]); });
 }
 
 void sum_updates(int64_t n, const float* update, const float* param, const uint16_t* landed,
@@ -461,13 +462,20 @@ void sum_updates(int64_t n, const float* update, const float* param, const uint1
   });
 }
 
+void sum_updates(int64_t n, const float* update, const float* param, float large,
+                 Sums& sums) {
+  for_lanes(n, sums, [=](int64_t i, Summands summands) {
+    summands.add_update(update[i], param[i], param[i] + update[i], large);
+  });
+}
+
 void sum_moments(int64_t n, const float* mu, const float* nu, Sums& sums) {
   for_lanes(n, sums, [=](int64_t i, Summands summands) {
     summands.add_moments(mu[i], nu[i]);
   });
 }
 
-// The two halves of a step by themselves.
+// The parts of a step by themselves.
 
 void load_chunk(const Leaf& leaf, Chunk chunk) {
   const Moment& moment = leaf.mu.in != nullptr ? leaf.mu : leaf.nu;
@@ -484,6 +492,22 @@ void store_chunk(const Leaf& leaf, Chunk chunk, float* bits, float* values) {
   } else {
     store_moment<false>(leaf, leaf.nu, chunk, bits, values);
   }
+}
+
+void sum_chunk(const Leaf& leaf, Chunk chunk, Sums& sums) {
+  const auto part = [&](const void* array) {
+    return array == nullptr ? nullptr : static_cast<const float*>(array) + chunk.begin;
+  };
+  const float *const grad = part(leaf.grad), *const param = part(leaf.param);
+  const float *const mu = part(leaf.mu.in), *const nu = part(leaf.nu.in);
+  const float* const update = part(leaf.out);
+  if (grad != nullptr) sum_gradients(chunk.size, grad, sums);
+  if (param != nullptr) sum_params(chunk.size, param, sums);
+  if (update != nullptr) {  // without parameters, none of it is lost in rounding
+    const float* const to = param != nullptr ? param : update;
+    sum_updates(chunk.size, update, to, leaf.large_update, sums);
+  }
+  if (mu != nullptr && nu != nullptr) sum_moments(chunk.size, mu, nu, sums);
 }
 
 // A moment after the step, to be loaded.
@@ -504,12 +528,14 @@ void step_chunk(const Leaf& leaf, const Scalars& scalars, Manner manner, Chunk c
   float* const out = buffers + 4 * stride;
   if (manner.work == Work::kLoad) return load_chunk(leaf, chunk);
   if (manner.work == Work::kStore) return store_chunk(leaf, chunk, grad, mu);
+  if (manner.work == Work::kSum) return sum_chunk(leaf, chunk, sums);
   const bool rounds = leaf.param_dtype == Dtype::kBfloat16;
   const bool adds = manner.rounding == Rounding::kStochastic || !rounds;
   const float* const old_param = load(leaf.param, leaf.param_dtype, chunk, param);
   const float* const old_grad = load(leaf.grad, leaf.grad_dtype, chunk, grad);
   if (manner.sums && (rounds || !manner.takes)) {
-    sum_inputs(chunk.size, old_grad, old_param, sums);
+    sum_gradients(chunk.size, old_grad, sums);
+    sum_params(chunk.size, old_param, sums);
   }
   if (!manner.takes) {
     sum_moments(chunk.size, load_moment(leaf, leaf.mu, chunk, mu),

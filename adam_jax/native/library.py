@@ -4,29 +4,34 @@ import ctypes
 import functools
 import pathlib
 import re
+import sys
 
 import jax
-
-import adam_jax.native
 
 STEP = "adam_jax_fused_step"
 LOAD = "adam_jax_load_moment"
 STORE = "adam_jax_store_moment"
-_CALLS = {STEP: "AdamJaxStep", LOAD: "AdamJaxLoadMoment", STORE: "AdamJaxStoreMoment"}
+SUM = "adam_jax_sum_leaf"
+_CALLS = {
+    STEP: "AdamJaxStep",
+    LOAD: "AdamJaxLoadMoment",
+    STORE: "AdamJaxStoreMoment",
+    SUM: "AdamJaxSumLeaf",
+}
 LARGEST_BLOCK = 2**24
 """Blocks of 8-bit codes of this many elements are too large for the library."""
 
 
 def available() -> bool:
     """Return whether the library was built, can be loaded and fits this jaxlib."""
-    return library() is not None
+    return load_library() is not None
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """Load the library and register it with XLA; return None if not `available()`."""
     # An editable install keeps the library in a separate folder.
-    folders = [pathlib.Path(folder) for folder in adam_jax.native.__path__]
+    folders = [pathlib.Path(folder) for folder in sys.modules[__package__].__path__]
     for path in [path for f in folders for path in sorted(f.glob("adam_native.*"))]:
         try:
             loaded = ctypes.CDLL(str(path))

@@ -41,6 +41,7 @@ enum class Work {
   kStep,
   kLoad,   // the one moment that is given is written to `out`, as float32
   kStore,  // the float32 values in `param` are stored as the one moment that has an `out`
+  kSum,    // sums of what is given, float32; `out` holds the update, which is only read
 };
 
 // How it is done.

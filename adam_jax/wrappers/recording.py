@@ -23,6 +23,7 @@ from adam_jax.figures.definitions import (
 )
 from adam_jax.figures.leaves import MissingError
 from adam_jax.figures.measuring import Measured, measure
+from adam_jax.figures.on_cpu import wait, wait_if_large
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
@@ -78,8 +79,9 @@ def record(
     nothing twice. On CPU the native step of `fused.step` does, where it steps all
     leaves and nothing outside of `record` changes the updates (quantiles and figures of
     your own excepted). Elsewhere on CPU, and in a call that is measured out of `every`,
-    `tx` runs twice, once for the figures alone. So put whatever is costly, or calls
-    back to the host, outside `record`. Put guards inside, as in
+    `tx` runs twice, once for the figures alone; for float32 leaves of up to 8,192
+    elements, once. So put whatever is costly, or calls back to the host, outside
+    `record`. Put guards inside, as in
     `record(skip_nonfinite(tx))`, to see what they skip.
 
     Args:
@@ -200,14 +202,18 @@ def record(
                 measured = look_now(None)
             else:
                 measured = lax.cond(wanted, look_now, lambda _: old, None)
-            looked = [jnp.all(~(m.leaves < -jnp.inf)) for m in measured.values()]
-            return measured, jnp.all(jnp.array(looked, bool))
+            # All in one array: XLA would write an "and" of several into every loop.
+            found = [m.leaves.reshape(-1) for m in measured.values()]
+            found = jnp.concatenate(found) if found else jnp.zeros(0)
+            return measured, jnp.all(~(found < -jnp.inf))
 
         measured, looked = look([*kept])
         if every == 1:
-            grads = lax.platform_dependent(given, looked, cpu=_wait, default=_go_on)
+            grads = lax.platform_dependent(
+                given, looked, cpu=wait_if_large, default=_go_on
+            )
         else:
-            grads = _wait(given, looked)
+            grads = wait(given, looked)
         updates, inner_state = inner.update(grads, before, params, **extra_args)
         note_watch(
             Watch(
@@ -230,16 +236,6 @@ def record(
         return updates, RecordState(inner_state, count, measured)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _wait(grads: Any, looked: jax.Array) -> Any:
-    """Return the gradients, once the figures are known.
-
-    A step with them shares nothing with the one that was measured. So XLA keeps no copy
-    of the arrays that the step overwrites. (Nothing is below -inf, but XLA does not
-    know that.)
-    """
-    return jax.tree.map(lambda g: jnp.where(looked, g, jnp.zeros_like(g)), grads)
 
 
 def _go_on(grads: Any, looked: jax.Array) -> Any:

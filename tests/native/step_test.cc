@@ -581,13 +581,50 @@ std::vector<float> test_threads(const Trial& trial, bool fused, int threads) {
   return found;
 }
 
-// Does the work on one leaf.
-void run_alone(const Leaf& leaf, Work work) {
+// Does the work on one leaf, and returns its sums, if it takes any.
+std::vector<float> run_alone(const Leaf& leaf, Work work) {
   Manner manner;
   manner.work = work;
+  manner.sums = work == Work::kSum;
   const Step step({leaf}, Scalars{}, manner);
   int64_t next = 0;
   step.run([&] { return next++; });
+  std::vector<float> sums(kSums);
+  if (manner.sums) step.read_sums(0, sums.data());
+  return sums;
+}
+
+// The sums over given arrays, of which some may be missing.
+void test_sums(const Leaf& of) {
+  const int64_t n = of.rows * of.columns;
+  Leaf leaf;
+  leaf.rows = n == 0 ? 0 : 1;
+  leaf.columns = n;
+  leaf.large_update = of.large_update;
+  Array arrays[5];  // grad, param, update, mu, nu
+  for (Array& array : arrays) {
+    array = Array(n, Dtype::kFloat32);
+    fill(array, &array == &arrays[4]);
+  }
+  const bool given[] = {chance(80), chance(80), chance(80), chance(80), true};
+  leaf.grad = given[0] ? arrays[0].data() : nullptr;
+  leaf.param = given[1] ? arrays[1].data() : nullptr;
+  leaf.out = given[2] ? arrays[2].data() : nullptr;
+  leaf.mu.in = given[3] ? arrays[3].data() : nullptr;
+  leaf.nu.in = arrays[4].data();
+  const std::vector<float> found = run_alone(leaf, Work::kSum);
+  const Flushing flushing;
+  std::vector<double> expected(kSums);
+  for (int64_t i = 0; i < n; ++i) {
+    const auto at = [&](int k) { return given[k] ? arrays[k].as<float>()[i] : 0; };
+    const float param = given[1] ? at(1) : at(2);
+    std::vector<double> before = expected;
+    reference_add(at(0), param, at(2), param + at(2), of.large_update, at(3),
+                  given[3] ? at(4) : 0, expected);
+    if (!given[1]) expected[kParamSquare] = before[kParamSquare];
+    if (!given[2]) expected[kLargeUpdate] = before[kLargeUpdate];
+  }
+  compare_sums(found.data(), expected, "sums alone: ");
 }
 
 // One moment of a leaf by itself: read, if it is coded, and other values stored in it.
@@ -664,6 +701,7 @@ void run_trials(int64_t trials, uint64_t seed) {
     }
     for (size_t j = 0; j < trial.leaves.size(); ++j) {
       LeafArrays arrays = trial.before[j];
+      test_sums(trial.leaves[j]);
       test_moment(trial.leaves[j], true, arrays.mu, arrays.mu_scales);
       test_moment(trial.leaves[j], false, arrays.nu, arrays.nu_scales);
     }

@@ -1,6 +1,7 @@
-// A moment alone as an XLA call: read from how it is stored, or stored.
+// One leaf as an XLA call: a moment is read from how it is stored, or stored, or sums are
+// taken for figures.
 
-#include <cstring>
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,10 +24,12 @@ Leaf shaped_like(const ffi::AnyBuffer& moment, int64_t blocks) {
   return leaf;
 }
 
-ffi::Error take(Work work, Leaf leaf, ffi::ThreadPool& pool) {
+ffi::Error take(Work work, Leaf leaf, ffi::ThreadPool& pool,
+                const std::vector<float*>& sums = {}) {
   Manner manner;
   manner.work = work;
-  run(Step({std::move(leaf)}, Scalars{}, manner), pool, {});
+  manner.sums = !sums.empty();
+  run(Step({std::move(leaf)}, Scalars{}, manner), pool, sums);
   return ffi::Error::Success();
 }
 
@@ -102,10 +105,57 @@ ffi::Error store_moment(ffi::ThreadPool pool, ffi::AnyBuffer values,
   return take(Work::kStore, leaf, pool);
 }
 
+// Parts that are not given have no elements. The result is those of the sums that `order`
+// names, each times its factor; what is to be 0 is so for NaN as well.
+ffi::Error sum_leaf(ffi::ThreadPool pool, ffi::AnyBuffer grad, ffi::AnyBuffer param,
+                    ffi::AnyBuffer update, ffi::AnyBuffer mu, ffi::AnyBuffer nu,
+                    ffi::BufferR0<ffi::F32> large, ffi::BufferR1<ffi::F32> factors,
+                    ffi::Result<ffi::AnyBuffer> sums, ffi::Span<const int32_t> order) {
+  Leaf leaf;
+  for (const ffi::AnyBuffer& x : {grad, param, update, mu, nu}) {
+    leaf.columns = std::max(leaf.columns, static_cast<int64_t>(x.element_count()));
+  }
+  leaf.rows = leaf.columns == 0 ? 0 : 1;
+  std::string fault;
+  const auto part = [&](const ffi::AnyBuffer& x) -> float* {
+    const auto elements = static_cast<int64_t>(x.element_count());
+    if (x.element_type() != ffi::F32 || (elements != 0 && elements != leaf.columns)) {
+      fault = text("a part is ", describe(x), ", expected ", ffi::F32, " of ",
+                   leaf.columns, " elements.");
+    }
+    return elements == 0 ? nullptr : static_cast<float*>(x.untyped_data());
+  };
+  leaf.grad = part(grad);
+  leaf.param = part(param);
+  leaf.out = part(update);
+  leaf.mu.in = part(mu);
+  leaf.nu.in = part(nu);
+  leaf.large_update = *large.typed_data();
+  if (!fault.empty()) return invalid(fault);
+  const size_t number = order.size();
+  if (sums->element_type() != ffi::F32 || sums->element_count() != number ||
+      factors.element_count() != number) {
+    return invalid(text("the sums are ", describe(*sums), " with ",
+                        factors.element_count(), " factors, expected ", ffi::F32, "[",
+                        number, "] with ", number, "."));
+  }
+  for (const int32_t sum : order) {
+    if (sum < 0 || sum >= kSums) return invalid(text("there is no sum ", sum, "."));
+  }
+  float found[kSums];
+  if (auto error = take(Work::kSum, leaf, pool, {found}); error.failure()) return error;
+  for (size_t i = 0; i < number; ++i) {
+    const float factor = factors.typed_data()[i];
+    sums->typed_data<float>()[i] = factor == 0 ? 0 : found[order[i]] * factor;
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace adam_jax
 
 extern "C" {
+ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxSumLeaf(XLA_FFI_CallFrame* call_frame);
 ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxLoadMoment(XLA_FFI_CallFrame* call_frame);
 ADAM_JAX_EXPORT XLA_FFI_Error* AdamJaxStoreMoment(XLA_FFI_CallFrame* call_frame);
 }
@@ -125,3 +175,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamJaxStoreMoment, adam_jax::store_moment,
                                   .Arg<xla::ffi::BufferR0<xla::ffi::U32>>()
                                   .RemainingRets()
                                   .Attr<int64_t>("order"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamJaxSumLeaf, adam_jax::sum_leaf,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::BufferR0<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::BufferR1<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<xla::ffi::Span<const int32_t>>("order"));
