@@ -13,7 +13,7 @@ import numpy as np
 
 from adam_jax import numerics, placement
 from adam_jax.checks import check_like
-from adam_jax.figures import on_cpu
+from adam_jax.figures import native_sums
 from adam_jax.figures.definitions import QUANTILES, Figure, Step, check_figures
 from adam_jax.figures.leaves import Leaf, MissingError, as_stored, name_arrays
 from adam_jax.figures.sums import sum_all
@@ -212,7 +212,7 @@ def _sum_leaf(
 
     list_sums = functools.partial(_list_sums, items)
     given = {"arrays": dict(arrays), "learning_rate": learning_rate, "bound": bound}
-    return on_cpu.sum_leaf(add_up, make_leaf, list_sums, given)
+    return native_sums.sum_leaf(add_up, make_leaf, list_sums, given)
 
 
 def _list_sums(items: tuple[tuple[str, Figure], ...], leaf: Leaf) -> list[jax.Array]:

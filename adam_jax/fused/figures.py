@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.figures.measuring import leaves_of, measure_sums, name_sums
-from adam_jax.figures.on_cpu import find_factors, find_large
+from adam_jax.figures.native_sums import find_factors, find_large
 from adam_jax.fused.kernels import Asked, stand_in_for_sums
 from adam_jax.fused.plan import Call, Operands
 from adam_jax.native.calls import SUMS

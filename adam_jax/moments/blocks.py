@@ -13,7 +13,7 @@ from jax import lax
 from jax.core import Tracer
 
 from adam_jax import numerics, placement
-from adam_jax.moments import on_cpu
+from adam_jax.moments import native_storage
 from adam_jax.moments.formats import Format, Stored
 from adam_jax.moments.noise import Noise
 from adam_jax.moments.tiles import find_largest, find_peaks, spread
@@ -36,7 +36,7 @@ class EightBit(NamedTuple):
         if isinstance(self.exponents, optax.MaskedNode):
             return values
         _expect_whole_blocks(values, self.exponents.shape[-1])
-        return on_cpu.load(_decode, values, self.exponents)
+        return native_storage.load(_decode, values, self.exponents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def encode_blocks(x: jax.Array, blocks: int, signed: bool, noise: Noise) -> Stor
     def encode(x, noise):
         return _encode(x, noise(x.shape), blocks, signed)
 
-    codes, exponents = on_cpu.store(encode, x, noise, blocks)
+    codes, exponents = native_storage.store(encode, x, noise, blocks)
     return Stored(codes, EightBit(exponents))
 
 

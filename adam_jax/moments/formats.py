@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from adam_jax import numerics, placement
 from adam_jax.hyperparams import check_whole
-from adam_jax.moments import on_cpu
+from adam_jax.moments import native_storage
 from adam_jax.moments.noise import Noise
 
 
@@ -208,7 +208,7 @@ class DenseFormat(Format):
     def encode(self, x: jax.Array, old: Stored, noise: Noise) -> Stored:
         """Return `x` in the dtype of `old`; rounding to bfloat16 is stochastic."""
         if old.values.dtype == jnp.bfloat16:
-            [x] = on_cpu.store(_round, x.astype(jnp.float32), noise)
+            [x] = native_storage.store(_round, x.astype(jnp.float32), noise)
         return Stored(numerics.cast(x, old.values.dtype), Dense())
 
     def wrote(self, stored: Stored, leaf: Any) -> bool:

@@ -31,7 +31,10 @@ def available() -> bool:
 def load_library() -> ctypes.CDLL | None:
     """Load the library and register it with XLA; return None if not `available()`."""
     # An editable install keeps the library in a separate folder.
-    folders = [pathlib.Path(folder) for folder in sys.modules[__package__].__path__]
+    folders = [
+        pathlib.Path(folder)
+        for folder in sys.modules[__name__.rpartition(".")[0]].__path__
+    ]
     for path in [path for f in folders for path in sorted(f.glob("adam_native.*"))]:
         try:
             loaded = ctypes.CDLL(str(path))

@@ -23,7 +23,7 @@ from adam_jax.figures.definitions import (
 )
 from adam_jax.figures.leaves import MissingError
 from adam_jax.figures.measuring import Measured, measure
-from adam_jax.figures.on_cpu import wait, wait_if_large
+from adam_jax.figures.native_sums import wait, wait_if_large
 from adam_jax.hyperparams import (
     Hyperparam,
     at,
