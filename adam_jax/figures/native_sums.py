@@ -20,6 +20,16 @@ SMALL = 2**13
 """The elements of a small leaf. Of a larger one XLA sums what it computes, and does not
 keep it in memory."""
 
+# The parts of a leaf that sums read; the others read updates alone.
+_READ = {
+    "square grad": ("grad",),
+    "nonfinite": ("grad",),
+    "square param": ("param",),
+    "swallowed": ("update", "param"),
+    "signal_to_noise": ("mu", "nu"),
+    "has_signal": ("mu", "nu"),
+}
+
 
 def sum_leaf(
     common: Callable[[Any], jax.Array],
@@ -44,8 +54,9 @@ def sum_leaf(
     def native(*flat):
         given = structure.unflatten(flat)
         leaf = make_leaf(given)
-        parts = {k: x for k, x in given["arrays"].items() if np.ndim(x)}
         known = [name for name in names if name]
+        read = {part for name in known for part in _READ.get(name, ("update",))}
+        parts = {part: given["arrays"][part] for part in read}
         factors = find_factors(leaf, known)
         return [calls.sum_leaf(parts, find_large(leaf, keys), known, factors)]
 
@@ -131,7 +142,10 @@ def wait(grads: Any, looked: jax.Array) -> Any:
 
 
 def wait_if_large(grads: Any, looked: jax.Array) -> Any:
-    """Let small leaves go on: what XLA copies of them is little, and may be many.
+    """Return the gradients of small leaves at once: they step as they were measured.
+
+    A second step of each would take long to compile, if they are many. XLA may copy
+    them, which is little.
 
     Args:
       grads: as for `wait`.

@@ -75,6 +75,15 @@ def test_each_figure_is_that_of_xla(name):
     chex.assert_trees_all_close(*both({name: PLAIN[name]}, a_step()), rtol=2e-6)
 
 
+def test_what_is_not_summed_is_not_read():
+    step = a_step([(64, 64)])
+    look = jax.jit(lambda step: measure({"norm": PLAIN["gradient_norm"]}, step))
+    lines = look.lower(step).as_text().splitlines()
+    [call] = [line for line in lines if "@adam_jax_sum_leaf" in line]
+    assert call.count("tensor<64x64xf32>") == 1
+    assert call.count("tensor<0xf32>") == 4
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e-3])
 def test_steps_are_counted_in_learning_rates(rate):
     names = ("effective_step", "at_step_bound")
