@@ -14,8 +14,8 @@ ROOT = pathlib.Path(adam_jax.__file__).parent
 # Modules and folders: each may import from those before it.
 LAYERS = [
     "choice",
-    "native",
     "placement",
+    "native",
     "tracing",
     "randomness",
     "numerics",

@@ -3,22 +3,17 @@
 There XLA compiles reductions for long, and leaves may be many.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from adam_jax import numerics, placement
+from adam_jax import numerics
 from adam_jax.choice import choose
 from adam_jax.figures.leaves import Leaf, correct_ratio, least_at_bound, name_arrays
-from adam_jax.native import calls, library
-
-SMALL = 2**13
-"""The elements of a small leaf. Of a larger one XLA sums what it computes, and does not
-keep it in memory."""
+from adam_jax.native import calls
 
 # The parts of a leaf that sums read; the others read updates alone.
 _READ = {
@@ -47,18 +42,17 @@ def sum_leaf(
     """
     flat, structure = jax.tree.flatten(given)
     names = _name_sums(make_leaf, list_sums, given) if _takes(given["arrays"]) else []
-    keys = {name for name in names if name}
-    if not keys or not {*names} <= {*calls.SUMS}:
+    known = [name for name in names if name]
+    if not known or not {*names} <= {*calls.SUMS}:
         return common(given)
 
     def native(*flat):
         given = structure.unflatten(flat)
         leaf = make_leaf(given)
-        known = [name for name in names if name]
         read = {part for name in known for part in _READ.get(name, ("update",))}
         parts = {part: given["arrays"][part] for part in read}
         factors = find_factors(leaf, known)
-        return [calls.sum_leaf(parts, find_large(leaf, keys), known, factors)]
+        return [calls.sum_leaf(parts, find_large(leaf, known), known, factors)]
 
     def composed(*flat):
         return [common(structure.unflatten(flat))]
@@ -82,13 +76,8 @@ def _name_sums(make_leaf: Any, list_sums: Any, given: Any) -> list[str | None]:
 def _takes(arrays: Mapping[str, Any]) -> bool:
     """Return whether the native code can sum over a leaf of these arrays."""
     parts = [x for x in arrays.values() if np.ndim(x)]
-    whole = not placement.current_cut() and library.available()
-    return (
-        whole
-        and len({x.shape for x in parts}) == 1
-        and all(isinstance(x, Tracer) and x.dtype == jnp.float32 for x in parts)
-        and 0 < parts[0].size <= SMALL
-        and all(jax.typeof(x).sharding.mesh.empty for x in parts)
+    return len({x.shape for x in parts}) == 1 and all(
+        calls.takes_small(x) and x.dtype == jnp.float32 for x in parts
     )
 
 
@@ -111,14 +100,14 @@ def find_factors(leaf: Leaf, names: Sequence[str]) -> jax.Array:
     return jnp.stack([find(name) for name in names])
 
 
-def find_large(leaf: Leaf, keys: set[Any]) -> jax.Array:
+def find_large(leaf: Leaf, names: Collection[Any]) -> jax.Array:
     """Return how large an update has to be to count as one at the bound.
 
     Args:
       leaf: the leaf, of which scalars are read.
-      keys: the names of the sums that are needed.
+      names: those of the sums that are needed.
     """
-    if "at_bound" not in keys:
+    if "at_bound" not in names:
         return jnp.float32(jnp.inf)
     rate = leaf.learning_rate.astype(jnp.float32)
     least = jnp.asarray(least_at_bound(leaf), jnp.float32)
@@ -151,4 +140,6 @@ def wait_if_large(grads: Any, looked: jax.Array) -> Any:
       grads: as for `wait`.
       looked: as for `wait`.
     """
-    return jax.tree.map(lambda g: g if g.size <= SMALL else wait(g, looked), grads)
+    return jax.tree.map(
+        lambda g: g if g.size <= calls.SMALL else wait(g, looked), grads
+    )

@@ -10,15 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
-from adam_jax import placement
 from adam_jax.choice import choose
 from adam_jax.moments.noise import LeafNoise, Noise
 from adam_jax.native import calls
-
-# Of a larger leaf, what lies in memory between those loops costs more than is won.
-_LARGEST = 2**13
 
 
 def load(
@@ -33,7 +28,7 @@ def load(
       codes: int8 or uint8.
       exponents: uint8, of each block of the last axis.
     """
-    if not _takes(codes, exponents.shape[-1]):
+    if not calls.takes_small(codes):
         return common(codes, exponents)
     return _load(common, codes, exponents)
 
@@ -60,7 +55,7 @@ def store(
       blocks: the number of blocks of the last axis; 0 for bfloat16.
     """
     hashed = isinstance(noise, LeafNoise) and x.dtype == jnp.float32
-    if not hashed or not _takes(x, blocks):
+    if not hashed or not calls.takes_small(x):
         return common(x, noise)
     order = noise.order
 
@@ -72,10 +67,3 @@ def store(
 
     made = choose({"cpu": native}, composed, exports=False)
     return made(x, noise.known, noise.past)
-
-
-def _takes(x: jax.Array, blocks: int) -> bool:
-    """Return whether the native code can take a whole moment like this."""
-    whole = jax.typeof(x).sharding.mesh.empty and not placement.current_cut()
-    small = isinstance(x, Tracer) and 0 < x.size <= _LARGEST
-    return whole and small and calls.takes(x.shape, blocks)

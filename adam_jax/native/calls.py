@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from adam_jax import placement
 from adam_jax.native.library import LARGEST_BLOCK, LOAD, STORE, SUM, available
 
 SUMS: tuple[str, ...] = (
@@ -34,6 +36,21 @@ def takes(shape: tuple[int, ...], blocks: int = 0) -> bool:
       blocks: the number of blocks of its last axis; 0 if there are none.
     """
     return available() and (not blocks or -(-shape[-1] // blocks) < LARGEST_BLOCK)
+
+
+SMALL = 2**13
+"""The elements of a small leaf. Of a larger one, what lies in memory between a call and
+XLA's loops costs more than is won: XLA computes it inside of them."""
+
+
+def takes_small(x: jax.Array) -> bool:
+    """Return whether a call is to take a leaf: it is small, traced, and on no mesh.
+
+    Args:
+      x: an array like the leaf.
+    """
+    whole = jax.typeof(x).sharding.mesh.empty and not placement.current_cut()
+    return whole and isinstance(x, Tracer) and 0 < x.size <= SMALL and available()
 
 
 def load(codes: jax.Array, exponents: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
-from adam_jax.moments import native_storage
 from adam_jax.moments.blocks import encode_blocks
 from adam_jax.moments.formats import Dense, Stored, dense
 from adam_jax.moments.noise import LeafNoise, hash_leaf
@@ -28,7 +27,7 @@ SHAPES = [(5000,), (64, 100), (7, 33, 35), (3, 2000), (1,), (130, 31)]
 def without_native_code(function, *args):
     """Return what a function that reads or stores moments returns through XLA alone."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(native_storage, "_LARGEST", 0)
+        patched.setattr(calls, "SMALL", 0)
         return jax.jit(lambda *args: function(*args))(*args)
 
 

@@ -25,8 +25,8 @@ from adam_jax.fused.kernels import (
     stand_in_for_sums,
     stored_in,
 )
-from adam_jax.native.calls import SUMS
-from adam_jax.native.library import LARGEST_BLOCK, STEP
+from adam_jax.native import calls
+from adam_jax.native.library import STEP
 
 # 1,000 leaves of 64 elements compile in 1.2 s in calls of 224 arrays, in 1.5 s with one
 # call per leaf, in 4.8 s in calls of 1,792 arrays, and in 64 s in a single call (jaxlib
@@ -43,10 +43,7 @@ def takes(group: Group) -> bool:
       group: the leaves.
     """
     exponents = (group.mu_exponents, group.nu_exponents)
-    return all(
-        x is None or -(-group.mu.shape[-1] // x.shape[-1]) < LARGEST_BLOCK
-        for x in exponents
-    )
+    return all(x is None or calls.takes(group.mu.shape, x.shape[-1]) for x in exponents)
 
 
 def step(
@@ -186,7 +183,7 @@ def _step(
 def _sums_type(group: Group, grad: jax.Array, take: jax.Array) -> jax.ShapeDtypeStruct:
     """Return the type of the sums over a leaf; in a shard_map they vary as it does."""
     if jax.typeof(take).sharding.mesh.empty:
-        return jax.ShapeDtypeStruct((len(SUMS),), jnp.float32)
+        return jax.ShapeDtypeStruct((len(calls.SUMS),), jnp.float32)
     return jax.eval_shape(stand_in_for_sums, [take, grad, *group.params, group.mu])
 
 
